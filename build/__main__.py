@@ -1,0 +1,8 @@
+"""``python -m build``: the same entry point that the nox sessions call."""
+
+import sys
+
+from build.pipeline import main
+
+if __name__ == "__main__":
+    sys.exit(main())

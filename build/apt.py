@@ -1,0 +1,234 @@
+"""Debian's archive through Debian's own client: the host's mirror, a private apt for trixie, files by hash.
+
+The private apt has its own configuration, lists and an empty package database, so that the host's packages and
+settings neither help nor hurt. Signatures are checked against Debian's keyring; a file enters the store only when its
+SHA-256 is the one that signed metadata, or a lock written from it, names.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from build import files, log, run
+from build.errors import CommandFailed, HostError, StepFailed
+from build.lock import Archive, Entry
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+HELPER = Path("/usr/lib/apt/apt-helper")
+UPDATE_SECONDS = 300
+RESOLVE_SECONDS = 120
+DOWNLOAD_SECONDS = 1800
+FILES_PER_CALL = 150
+MIRROR_HINT = "name them: --mirror http://…/debian --security-mirror http://…/debian-security"
+
+
+@dataclass(frozen=True)
+class Mirrors:
+    """Base addresses of the two archives, without a slash at the end, and of a snapshot archive if one is set."""
+
+    debian: str
+    security: str
+    snapshot: str = ""
+
+    def base(self, archive: Archive) -> str:
+        return self.security if archive is Archive.SECURITY else self.debian
+
+
+def host_mirrors() -> Mirrors:
+    """Return the mirrors that apt on this host uses.
+
+    Raises HostError when the host's apt names no Debian archive (another distribution, or ``apt-get update`` never ran).
+    """
+    run.which("apt-get", reason="find the Debian mirror that this host uses")
+    done = run.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)\t$(ORIGIN)\t$(LABEL)", "Created-By: Packages"], timeout=30
+    )
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        address, origin, label = line.split("\t")
+        if origin == "Debian" and label in ("Debian", "Debian-Security"):
+            found.setdefault(label, address.rstrip("/"))
+    if "Debian" not in found:
+        raise HostError("the host's apt names no Debian mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
+    if "Debian-Security" not in found:
+        raise HostError("the host's apt names no Debian security mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
+    return Mirrors(found["Debian"], found["Debian-Security"])
+
+
+class PrivateApt:
+    """An apt of its own for one release: resolves packages to archive files without touching the host."""
+
+    def __init__(self, home: Path, mirrors: Mirrors, release: str) -> None:
+        self.home = home
+        self.mirrors = mirrors
+        self.release = release
+
+    def _env(self) -> dict[str, str]:
+        return {"APT_CONFIG": str(self.home / "apt.conf")}
+
+    def set_up(self) -> None:
+        """Write the configuration and fetch the signed lists of packages."""
+        if not KEYRING.exists():
+            raise HostError(
+                f"{KEYRING} is missing; it is needed to check Debian's signatures",
+                hint="apt-get install --yes debian-archive-keyring   (as root)",
+            )
+        for name in ("etc/apt.conf.d", "etc/preferences.d", "lists/partial", "cache/archives/partial"):
+            (self.home / name).mkdir(parents=True, exist_ok=True)
+        (self.home / "status").touch()
+        (self.home / "apt.conf").write_text(
+            f'Dir "{self.home}/";\nDir::State "{self.home}/";\nDir::State::lists "{self.home}/lists/";\n'
+            f'Dir::State::status "{self.home}/status";\nDir::Cache "{self.home}/cache/";\nDir::Etc "{self.home}/etc/";\n'
+            'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\nAPT::Install-Recommends "false";\n'
+            'APT::Sandbox::User "";\nAcquire::Languages "none";\nAcquire::Retries "3";\nAcquire::ForceHash "SHA256";\n'
+        )
+        (self.home / "etc" / "sources.list").write_text(
+            sources(self.mirrors, self.release, components="main main/debian-installer")
+        )
+        run.run(
+            ["apt-get", "update", "--error-on=any", "-qq"], timeout=UPDATE_SECONDS, env=self._env(),
+            hint="is the mirror reachable? try: apt-get update",
+        )  # fmt: skip
+
+    def resolve(self, packages: Sequence[str]) -> tuple[Entry, ...]:
+        """Return every file that installing ``packages`` on an empty system takes, dependencies included.
+
+        Raises StepFailed naming the packages when they cannot be installed together.
+        """
+        command = ["apt-get", "install", "--print-uris", "-qq", "--yes", "--no-install-recommends", "?essential", *packages]
+        return self._uris(command, "resolve the packages")
+
+    def locate(self, packages: Sequence[str]) -> tuple[Entry, ...]:
+        """Return the newest file of each of ``packages`` (udebs too), dependencies left out."""
+        return self._uris(["apt-get", "download", "--print-uris", "-qq", *packages], "locate the installer's files")
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the names of the packages in the archive that match the regular expression ``pattern`` whole."""
+        done = run.run(["apt-cache", "pkgnames"], timeout=RESOLVE_SECONDS, env=self._env())
+        return sorted(name for name in done.stdout.split() if re.fullmatch(pattern, name))
+
+    def _uris(self, command: list[str], purpose: str) -> tuple[Entry, ...]:
+        try:
+            done = run.run(command, timeout=RESOLVE_SECONDS, env=self._env())
+        except CommandFailed as error:
+            raise StepFailed(
+                f"apt cannot {purpose}", details=error.details, hint="check the package names in golden.yaml and overlays/*/layer.yaml"
+            ) from error
+        return tuple(sorted(self._entry(line) for line in done.stdout.splitlines() if line.startswith("'")))
+
+    def _entry(self, line: str) -> Entry:
+        address, filename, size, checksum = line.rsplit(" ", 3)
+        address = address.strip("'")
+        for archive in Archive:
+            base = self.mirrors.base(archive) + "/"
+            if address.startswith(base):
+                package, version, _ = urllib.parse.unquote(filename).rsplit("_", 2)
+                path = urllib.parse.unquote(address.removeprefix(base))
+                return Entry(package, version, archive, path, int(size), checksum.removeprefix("SHA256:"))
+        raise StepFailed(f"apt named a file of a foreign archive: {address}")
+
+    def date(self) -> float:
+        """Return the newest date of the signed lists, in seconds since 1970."""
+        dates = [
+            parsedate_to_datetime(line.split(":", 1)[1].strip()).timestamp()
+            for release in (self.home / "lists").glob("*Release")
+            for line in release.read_text(errors="replace").splitlines()
+            if line.startswith("Date:")
+        ]
+        if not dates:
+            raise StepFailed("the archive's lists carry no date", hint="is the mirror complete? try: apt-get update")
+        return max(dates)
+
+
+def sources(mirrors: Mirrors, release: str, *, components: str = "main") -> str:
+    """Return sources.list lines for a release with its updates and security updates, each bound to Debian's keyring."""
+    options = f"[arch=amd64 signed-by={KEYRING}]"
+    plain = components.split()[0]
+    return (
+        f"deb {options} {mirrors.debian} {release} {components}\n"
+        f"deb {options} {mirrors.debian} {release}-updates {plain}\n"
+        f"deb {options} {mirrors.security} {release}-security {plain}\n"
+    )
+
+
+@contextmanager
+def private_apt(parent: Path, mirrors: Mirrors, release: str) -> Iterator[PrivateApt]:
+    """Yield a private apt with fresh lists; it is gone afterwards."""
+    with files.scratch(parent) as home:
+        apt = PrivateApt(home, mirrors, release)
+        with log.step("Reading Debian's signed package lists"):
+            apt.set_up()
+        yield apt
+
+
+@dataclass(frozen=True)
+class Store:
+    """Downloaded files, named by their hash; a file is checked every time it is handed out."""
+
+    root: Path
+
+    def path(self, entry: Entry) -> Path:
+        return self.root / entry.sha256[:2] / entry.sha256
+
+    def holds(self, entry: Entry) -> bool:
+        """Say whether the file is here and is what its hash says; a damaged one is removed."""
+        path = self.path(entry)
+        if not path.is_file():
+            return False
+        if path.stat().st_size == entry.size and files.sha256_file(path) == entry.sha256:
+            return True
+        log.warn(f"{entry.filename} in the cache is damaged; it is fetched again")
+        path.unlink()
+        return False
+
+    def missing(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        return tuple(entry for entry in entries if not self.holds(entry))
+
+    def fetch(self, entries: Iterable[Entry], mirrors: Mirrors) -> tuple[Entry, ...]:
+        """Bring what is missing from the mirror, then from the snapshot archive if one is set.
+
+        Returns the entries that no archive has any more.
+        """
+        missing = self.missing(entries)
+        for base in (mirrors, Mirrors(mirrors.snapshot, mirrors.snapshot)):
+            if missing and base.debian:
+                self._download(missing, base)
+                missing = self.missing(missing)
+        return missing
+
+    def _download(self, entries: Sequence[Entry], mirrors: Mirrors) -> None:
+        total = sum(entry.size for entry in entries)
+        say = f"Fetching {len(entries)} files, {total / 1e6:.0f} MB"
+        with log.step(say, done="fetched"), files.scratch(self.root) as scratch:
+            progress = log.Progress("fetching")
+            for begin in range(0, len(entries), FILES_PER_CALL):
+                self._download_some(entries[begin : begin + FILES_PER_CALL], mirrors, scratch, progress, total)
+            progress.finish()
+
+    def _download_some(
+        self, entries: Sequence[Entry], mirrors: Mirrors, scratch: Path, progress: log.Progress, total: int
+    ) -> None:
+        words = [str(HELPER), "-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=3", "-q", "download-file"]
+        for entry in entries:
+            address = f"{mirrors.base(entry.archive)}/{urllib.parse.quote(entry.path)}"
+            words += [address, str(scratch / entry.sha256), f"SHA256:{entry.sha256}"]
+        # A file that the archive dropped makes apt-helper fail after it fetched the others: what counts is what came.
+        with run.spawn(words, log=scratch / "apt.log", contained=False) as process:
+            while process.wait(0.5) is None:
+                here = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
+                progress.update(f"{here / 1e6:.0f} of {total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))
+        for entry in entries:
+            path = scratch / entry.sha256
+            if path.is_file() and files.sha256_file(path) == entry.sha256:
+                target = self.path(entry)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.chmod(0o644)
+                path.rename(target)
+            elif path.is_file():
+                log.warn(f"{entry.filename}: the mirror sent a file with another hash; it is thrown away")

@@ -1,0 +1,147 @@
+"""Files that are either whole or not there: hashes, atomic writes, scratch directories, locks.
+
+Nothing half-made ever wears its final name: content is written under a hidden sibling, flushed to the disk, and
+renamed. Scratch directories carry a lock that their maker holds; one that nobody holds any more was left by a crash,
+and the next run removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from build import log
+
+CHUNK = 1 << 20
+SCRATCH_PREFIX = ".scratch-"
+LOCK_NAME = ".lock"
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON form of ``value``: sorted keys, no white space, so that equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of the canonical JSON of ``value`` as hexadecimal."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    data = content.encode() if isinstance(content, str) else content
+    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        hidden.rename(path)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path, *, waiting: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; say ``waiting`` once when somebody else holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                log.info(waiting)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def scratch(parent: Path, *, remove: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a new directory below ``parent`` that is gone afterwards, even if this process is killed now.
+
+    ``remove`` deletes what this user may not (files of mapped user ids); the default is an ordinary recursive removal.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    take_away = remove or remove_tree
+    path = parent / f"{SCRATCH_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    # Making and locking are one act for others: without the outer lock a neighbour could take it for a leftover.
+    with lock(parent / ".scratch.lock"):
+        remove_stale(parent, remove=take_away)
+        path.mkdir()
+        stream = (path / LOCK_NAME).open("w")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    with stream:
+        try:
+            yield path
+        finally:
+            if path.exists():
+                take_away(path)
+
+
+def remove_stale(parent: Path, *, remove: Callable[[Path], None] | None = None) -> None:
+    """Remove scratch directories below ``parent`` whose maker is gone (nobody holds their lock)."""
+    for path in parent.glob(f"{SCRATCH_PREFIX}*"):
+        with (path / LOCK_NAME).open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            log.debug(f"removing {path}, left by an interrupted run")
+            (remove or remove_tree)(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory tree, also when it was made read-only on purpose."""
+
+    def retry_writable(function: Callable[..., Any], name: str, _error: Any) -> None:
+        os.chmod(Path(name).parent, 0o700)
+        function(name)
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=retry_writable)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def commit_directory(hidden: Path, final: Path) -> None:
+    """Give a finished directory its final name in one step; flush it first. ``final`` must not exist."""
+    for path in sorted(hidden.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    (hidden / LOCK_NAME).unlink(missing_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    hidden.rename(final)
+    sync_directory(final.parent)

@@ -1,0 +1,259 @@
+"""The one door to other programs: argv lists, a built environment, a time limit, and no survivor.
+
+A child never outlives Goldsmith. Ordinary exits kill and reap it; against ``kill -9`` of Goldsmith itself the child is
+started under ``setpriv --pdeathsig`` and, when ``contained``, as process 1 of its own PID and mount name space
+(``unshare --kill-child``), so that the kernel takes everything below it, mounts included, down with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from build.errors import CommandFailed, HostError
+
+TERMINATE_GRACE_SECONDS = 10.0
+TAIL_LINES = 25
+# Proxies and certificate stores of the host have to reach apt, pip and Go; nothing else is inherited.
+INHERITED = (
+    "HOME", "USER", "TERM", "TMPDIR", "XDG_CACHE_HOME",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO",
+    "PIP_CERT", "PIP_CONFIG_FILE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_DEFAULT_TIMEOUT",
+    "GOPROXY", "GONOSUMDB", "GOFLAGS", "GONOSUMCHECK", "GOSUMDB", "GOPATH", "GOMODCACHE", "GOCACHE",
+)  # fmt: skip
+
+Argv = Sequence[str | os.PathLike[str]]
+
+# Which Debian package brings a tool whose name is not the package's.
+PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mksquashfs": "squashfs-tools",
+    "unsquashfs": "squashfs-tools", "grub-mkrescue": "grub-common", "systemd-nspawn": "systemd-container",
+    "apt-get": "apt", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "unshare": "util-linux",
+    "setpriv": "util-linux", "mcopy": "mtools", "go": "golang-go", "ip": "iproute2", "debugfs": "e2fsprogs",
+    "sfdisk": "fdisk", "debconf-set-selections": "debconf", "depmod": "kmod", "lsblk": "util-linux",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: exit status and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Process:
+    """A running command; :func:`spawn` owns its life."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], name: str) -> None:
+        self._popen = popen
+        self.name = name
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+        return self._popen.poll()
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait up to ``timeout`` seconds; return the exit status, or None when it still runs."""
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def terminate(self) -> None:
+        """Ask the process group to end, and kill it when it does not within the grace time."""
+        _end(self._popen)
+
+
+def which(tool: str, *, reason: str) -> Path:
+    """Return the path of ``tool``; raise HostError that names the apt package when it is missing."""
+    found = shutil.which(tool, path=search_path())
+    if found is None:
+        raise HostError(
+            f"{tool} is not installed; it is needed to {reason}",
+            hint=f"apt-get install --yes {PACKAGES.get(tool, tool)}   (as root)",
+        )
+    return Path(found)
+
+
+def search_path() -> str:
+    """Return PATH with the administrator's directories, which an ordinary user's PATH lacks on Debian."""
+    own = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join([*own, *(d for d in ("/usr/local/sbin", "/usr/sbin", "/sbin") if d not in own)])
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a child: built from nothing but the few variables it may need."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    fixed = {"PATH": search_path(), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    return {**kept, **fixed, **(extra or {})}
+
+
+def is_root() -> bool:
+    """Say whether Goldsmith runs as root."""
+    return os.geteuid() == 0
+
+
+def contained_argv(argv: Argv) -> list[str]:
+    """Wrap ``argv`` so that it and all its descendants die with Goldsmith, whatever kills it."""
+    words = [os.fspath(word) for word in argv]
+    user = [] if is_root() else ["--user", "--map-current-user"]
+    return [
+        "setpriv", "--pdeathsig", "KILL", "--",
+        "unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
+        *words,
+    ]  # fmt: skip
+
+
+def _start(
+    argv: Argv, *, cwd: Path | None, env: Mapping[str, str] | None, contained: bool,
+    stdin: int, stdout: int | IO[bytes], stderr: int | IO[bytes],
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    words = [os.fspath(word) for word in argv]
+    if contained:
+        words = contained_argv(words)
+    try:
+        # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
+        return subprocess.Popen(
+            words, cwd=cwd, env=environment(env), stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+    except FileNotFoundError as error:
+        tool = Path(words[0]).name
+        raise HostError(
+            f"{tool} cannot be run: {error.strerror}",
+            hint=f"apt-get install --yes {PACKAGES.get(tool, tool)}   (as root)",
+        ) from error
+
+
+def run(
+    argv: Argv, *, timeout: float, cwd: Path | None = None, env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None, log: Path | None = None, check: bool = True, contained: bool = False, hint: str = "",
+) -> Done:  # fmt: skip
+    """Run a command to its end and return what it wrote.
+
+    ``timeout`` is in seconds. With ``log``, standard output and error are appended to that file too. Raises
+    CommandFailed (a StepFailed) with the last lines of output when ``check`` and the exit status is not 0, or when
+    the time is up; HostError when the program does not exist.
+    """
+    popen = _start(
+        argv, cwd=cwd, env=env, contained=contained,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = popen.communicate(stdin, timeout)
+    except subprocess.TimeoutExpired as error:
+        _end(popen)
+        raise CommandFailed(
+            f"{_name(argv)} did not finish within {timeout:.0f} s", returncode=-1,
+            details=shlex.join(map(os.fspath, argv)), hint=hint,
+        ) from error  # fmt: skip
+    finally:
+        _end(popen)
+    done = Done(popen.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            stream.write(f"$ {shlex.join(map(os.fspath, argv))}\n{done.stdout}{done.stderr}")
+    if check and done.returncode != 0:
+        raise CommandFailed(
+            f"{_name(argv)} failed with status {done.returncode}", returncode=done.returncode,
+            details=tail(done.stderr.strip() or done.stdout), hint=hint or (f"the whole output is in {log}" if log else ""),
+        )  # fmt: skip
+    return done
+
+
+@contextmanager
+def spawn(
+    argv: Argv, *, log: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, contained: bool = True
+) -> Iterator[Process]:
+    """Start a command in the background; on leaving the block it is ended and reaped."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        popen = _start(
+            argv, cwd=cwd, env=env, contained=contained, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
+    try:
+        yield Process(popen, _name(argv))
+    finally:
+        _end(popen)
+
+
+def pipe(producer: Argv, consumer: Argv, *, timeout: float, log: Path, contained: bool = False) -> None:
+    """Run ``producer | consumer``; raise CommandFailed naming the one that failed."""
+    with log.open("ab") as stream:
+        first = _start(
+            producer, cwd=None, env=None, contained=contained,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream,
+        )  # fmt: skip
+        assert first.stdout is not None
+        try:
+            second = _start(
+                consumer, cwd=None, env=None, contained=contained, stdin=first.stdout.fileno(), stdout=stream, stderr=stream
+            )
+        except BaseException:
+            _end(first)
+            raise
+        first.stdout.close()
+        deadline = time.monotonic() + timeout
+        try:
+            for popen, argv in ((second, consumer), (first, producer)):
+                status = Process(popen, _name(argv)).wait(max(0.1, deadline - time.monotonic()))
+                if status != 0:
+                    what = f"failed with status {status}" if status is not None else f"did not finish within {timeout:.0f} s"
+                    raise CommandFailed(
+                        f"{_name(argv)} {what}", returncode=-1 if status is None else status,
+                        details=tail(log.read_text(errors="replace")), hint=f"the whole output is in {log}",
+                    )  # fmt: skip
+        finally:
+            _end(second)
+            _end(first)
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> str:
+    """Return the last ``lines`` lines of ``text``."""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def _name(argv: Argv) -> str:
+    return Path(os.fspath(argv[0])).name
+
+
+def _end(popen: subprocess.Popen[bytes]) -> None:
+    """End the process group of ``popen``: TERM, a grace time, KILL; always reaped. Safe to call twice."""
+    if popen.poll() is None:
+        _signal_group(popen, signal.SIGTERM)
+        try:
+            popen.wait(TERMINATE_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal_group(popen, signal.SIGKILL)
+            popen.wait()
+        except BaseException:
+            # A second Ctrl-C means "now": no grace any more, but still nobody left behind.
+            _signal_group(popen, signal.SIGKILL)
+            popen.wait()
+            raise
+    for stream in (popen.stdout, popen.stderr, popen.stdin):
+        if stream is not None:
+            stream.close()
+
+
+def _signal_group(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(popen.pid, number)
+    except ProcessLookupError:
+        popen.poll()
