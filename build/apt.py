@@ -69,7 +69,8 @@ class PrivateApt:
         self.mirrors = mirrors
         self.release = release
 
-    def _env(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make an apt command use this apt."""
         return {"APT_CONFIG": str(self.home / "apt.conf")}
 
     def set_up(self) -> None:
@@ -92,7 +93,7 @@ class PrivateApt:
             sources(self.mirrors, self.release, components="main main/debian-installer")
         )
         run.run(
-            ["apt-get", "update", "--error-on=any", "-qq"], timeout=UPDATE_SECONDS, env=self._env(),
+            ["apt-get", "update", "--error-on=any", "-qq"], timeout=UPDATE_SECONDS, env=self.environment(),
             hint="is the mirror reachable? try: apt-get update",
         )  # fmt: skip
 
@@ -110,12 +111,12 @@ class PrivateApt:
 
     def names(self, pattern: str) -> list[str]:
         """Return the names of the packages in the archive that match the regular expression ``pattern`` whole."""
-        done = run.run(["apt-cache", "pkgnames"], timeout=RESOLVE_SECONDS, env=self._env())
+        done = run.run(["apt-cache", "pkgnames"], timeout=RESOLVE_SECONDS, env=self.environment())
         return sorted(name for name in done.stdout.split() if re.fullmatch(pattern, name))
 
     def _uris(self, command: list[str], purpose: str) -> tuple[Entry, ...]:
         try:
-            done = run.run(command, timeout=RESOLVE_SECONDS, env=self._env())
+            done = run.run(command, timeout=RESOLVE_SECONDS, env=self.environment())
         except CommandFailed as error:
             raise StepFailed(
                 f"apt cannot {purpose}", details=error.details, hint="check the package names in golden.yaml and overlays/*/layer.yaml"

@@ -160,7 +160,13 @@ def load_stack(root: Path, spec: Spec) -> Stack:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True, lstrip_blocks=True
     )
-    layers = [_Reader(root / name, spec, environment, problems).layer() for name in spec.layers if name in known]
+    layers = []
+    for name in spec.layers:
+        if name in known:
+            try:
+                layers.append(_Reader(root / name, spec, environment, problems).layer())
+            except SpecError as error:
+                problems.append(f"{error.brief}: {error.hint}")
     _check_overlaps(layers, problems)
     raise_problems(root, problems)
     return Stack(tuple(layers))

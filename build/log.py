@@ -79,6 +79,12 @@ def warn(text: str) -> None:
     _sink.line("warning", f"warning: {text}")
 
 
+def error(text: str) -> None:
+    """Say why the work stopped; the first line follows the word "error"."""
+    _sink.depth = 0
+    _sink.line("error", f"error: {text}")
+
+
 def debug(text: str) -> None:
     """Say something only with ``--verbose``."""
     if _sink.verbose or _sink.json_lines:

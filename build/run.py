@@ -193,6 +193,11 @@ def spawn(
         _end(popen)
 
 
+def attach(argv: Argv) -> int:
+    """Run a command on the user's own terminal, without a time limit; return its exit status."""
+    return subprocess.call([os.fspath(word) for word in argv], env=environment())
+
+
 def pipe(producer: Argv, consumer: Argv, *, timeout: float, log: Path, contained: bool = False) -> None:
     """Run ``producer | consumer``; raise CommandFailed naming the one that failed."""
     with log.open("ab") as stream:

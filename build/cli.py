@@ -1,0 +1,191 @@
+"""The command line: ``python -m build VERB``, behind every nox session. Errors become exit codes here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from build import __version__, accel, apt, artifact, doctor, host, log, pipeline, workshop
+from build.apt import Mirrors
+from build.cache import Cache
+from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
+from build.project import Project
+
+EXIT_BUG = 70
+MIRROR_VARIABLES = ("GOLDSMITH_MIRROR", "GOLDSMITH_SECURITY_MIRROR", "GOLDSMITH_SNAPSHOT")
+
+
+def default_cache() -> Path:
+    """Return the cache directory of this user (XDG base directory specification)."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "goldsmith"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m build", description="Goldsmith: a hardened, verified, immutable golden Debian 13 image.",
+        epilog="Exit codes: 0 done, 1 a step failed, 2 bad input or host, 3 the image failed verification, 130 interrupted.",
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"goldsmith {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = _common()
+
+    def verb(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text, parents=[common])
+        made.set_defaults(function=function)
+        return made
+
+    build = verb("build", _build, "build and verify the image; what did not change is not made again")
+    build.add_argument("--plan", action="store_true", help="print what would be made and why, and stop")
+    verb("plan", _plan, "print what a build would make, and why")
+    verb("setup", _setup, "install the host tools that are missing, or name them")
+    verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing")
+    lock = verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files")
+    lock.add_argument("what", nargs="*", choices=["rootfs", "installer", "wheels", []], help="only these (default: all)")
+    boot = verb("boot", _boot, "start a throw-away clone of the newest image; Ctrl-C ends it")
+    boot.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    boot.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    boot.add_argument("--uefi", action="store_true", help="under UEFI with Secure Boot instead of BIOS")
+    for service in ("ssh", "http", "https"):
+        boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
+    container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
+    container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
+    check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
+    check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    verb("bench", _bench, "measure cold build, rebuilds and a plain installation, and write docs/benchmarks.md")
+    return top
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--project", type=Path, default=Path.cwd(), metavar="DIR", help="the checkout (default: here)")
+    common.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
+    common.add_argument("--locked", action="store_true", help="take the committed locks or fail; for releases")
+    common.add_argument("--no-install", dest="install", action="store_false", help="never install host tools, name them")
+    common.add_argument("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
+    common.add_argument("--mirror", help="Debian archive (default: the host's; also $GOLDSMITH_MIRROR)")
+    common.add_argument("--security-mirror", help="security archive (default: the host's; also $GOLDSMITH_SECURITY_MIRROR)")
+    common.add_argument("--snapshot", help="snapshot archive for files that left the mirror (also $GOLDSMITH_SNAPSHOT)")
+    common.add_argument("--packer", default="", metavar="PATH", help="default: $PACKER, else from PATH, else compiled")
+    common.add_argument("--json", action="store_true", help="log as one JSON object a line")
+    common.add_argument("--verbose", action="store_true", help="say more")
+    return common
+
+
+def _mirrors(arguments: argparse.Namespace) -> Mirrors:
+    given = (arguments.mirror, arguments.security_mirror, arguments.snapshot)
+    debian, security, snapshot = (
+        value or os.environ.get(name, "") for value, name in zip(given, MIRROR_VARIABLES, strict=True)
+    )
+    own = Mirrors(debian, security) if debian and security else _host_mirrors(install=arguments.install)
+    return Mirrors((debian or own.debian).rstrip("/"), (security or own.security).rstrip("/"), snapshot.rstrip("/"))
+
+
+def _host_mirrors(*, install: bool) -> Mirrors:
+    try:
+        return apt.host_mirrors()
+    except HostError:
+        # A new machine's apt knows its sources' names only after the first update.
+        if not install or not host.update_lists():
+            raise
+        return apt.host_mirrors()
+
+
+def _options(arguments: argparse.Namespace) -> pipeline.Options:
+    return pipeline.Options(
+        project=Project(arguments.project.resolve()), cache=Cache(arguments.cache.resolve()), mirrors=_mirrors(arguments),
+        locked=arguments.locked, install=arguments.install, accelerator=arguments.accel,
+        packer=arguments.packer or os.environ.get("PACKER", ""),
+    )  # fmt: skip
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    if arguments.plan:
+        return _plan(arguments)
+    made = pipeline.build(_options(arguments))
+    counts = made.manifest["verification"]
+    log.info(f"Verified: {counts['passed']} tests passed on {len(counts['clones'])} clones.")
+    print(made.path)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    for line in pipeline.plan(options, pipeline.gather(options, settle=False)):
+        print(f"{line.action:<5}  {line.stage:<8}  {line.reason}")
+    return 0
+
+
+def _setup(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    host.ensure(host.needed(), install=options.install, extra_packages=pipeline.packer_package(options))
+    log.info("Every host tool is here.")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    return doctor.report(
+        project=Project(arguments.project.resolve()), cache=arguments.cache.resolve(),
+        packer_choice=arguments.packer or os.environ.get("PACKER", ""), mirrors=lambda: _mirrors(arguments),
+    )  # fmt: skip
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    return workshop.write_locks(_options(arguments), arguments.what or ["rootfs", "installer", "wheels"])
+
+
+def _boot(arguments: argparse.Namespace) -> int:
+    ports = {name: getattr(arguments, f"{name}_port") for name in ("ssh", "http", "https")}
+    return workshop.boot(
+        _options(arguments), directory=arguments.artifact, unverified=arguments.unverified, uefi=arguments.uefi, ports=ports
+    )
+
+
+def _container(arguments: argparse.Namespace) -> int:
+    return workshop.container(_options(arguments), shell=arguments.shell)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    project = Project(arguments.project.resolve())
+    found = artifact.load(arguments.artifact) if arguments.artifact else artifact.newest(project.artifacts)
+    problems = artifact.check(found.path)
+    for problem in problems:
+        log.warn(problem)
+    print(f"{found.path}: {'changed' if problems else 'whole'}")
+    return 1 if problems else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from build import bench  # only here: it needs what no other verb needs
+
+    return bench.run_all(_options(arguments))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code."""
+    # Files of the cache are read by mapped users when Goldsmith is not root, and by people.
+    os.umask(0o022)
+    arguments = parser().parse_args(argv)
+    log.configure(json_lines=arguments.json, verbose=arguments.verbose)
+    try:
+        code: int = arguments.function(arguments)
+    except GoldsmithError as error:
+        log.error(error.render())
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("Interrupted. What was finished is kept; run the same command again to continue.")
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        log.error("This is a defect of Goldsmith. Please report it with the text above.")
+        return EXIT_BUG
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

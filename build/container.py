@@ -1,0 +1,91 @@
+"""The quick inner loop: the root file system booted under systemd-nspawn, and the image tests that hold there.
+
+Real systemd, sandboxes and services within a minute; no AppArmor, audit, kernel settings, boot loader or partitions.
+Needs root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from build import files, log, run
+from build.errors import HostError, StepFailed, VerificationFailed
+from build.spec import Spec
+
+BOOT_SECONDS = 240
+UNPACK_SECONDS = 300
+TEST_SECONDS = 900
+POLL_SECONDS = 1.0
+
+
+def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, shell: bool) -> int:
+    """Boot the root file system; run the tests, or hand the terminal to a shell in it; return the exit status.
+
+    Raises HostError without root, StepFailed when it does not come up, VerificationFailed when a test fails.
+    """
+    if not run.is_root():
+        raise HostError("a container that boots systemd needs root", hint="run it as root, or test on clones: nox -s build")
+    with files.scratch(workdir) as scratch:
+        root, console = scratch / "root", scratch / "console.log"
+        with log.step("Unpacking the root file system"):
+            run.run(["unsquashfs", "-quiet", "-no-progress", "-dest", root, squashfs], timeout=UNPACK_SECONDS)
+        argv = [
+            "systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no", "--keep-unit",
+            "--private-network", f"--machine={spec.hostname}", "--console=pipe",
+        ]  # fmt: skip
+        with run.spawn(argv, log=console, env={"UNIFIED_CGROUP_HIERARCHY": "1"}, contained=False) as process:
+            with log.step("Booting the container"):
+                leader = _await_running(process, console)
+            if shell:
+                return run.attach(_enter(leader, "/bin/bash", "--login"))
+            return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
+
+
+def _enter(leader: int, *words: str) -> list[str]:
+    """Return the argv that runs a command inside the container whose process 1 is ``leader`` on the host."""
+    return ["nsenter", "--target", str(leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", *words]
+
+
+def _leader(nspawn: int) -> int | None:
+    """Return the host's number of the container's process 1, which is a child of systemd-nspawn."""
+    children = Path(f"/proc/{nspawn}/task/{nspawn}/children")
+    found = children.read_text().split() if children.exists() else []
+    return int(found[-1]) if found else None
+
+
+def _await_running(process: run.Process, console: Path) -> int:
+    deadline = time.monotonic() + BOOT_SECONDS
+    state = ""
+    while time.monotonic() < deadline and process.poll() is None:
+        leader = _leader(process.pid)
+        if leader:
+            state = run.run(_enter(leader, "systemctl", "is-system-running"), timeout=60, check=False).stdout.strip()
+            if state == "running":
+                return leader
+            if state not in ("", "offline", "initializing", "starting"):
+                failed = run.run(_enter(leader, "systemctl", "--failed", "--plain"), timeout=60, check=False).stdout
+                raise StepFailed(f"the container booted, but systemd says {state}", details=failed)
+        time.sleep(POLL_SECONDS)
+    raise StepFailed(
+        f"the container did not come up within {BOOT_SECONDS} s (systemd says {state or 'nothing'})",
+        details=run.tail(console.read_text(errors="replace")),
+        hint="does this host allow name spaces and a writable cgroup tree?",
+    )
+
+
+def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path) -> int:
+    context = scratch / "context.json"
+    machine = {"name": spec.hostname, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
+    files.write_json(
+        context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
+    )
+    argv = [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra"]
+    with log.step("Testing the container"):
+        done = run.run(argv, timeout=TEST_SECONDS, cwd=tests.parent.parent, log=workdir / "pytest.log", check=False)
+    print(done.stdout)
+    if done.returncode != 0:
+        raise VerificationFailed("the container failed tests", hint=f"see {workdir / 'pytest.log'}")
+    return 0

@@ -1,0 +1,93 @@
+"""The verification report: one HTML page that stands alone, from the JUnit file and the manifest."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from build.log import seconds
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ manifest.name }} {{ manifest.version }}: verification</title>
+<style>
+  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c1c1c; }
+  h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+  table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .25rem .75rem .25rem 0; vertical-align: top; }
+  tr + tr td { border-top: 1px solid #e2e2e2; } code { font-size: .9em; overflow-wrap: anywhere; }
+  .passed { color: #1a6b2f; } .failed { color: #b00020; font-weight: 600; } .skipped { color: #7a5a00; }
+</style>
+<h1>{{ manifest.name }} {{ manifest.version }}</h1>
+<p><strong class="{{ 'failed' if counts.failed else 'passed' }}">{{ counts.passed }} passed, {{ counts.failed }} failed,
+{{ counts.skipped }} skipped</strong> on {{ manifest.verification.clones | length }} clones booted from the sealed disk.</p>
+<h2>Image</h2>
+<table>
+<tr><td>SHA-256</td><td><code>{{ manifest.image.sha256 }}</code></td></tr>
+<tr><td>Size</td><td>{{ "%.0f" | format(manifest.image.bytes / 1e6) }} MB compressed, {{ manifest.image.virtual_mib }} MiB virtual</td></tr>
+<tr><td>Packages</td><td>{{ manifest.packages | length }}, archive as of {{ manifest.inputs.archive_date }}</td></tr>
+<tr><td>Accelerator</td><td>{{ manifest.accelerator.kind }}: {{ manifest.accelerator.reason }}</td></tr>
+<tr><td>Retries</td><td>{{ manifest.retries.installer }} of the installer, {{ manifest.retries.clones }} of the clones</td></tr>
+</table>
+<h2>Stages</h2>
+<table><tr><th>Stage</th><th>Took</th><th></th></tr>
+{% for stage in manifest.stages -%}
+<tr><td>{{ stage.stage }}</td><td>{{ stage.seconds | seconds }}</td><td>{{ "from the cache" if stage.reused else "" }}</td></tr>
+{% endfor %}</table>
+<h2>Boot of the clones</h2>
+<table>
+{% for name, times in manifest.verification.boot | dictsort -%}
+<tr><td>{{ name }}</td><td>{% for what, value in times | dictsort(by="value") %}{{ what }} after {{ value }} s{{ ", " if not loop.last }}{% endfor %}</td></tr>
+{% endfor %}</table>
+<h2>Tests</h2>
+<table><tr><th>Result</th><th>Test</th><th>Requirements</th></tr>
+{% for case in cases -%}
+<tr><td class="{{ case.result }}">{{ case.result }}</td><td>{{ case.title }}<br><code>{{ case.name }}</code>
+{%- if case.message %}<br>{{ case.message }}{% endif %}</td><td>{{ case.requirements }}</td></tr>
+{% endfor %}</table>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test of the JUnit file."""
+
+    name: str
+    title: str
+    requirements: str
+    result: str
+    message: str
+
+
+def read_cases(junit: Path) -> list[Case]:
+    """Return the tests of a JUnit file, failures first, then by name."""
+    cases = [_case(element) for element in ElementTree.parse(junit).getroot().iter("testcase")]
+    order = {"failed": 0, "skipped": 1, "passed": 2}
+    return sorted(cases, key=lambda case: (order[case.result], case.name))
+
+
+def _case(element: ElementTree.Element) -> Case:
+    result, message = "passed", ""
+    for tag, verdict in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
+        found = element.find(tag)
+        if found is not None:
+            result, message = verdict, found.get("message") or ""
+    properties = {item.get("name"): item.get("value") or "" for item in element.iter("property")}
+    module = (element.get("classname") or "").rsplit(".", 1)[-1]
+    name = f"{module}::{element.get('name')}"
+    return Case(name, properties.get("title") or name, properties.get("requirements") or "", result, message)
+
+
+def render(junit: Path, manifest: Mapping[str, Any]) -> str:
+    """Return the report as an HTML page without any outside reference."""
+    cases = read_cases(junit)
+    counts = {result: sum(case.result == result for case in cases) for result in ("passed", "failed", "skipped")}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    environment.filters["seconds"] = seconds
+    return environment.from_string(_PAGE).render(manifest=manifest, cases=cases, counts=counts)

@@ -1,0 +1,172 @@
+"""Reads a sealed disk image from outside: no boot, no mount, no privilege.
+
+The image is unfolded into a sparse raw file; sfdisk reads its partition table, debugfs its ext4 file systems at their
+offsets, mtools its EFI system partition. Which partition is which follows from the image's own /etc/fstab.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from build import run
+from build.errors import StepFailed
+
+READ_SECONDS = 120
+UNFOLD_SECONDS = 900
+GPT_LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+GPT_ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+GPT_BIOS_GRUB = "21686148-6449-6E6F-744E-656564454649"
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One partition: number, GPT type, start and size in bytes, and the file system's UUID (ext4 only)."""
+
+    number: int
+    type: str
+    start: int
+    size: int
+    uuid: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """One path of the image: type (``file``, ``directory``, ``link`` or ``other``), mode, owner ids, size in bytes."""
+
+    path: str
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+
+
+class SealedImage:
+    """A disk image opened for reading; :func:`unfold` makes the raw file."""
+
+    def __init__(self, raw: Path) -> None:
+        self.raw = raw
+        self.slots = _slots(raw)
+        self.mounts = self._mounts()
+
+    def _mounts(self) -> dict[str, Slot]:
+        """Map mount points to partitions by the fstab of the file system that holds one."""
+        by_uuid = {slot.uuid: slot for slot in self.slots if slot.uuid}
+        for slot in self.slots:
+            text = self._debugfs(slot, "cat /etc/fstab") if slot.uuid else ""
+            rows = [line.split() for line in text.splitlines() if line.startswith("UUID=")]
+            if rows:
+                return {row[1]: by_uuid[uuid] for row in rows if (uuid := row[0][5:]) in by_uuid}
+        raise StepFailed("no file system of the image holds /etc/fstab: it is not installed whole")
+
+    def _debugfs(self, slot: Slot, request: str) -> str:
+        where = f"{self.raw}?offset={slot.start}"
+        return run.run(["debugfs", "-R", request, where], timeout=READ_SECONDS).stdout
+
+    def _locate(self, path: str) -> tuple[Slot, str, str]:
+        """Return the partition that holds ``path``, the mount point, and the path inside the file system."""
+        fitting = [mount for mount in self.mounts if path == mount or path.startswith(mount.rstrip("/") + "/")]
+        mount = max(fitting, key=len)
+        return self.mounts[mount], mount, "/" + path[len(mount.rstrip("/")) :].lstrip("/")
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file; raise FileNotFoundError when there is none."""
+        slot, _, inner = self._locate(path)
+        if self.find(path) is None:
+            raise FileNotFoundError(path)
+        return self._debugfs(slot, f'cat "{inner}"').encode()
+
+    def find(self, path: str) -> Found | None:
+        """Return what is at ``path`` (links are not followed), or None."""
+        parent, _, name = path.rpartition("/")
+        return next((found for found in self.list(parent or "/") if found.path == path and name), None)
+
+    def list(self, directory: str) -> list[Found]:
+        """Return the entries of a directory, in order; an absent directory has none."""
+        slot, mount, inner = self._locate(directory)
+        found = []
+        for line in self._debugfs(slot, f'ls -p "{inner}"').splitlines():
+            fields = line.split("/")
+            if len(fields) >= 8 and fields[5] not in (".", "..") and fields[1] != "0":
+                found.append(_found(mount, inner, fields))
+        return sorted(found, key=lambda entry: entry.path)
+
+    def walk(self, directory: str) -> Iterator[Found]:
+        """Yield everything below a directory, across the image's own mount points."""
+        for found in self.list(directory):
+            yield found
+            if found.kind == "directory":
+                yield from self.walk(found.path)
+
+    def contains(self, needles: Mapping[str, re.Pattern[bytes]]) -> dict[str, int]:
+        """Search every allocated byte of the disk; return the offset of the first match by needle."""
+        hits: dict[str, int] = {}
+        overlap = 4096
+        with self.raw.open("rb") as stream:
+            for start, end in _extents(stream.fileno()):
+                position = start
+                while position < end:
+                    stream.seek(max(start, position - overlap))
+                    base = stream.tell()
+                    data = stream.read(min(CHUNK, end - position) + position - base)
+                    for name, pattern in needles.items():
+                        match = pattern.search(data)
+                        if match and name not in hits:
+                            hits[name] = base + match.start()
+                    position = base + len(data)
+        return hits
+
+
+def _found(mount: str, inner: str, fields: list[str]) -> Found:
+    mode = int(fields[2], 8)
+    kind = {0o040000: "directory", 0o100000: "file", 0o120000: "link"}.get(mode & 0o170000, "other")
+    path = "/".join((mount.rstrip("/"), inner.strip("/"), fields[5])).replace("//", "/")
+    size = int(fields[6]) if fields[6] else 0
+    return Found(path, kind, mode & 0o7777, int(fields[3]), int(fields[4]), size)
+
+
+def _slots(raw: Path) -> tuple[Slot, ...]:
+    table = json.loads(run.run(["sfdisk", "--json", raw], timeout=READ_SECONDS).stdout)["partitiontable"]
+    sector = int(table.get("sectorsize", 512))
+    slots = []
+    for number, entry in enumerate(table["partitions"], 1):
+        start = int(entry["start"]) * sector
+        uuid = _ext4_uuid(raw, start) if entry["type"] == GPT_LINUX else ""
+        slots.append(Slot(number, entry["type"], start, int(entry["size"]) * sector, uuid))
+    return tuple(slots)
+
+
+def _ext4_uuid(raw: Path, start: int) -> str:
+    """Return the UUID in an ext4 superblock (1024 bytes in; magic at 56, UUID at 104: kernel, ext4/ondisk)."""
+    with raw.open("rb") as stream:
+        stream.seek(start + 1024)
+        block = stream.read(1024)
+    if block[56:58] != b"\x53\xef":
+        return ""
+    text = block[104:120].hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def _extents(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) in bytes of the parts of a sparse file that hold data."""
+    end = os.fstat(descriptor).st_size
+    position = 0
+    while position < end:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError:
+            return
+        position = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, position
+
+
+def unfold(image: Path, raw: Path) -> SealedImage:
+    """Make a sparse raw copy of a qcow2 image at ``raw`` and open it."""
+    run.run(["qemu-img", "convert", "-O", "raw", "-S", "4k", image, raw], timeout=UNFOLD_SECONDS, contained=True)
+    return SealedImage(raw)

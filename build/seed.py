@@ -1,0 +1,78 @@
+"""What a clone is told at first boot (NoCloud), and the ephemeral key that reaches it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from build import files, run
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The administrator's account on the clones and the key pair made for this run only."""
+
+    user: str
+    key: Path
+
+    @property
+    def public(self) -> str:
+        return self.key.with_suffix(".pub").read_text().strip()
+
+
+def make_identity(directory: Path, user: str) -> Identity:
+    """Make an ed25519 key pair that lives as long as ``directory``."""
+    key = directory / "id_ed25519"
+    directory.mkdir(parents=True, exist_ok=True)
+    if not key.exists():
+        run.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "goldsmith", "-f", key], timeout=60)
+    return Identity(user, key)
+
+
+def user_data(name: str, identity: Identity) -> str:
+    """Return the clone's cloud-config: its name, and the administrator with one key. Nothing else is needed."""
+    config = {"hostname": name, "ssh_authorized_keys": [identity.public]}
+    return "#cloud-config\n" + yaml.safe_dump(config)
+
+
+def write(directory: Path, name: str, identity: Identity) -> Path:
+    """Write the seed of a clone called ``name`` as an ISO with the label that cloud-init looks for; return its path."""
+    source = directory / "seed"
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "user-data").write_text(user_data(name, identity))
+    # A name of its own for every start: cloud-init does its work once for each instance.
+    (source / "meta-data").write_text(yaml.safe_dump({"instance-id": f"{name}-{os.urandom(6).hex()}", "local-hostname": name}))
+    target = directory / "seed.iso"
+    target.unlink(missing_ok=True)
+    run.run(
+        ["xorriso", "-as", "mkisofs", "-quiet", "-volid", "cidata", "-joliet", "-rational-rock", "-output", target, source],
+        timeout=60,
+    )
+    return target
+
+
+def write_ssh_config(directory: Path, *, alias: str, port: int, host_keys: Sequence[str], identity: Identity) -> Path:
+    """Write the ssh configuration for a clone whose host keys are known; unknown keys are refused.
+
+    The control socket lies in a directory with a short path of its own: such paths are limited to 108 bytes.
+    """
+    known = directory / "known_hosts"
+    files.write_atomic(known, "".join(f"{alias} {key}\n" for key in host_keys))
+    config = {
+        "HostName": LOOPBACK, "Port": str(port), "User": identity.user, "IdentityFile": str(identity.key),
+        "IdentitiesOnly": "yes", "HostKeyAlias": alias, "UserKnownHostsFile": str(known),
+        "GlobalKnownHostsFile": "/dev/null", "StrictHostKeyChecking": "yes", "BatchMode": "yes",
+        "PasswordAuthentication": "no", "ConnectTimeout": "20", "ConnectionAttempts": "1", "LogLevel": "ERROR",
+        "ServerAliveInterval": "20", "ServerAliveCountMax": "6",
+        "ControlMaster": "no", "ControlPath": f"/tmp/.goldsmith-{os.getpid()}-%C",
+    }  # fmt: skip
+    text = f"Host {alias}\n" + "".join(f"    {key} {value}\n" for key, value in config.items())
+    path = directory / "ssh_config"
+    files.write_atomic(path, text, mode=0o600)
+    return path

@@ -1,0 +1,149 @@
+"""Boots throw-away clones of the sealed disk and lets the image tests judge them: the only way to a Verdict.
+
+Two clones run side by side: one under BIOS with a larger disk, one under UEFI with Secure Boot. The tests reach them
+over SSH, compare them with each other, and read the sealed disk from outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from build import files, log, run, sealed, seed, vm
+from build.accel import Accelerator
+from build.errors import VerificationFailed
+from build.spec import Spec
+
+WISHES = (vm.Wish("bios", vm.Firmware.BIOS, grow_gib=4), vm.Wish("uefi", vm.Firmware.UEFI))
+TEST_SECONDS = 180
+CONTEXT = "context.json"
+JUNIT = "junit.xml"
+KEPT = ("console.log", "qemu.log")
+SHOWN_FAILURES = 12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests said: counts, and the files that tell the rest."""
+
+    passed: int
+    failed: int
+    skipped: int
+    junit: Path
+    facts: Mapping[str, Any]
+
+
+def verify(
+    image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator, expected_seconds: float
+) -> Verdict:
+    """Boot two clones of ``image``, run the tests, and leave JUnit and consoles in ``out``.
+
+    A kernel panic under emulation is tried once more and counted. Raises VerificationFailed naming each failed test.
+    """
+    panics = 0
+    while True:
+        try:
+            return _attempt(
+                image, spec=spec, tests=tests, out=out, scratch=scratch / f"attempt{panics}", accelerator=accelerator,
+                expected_seconds=expected_seconds, panics=panics,
+            )  # fmt: skip
+        except vm.Panic as panic:
+            if panics or accelerator.kind != "tcg":
+                raise
+            panics += 1
+            log.warn(f"{panic.brief}: known under emulation; the clones are booted once more")
+
+
+def _attempt(
+    image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator,
+    expected_seconds: float, panics: int,
+) -> Verdict:  # fmt: skip
+    identity = seed.make_identity(scratch / "identity", spec.admin.user)
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        stack.callback(_keep_logs, scratch, out)
+        with log.step(f"Reading the sealed disk and booting {len(WISHES)} clones", done="clones are ready"):
+            raw = scratch / "sealed.raw"
+            sealed.unfold(image, raw)
+            ready = stack.enter_context(
+                vm.clones(image, WISHES, directory=scratch, accelerator=accelerator, identity=identity,
+                          expected_seconds=expected_seconds)
+            )  # fmt: skip
+        timings = {one.wish.name: one.timings for one in ready}
+        context = write_context(scratch, spec=spec, clones=ready, raw=raw, target="vm")
+        with log.step("Testing the clones"):
+            status = run_tests(tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale)
+    facts = {"boot": timings, "clones": [wish.name for wish in WISHES], "panics": panics, "seconds": round(time.monotonic() - begun, 1)}
+    return judge(out / JUNIT, status=status, facts=facts)
+
+
+def write_context(
+    directory: Path, *, spec: Spec, clones: tuple[vm.Clone, ...], raw: Path | None, target: str
+) -> Path:
+    """Write what the tests need to know as JSON: the spec, how to reach each clone, and the sealed disk."""
+    path = directory / CONTEXT
+    machines = [
+        {
+            "name": one.wish.name, "firmware": one.wish.firmware, "alias": one.alias, "ssh_config": str(one.ssh_config),
+            "ports": one.ports, "disk_mib": one.disk_mib, "console": str(one.console),
+        }
+        for one in clones
+    ]  # fmt: skip
+    content = {"target": target, "spec": dataclasses.asdict(spec), "clones": machines, "sealed": str(raw) if raw else ""}
+    files.write_json(path, content)
+    return path
+
+
+def run_tests(tests: Path, context: Path, *, out: Path, timeout: float) -> int:
+    """Run pytest on the image tests; return its exit status. Its output goes to ``out/pytest.log``."""
+    done = run.run(
+        [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-ra", "--tb=short",
+         f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit2"],
+        timeout=timeout, cwd=tests.parent.parent, log=out / "pytest.log", check=False,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    if not (out / JUNIT).is_file():
+        raise VerificationFailed(
+            "the image tests could not be run", details=run.tail(done.stdout + done.stderr), hint=f"see {out / 'pytest.log'}"
+        )
+    return done.returncode
+
+
+def judge(junit: Path, *, status: int, facts: Mapping[str, Any]) -> Verdict:
+    """Read the JUnit file into a Verdict; raise VerificationFailed when anything but success stands there."""
+    cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    passed = len(cases) - len(failed) - len(skipped)
+    if failed or status != 0 or not passed:
+        names = [f"{case.get('classname')}::{case.get('name')}: {_message(case)}" for case in failed[:SHOWN_FAILURES]]
+        raise VerificationFailed(
+            f"the image failed {len(failed)} of {len(cases)} tests" if failed else f"pytest ended with status {status}",
+            details="\n".join(names), hint=f"see {junit.with_name('pytest.log')}; a clone to look at: nox -s boot -- --unverified",
+        )  # fmt: skip
+    return Verdict(passed, len(failed), len(skipped), junit, facts)
+
+
+def _message(case: ElementTree.Element) -> str:
+    problem = case.find("failure")
+    if problem is None:
+        problem = case.find("error")
+    return (problem.get("message") or "").splitlines()[0][:160] if problem is not None and problem.get("message") else ""
+
+
+def _keep_logs(scratch: Path, out: Path) -> None:
+    for wish in WISHES:
+        for name in KEPT:
+            source = scratch / wish.name / name
+            if source.is_file():
+                target = out / "logs" / f"{wish.name}-{name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)

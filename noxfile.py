@@ -1,0 +1,91 @@
+"""Goldsmith's sessions. Each is `python -m build VERB` in an environment with pinned packages.
+
+    nox -s build            everything, from nothing to a verified image
+    nox -s tests            everything that needs no booted image
+    nox -s build -- --help  the options of a verb (words after -- are passed on)
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2022.11.21"  # Debian 12's
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+CONSTRAINTS = ".ci/constraints.txt"
+TOOL = ("jinja2", "pyyaml")
+IMAGE_TESTS = ("pytest", "pytest-testinfra")
+CHECKS = ("mypy", "ruff", "types-pyyaml", "nox")
+# A build that is interrupted gives its children this long to end in order.
+GRACE_SECONDS = 45.0
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Install the packages at the versions of the constraints file."""
+    session.install("--quiet", "--disable-pip-version-check", "--constraint", CONSTRAINTS, *packages)
+
+
+def goldsmith(session: nox.Session, verb: str) -> None:
+    """Run one verb of the command line."""
+    session.run(
+        "python", "-m", "build", verb, *session.posargs,
+        interrupt_timeout=GRACE_SECONDS, terminate_timeout=GRACE_SECONDS,
+    )  # fmt: skip
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build and verify the golden image; --plan only says what would be made."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    goldsmith(session, "build")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
+    install(session, *TOOL, *IMAGE_TESTS, *CHECKS)
+    session.run("python", "-m", "build", "setup")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
+
+
+@nox.session
+def doctor(session: nox.Session) -> None:
+    """Show what a build needs from this host, and what is missing."""
+    install(session, *TOOL)
+    goldsmith(session, "doctor")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve packages, installer and wheels anew and write the lock files."""
+    install(session, *TOOL)
+    goldsmith(session, "lock")
+
+
+@nox.session
+def boot(session: nox.Session) -> None:
+    """Start a throw-away clone of the newest image and say how to reach it."""
+    install(session, *TOOL)
+    goldsmith(session, "boot")
+
+
+@nox.session
+def container(session: nox.Session) -> None:
+    """Boot the root file system as a container and run the tests that hold there."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    goldsmith(session, "container")
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Compare an artifact with its SHA256SUMS."""
+    install(session, *TOOL)
+    goldsmith(session, "check")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    goldsmith(session, "bench")

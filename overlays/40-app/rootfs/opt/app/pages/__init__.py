@@ -1,0 +1,1 @@
+"""The pages of the site, kept in the database."""

@@ -1,0 +1,126 @@
+"""What every image test gets: the clones, the spec, the sealed disk, all from one context file.
+
+Goldsmith writes the context and starts the clones; `pytest tests/image --context FILE` alone runs against whatever
+machines the file names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.backend import base as testinfra_base
+from testinfra.host import Host
+
+from build.sealed import SealedImage
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One clone: how to reach it from the test host, and what was asked for when it was made."""
+
+    name: str
+    host: Host
+    firmware: str
+    ports: dict[str, int]
+    disk_mib: int
+    console: str
+
+
+class _Entered(testinfra_base.BaseBackend):
+    """Runs commands inside a container by entering its name spaces."""
+
+    NAME = "enter"
+
+    def __init__(self, enter: Sequence[str], **options: Any) -> None:
+        self.enter = " ".join(enter)
+        super().__init__("container", **options)
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> testinfra_base.CommandResult:
+        return self.run_local(f"{self.enter} /bin/sh -c %s", self.get_command(command, *args))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--context", type=Path, help="what to test: a file that Goldsmith writes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--context") is None and items:
+        raise pytest.UsageError("tests/image tests a running image: run `nox -s build`, or `nox -s container`")
+
+
+@pytest.fixture(scope="session")
+def context(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The content of the context file."""
+    content: dict[str, Any] = json.loads(request.config.getoption("--context").read_text())
+    return content
+
+
+@pytest.fixture(scope="session")
+def target(context: dict[str, Any]) -> str:
+    """What is tested: ``vm`` or ``container``."""
+    return str(context["target"])
+
+
+@pytest.fixture(scope="session")
+def spec(context: dict[str, Any]) -> SimpleNamespace:
+    """The spec that the image was built from, its parts as attributes."""
+    found: SimpleNamespace = json.loads(json.dumps(context["spec"]), object_hook=lambda part: SimpleNamespace(**part))
+    return found
+
+
+@pytest.fixture(scope="session")
+def machines(context: dict[str, Any]) -> list[Machine]:
+    """Every clone with what it was made from."""
+    return [
+        Machine(one["name"], _connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"])
+        for one in context["clones"]
+    ]
+
+
+def _connect(one: dict[str, Any]) -> Host:
+    """Return root's view of a clone; the connection is one that Goldsmith keeps open."""
+    if "enter" in one:
+        return Host(_Entered(one["enter"]))
+    return testinfra.get_host(
+        f"ssh://{one['alias']}", ssh_config=one["ssh_config"], sudo=True, controlpersist=0, timeout=60
+    )
+
+
+@pytest.fixture(scope="session")
+def clones(machines: list[Machine]) -> list[Host]:
+    """The clones as testinfra hosts, as root; the first is ``host``."""
+    return [machine.host for machine in machines]
+
+
+@pytest.fixture(scope="session")
+def host(clones: list[Host]) -> Host:
+    """The first clone, as root."""
+    return clones[0]
+
+
+@pytest.fixture(scope="session")
+def disk_size_mib(machines: list[Machine]) -> int:
+    """The size of the first clone's disk in MiB, larger than the image's."""
+    return machines[0].disk_mib
+
+
+@pytest.fixture(scope="session")
+def sealed(context: dict[str, Any]) -> SealedImage:
+    """The sealed disk, read from outside."""
+    return SealedImage(Path(context["sealed"]))
+
+
+@pytest.fixture(autouse=True)
+def _tell_report(request: pytest.FixtureRequest, record_property: Any) -> None:
+    """Put the test's title and requirement ids into the JUnit file, where the report finds them."""
+    document = (getattr(request.function, "__doc__", None) or request.node.name).strip()
+    record_property("title", document.splitlines()[0])
+    ids = [name for marker in request.node.iter_markers("req") for name in marker.args]
+    record_property("requirements", " ".join(ids))

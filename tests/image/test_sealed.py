@@ -1,0 +1,90 @@
+"""The sealed disk itself, read from outside: nothing in it belongs to one machine, and nothing tells of its making."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from build.sealed import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX, SealedImage
+
+pytestmark = pytest.mark.vm
+
+KEYS = {
+    # The armour alone stands in every program that writes keys; with the first bytes of a body it is a key.
+    "OpenSSH private key": re.compile(rb"-----BEGIN OPENSSH PRIVATE KEY-----\r?\nb3BlbnNzaC1rZXkt"),
+    "PEM private key": re.compile(rb"-----BEGIN (?:RSA |EC |ENCRYPTED )?PRIVATE KEY-----\r?\nM[A-Za-z0-9+/]{40}"),
+}
+LOGS_OF_THE_IMAGE: dict[str, str] = {}
+
+
+@pytest.mark.req("F29", "R1")
+def test_machine_id_is_empty(sealed: SealedImage) -> None:
+    """/etc/machine-id is there and empty, so that every clone gets its own"""
+    found = sealed.find("/etc/machine-id")
+    assert found is not None and found.kind == "file"
+    assert sealed.read("/etc/machine-id").strip() in (b"", b"uninitialized")
+
+
+@pytest.mark.req("F29")
+def test_no_host_keys(sealed: SealedImage) -> None:
+    """There are no SSH host keys in the image"""
+    assert [found.path for found in sealed.list("/etc/ssh") if "ssh_host_" in found.path] == []
+
+
+@pytest.mark.req("F29", "R60", "R81")
+def test_no_secret_files(sealed: SealedImage) -> None:
+    """No TLS key, application secret, credential, random seed or database cluster is in the image"""
+    assert sealed.list("/etc/ssl/private") == []
+    for path in ("/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/etc/ssl/certs/ssl-cert-snakeoil.pem"):
+        assert sealed.find(path) is None, path
+    clusters = [found.path for found in sealed.walk("/var/lib/postgresql") if found.path.endswith("PG_VERSION")]
+    assert clusters == []
+
+
+@pytest.mark.req("F29")
+def test_no_private_key_anywhere(sealed: SealedImage) -> None:
+    """No allocated byte of the disk holds a private key"""
+    assert sealed.contains(KEYS) == {}
+
+
+@pytest.mark.req("F29")
+def test_no_logs(sealed: SealedImage) -> None:
+    """No log file is in the image, of the installer or of anything else"""
+    files = [found.path for found in sealed.walk("/var/log") if found.kind == "file" and found.size > 0]
+    assert [path for path in files if path not in LOGS_OF_THE_IMAGE] == []
+
+
+@pytest.mark.req("F29")
+def test_no_traces_of_a_boot(sealed: SealedImage) -> None:
+    """The image was never booted: no lease, no journal, no cloud-init state, no shell history, no authorized key"""
+    traces = {
+        "/var/lib/systemd/network": sealed.list("/var/lib/systemd/network"),
+        "/var/log/journal": [found for found in sealed.walk("/var/log/journal") if found.kind == "file"],
+        "/var/lib/cloud": [found for found in sealed.walk("/var/lib/cloud") if found.kind == "file"],
+        "/home": [found for found in sealed.walk("/home") if not found.path.endswith("lost+found")],
+        "/root": [found for found in sealed.list("/root") if found.path.endswith(("_history", ".ssh", ".cache"))],
+        "/var/lib/apt/lists": [found for found in sealed.list("/var/lib/apt/lists") if found.kind == "file" and found.size],
+        "/var/tmp": [found for found in sealed.list("/var/tmp") if not found.path.endswith("lost+found")],
+        "/tmp": sealed.list("/tmp"),
+    }
+    assert {where: [found.path for found in left] for where, left in traces.items() if left} == {}
+
+
+@pytest.mark.req("R81", "R98")
+def test_no_password_in_shadow(sealed: SealedImage) -> None:
+    """Every account of the sealed image is locked: there is no default password"""
+    rows = [line.split(":") for line in sealed.read("/etc/shadow").decode().splitlines()]
+    assert [name for name, secret, *_ in rows if secret[:1] not in ("*", "!")] == []
+
+
+@pytest.mark.req("R5")
+def test_partition_table(sealed: SealedImage, spec: SimpleNamespace) -> None:
+    """GPT with bios_grub and an EFI system partition, every file system of the spec, and / last so that it can grow"""
+    types = [slot.type.upper() for slot in sealed.slots]
+    assert types[:2] == [GPT_BIOS_GRUB, GPT_ESP]
+    assert set(types[2:]) == {GPT_LINUX}
+    assert len(types) == 2 + len(spec.disk.partitions)
+    assert sealed.mounts["/"] == max(sealed.slots, key=lambda slot: slot.start)
+    assert set(sealed.mounts) >= {partition.mount for partition in spec.disk.partitions}
