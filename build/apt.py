@@ -8,6 +8,7 @@ SHA-256 is the one that signed metadata, or a lock written from it, names.
 from __future__ import annotations
 
 import re
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ UPDATE_SECONDS = 300
 RESOLVE_SECONDS = 120
 DOWNLOAD_SECONDS = 1800
 FILES_PER_CALL = 150
+POLL_SECONDS = 0.5
 MIRROR_HINT = "name them: --mirror http://…/debian --security-mirror http://…/debian-security"
 
 
@@ -219,11 +221,16 @@ class Store:
         for entry in entries:
             address = f"{mirrors.base(entry.archive)}/{urllib.parse.quote(entry.path)}"
             words += [address, str(scratch / entry.sha256), f"SHA256:{entry.sha256}"]
-        # A file that the archive dropped makes apt-helper fail after it fetched the others: what counts is what came.
-        with run.spawn(words, log=scratch / "apt.log", contained=False) as process:
-            while process.wait(0.5) is None:
-                here = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
-                progress.update(f"{here / 1e6:.0f} of {total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))
+        # A file that the archive dropped makes apt-helper fail after it fetched the others: what counts is what came,
+        # and that is kept whatever ends the download.
+        try:
+            with run.spawn(words, log=scratch / "apt.log", contained=False) as process:
+                _await_download(process, scratch, progress, total)
+        finally:
+            log.debug(run.tail((scratch / "apt.log").read_text(errors="replace")))
+            self._keep(entries, scratch)
+
+    def _keep(self, entries: Sequence[Entry], scratch: Path) -> None:
         for entry in entries:
             path = scratch / entry.sha256
             if path.is_file() and files.sha256_file(path) == entry.sha256:
@@ -233,3 +240,16 @@ class Store:
                 path.rename(target)
             elif path.is_file():
                 log.warn(f"{entry.filename}: the mirror sent a file with another hash; it is thrown away")
+
+
+def _await_download(process: run.Process, scratch: Path, progress: log.Progress, total: int) -> None:
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    while process.wait(POLL_SECONDS) is None:
+        if time.monotonic() > deadline:
+            raise StepFailed(
+                f"the mirror did not send the files within {DOWNLOAD_SECONDS} s",
+                details=run.tail((scratch / "apt.log").read_text(errors="replace")),
+                hint="what came is kept: run the same command again, or use another mirror",
+            )
+        here = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
+        progress.update(f"{here / 1e6:.0f} of {total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))

@@ -11,7 +11,7 @@
         logs/                  installer console and syslog, clone consoles, test output
         SHA256SUMS             of every other file
 
-It is made under a hidden name, flushed, renamed, and then read-only.
+It is made under a hidden name, made read-only, flushed, and renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import files
+from build import files, log
 from build.errors import SpecError, StepFailed
 
 SCHEMA = 1
@@ -75,8 +75,8 @@ def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Mapping[
                 shutil.copyfile(source, target)
         files.write_json(hidden / MANIFEST, manifest)
         (hidden / SUMS).write_text(sums(hidden))
+        make_read_only(hidden)
         files.commit_directory(hidden, final)
-    make_read_only(final)
     return load(final)
 
 
@@ -85,7 +85,7 @@ def sums(directory: Path) -> str:
     lines = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name not in (SUMS, files.LOCK_NAME):
+        if path.is_file() and name != SUMS:
             lines.append(f"{files.sha256_file(path)}  {name}\n")
     return "".join(lines)
 
@@ -117,16 +117,20 @@ def _require_keys(manifest: Mapping[str, Any], where: str) -> None:
 
 def check(path: Path) -> list[str]:
     """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is)."""
-    recorded = dict(reversed(line.split("  ", 1)) for line in (path / SUMS).read_text().splitlines())
+    if not (path / SUMS).is_file():
+        return [f"{SUMS}: missing"]
     problems = []
-    for name, checksum in recorded.items():
+    recorded = set()
+    for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
+        checksum, _, name = line.partition("  ")
+        recorded.add(name)
         file = path / name
         if not file.is_file():
             problems.append(f"{name}: missing")
         elif files.sha256_file(file) != checksum:
             problems.append(f"{name}: changed")
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - set(recorded) - {SUMS})]
+    problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - recorded - {SUMS})]
     return problems
 
 
@@ -139,7 +143,11 @@ def committed(root: Path) -> list[Path]:
 def find(root: Path, key: str) -> Artifact | None:
     """Return the committed artifact that was built from the inputs with this key, or None."""
     for path in committed(root):
-        found = load(path)
+        try:
+            found = load(path)
+        except SpecError as error:
+            log.warn(f"{error.brief}; it is passed over")
+            continue
         if found.manifest["inputs"].get("artifact_key") == key:
             return found
     return None

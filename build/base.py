@@ -56,7 +56,7 @@ def make_base(
         repository = _local_repository(scratch / "repository", lock, store)
         early = scratch / "early.tar"
         early.write_bytes(layers.pack(stack.early, epoch=lock.epoch))
-        words = [
+        words: list[str | Path] = [
             "--variant=essential", f"--include={','.join(requested_packages(spec, stack))}",
             "--dpkgopt=force-confold", *(f"--dpkgopt={option}" for option in stack.dpkg_options()),
             f"--setup-hook={extract_command(early, '$1')}",

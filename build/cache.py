@@ -67,15 +67,15 @@ class Cache:
         path = self.stage_path(key)
         try:
             record = json.loads((path / RECORD).read_text())
-        except (OSError, json.JSONDecodeError):
+            return StageResult(key.stage, key.key, path, record["seconds"], record["facts"], reused=True)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return StageResult(key.stage, key.key, path, record["seconds"], record["facts"], reused=True)
 
     def why(self, key: StageKey) -> str:
         """Say in words why a stage has to run: which declared inputs differ from its last use."""
         try:
             before = json.loads((self.root / "stages" / key.stage / "latest.json").read_text())["inputs"]
-        except (OSError, json.JSONDecodeError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "never built here"
         now = json.loads(files.canonical_json(key.inputs))
         changed = [name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)]
@@ -125,8 +125,11 @@ class Cache:
 
     def expected_seconds(self, stage: str) -> float:
         """Return how long the stage took the last time it ran on this machine, or 0."""
-        records = sorted((self.root / "stages" / stage).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-        return float(json.loads(records[-1].read_text())["seconds"]) if records else 0.0
+        records = sorted((self.root / "stages" / stage).glob(f"[!.]*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+        try:
+            return float(json.loads(records[-1].read_text())["seconds"])
+        except (IndexError, OSError, ValueError, KeyError, TypeError):
+            return 0.0
 
 
 def _describe(name: str, before: Any, now: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -172,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     arguments = parser().parse_args(argv)
     log.configure(json_lines=arguments.json, verbose=arguments.verbose)
+    # The polite end that a CI system or a shutdown sends: children and scratch directories go as with Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = arguments.function(arguments)
     except GoldsmithError as error:
@@ -180,11 +184,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted. What was finished is kept; run the same command again to continue.")
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _defect()
+        log.error(f"{error.strerror}: {error.filename or arguments.cache}\n  -> free some space, or --cache DIRECTORY")
+        return HostError.exit_code
     except Exception:
-        traceback.print_exc()
-        log.error("This is a defect of Goldsmith. Please report it with the text above.")
-        return EXIT_BUG
+        return _defect()
     return code
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _defect() -> int:
+    traceback.print_exc()
+    log.error("This is a defect of Goldsmith. Please report it with the text above.")
+    return EXIT_BUG
 
 
 if __name__ == "__main__":

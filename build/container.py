@@ -82,7 +82,9 @@ def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path)
     files.write_json(
         context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
     )
-    argv = [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra"]
+    argv: list[str | Path] = [
+        sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra",
+    ]  # fmt: skip
     with log.step("Testing the container"):
         done = run.run(argv, timeout=TEST_SECONDS, cwd=tests.parent.parent, log=workdir / "pytest.log", check=False)
     print(done.stdout)

@@ -22,7 +22,6 @@ from build import log
 
 CHUNK = 1 << 20
 SCRATCH_PREFIX = ".scratch-"
-LOCK_NAME = ".lock"
 
 
 def sha256_file(path: Path) -> str:
@@ -100,33 +99,53 @@ def scratch(parent: Path, *, remove: Callable[[Path], None] | None = None) -> It
     with lock(parent / ".scratch.lock"):
         remove_stale(parent, remove=take_away)
         path.mkdir()
-        stream = (path / LOCK_NAME).open("w")
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    with stream:
+        descriptor = _lock_directory(path)
+    try:
+        yield path
+    finally:
         try:
-            yield path
-        finally:
             if path.exists():
                 take_away(path)
+        finally:
+            # Last: while it is held, no neighbour takes the half-removed directory for a leftover.
+            os.close(descriptor)
+
+
+def _lock_directory(path: Path) -> int:
+    """Lock the directory itself, which leaves no file in it, and return the descriptor that holds the lock.
+
+    Raises FileNotFoundError when it is gone, and BlockingIOError when somebody else holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def remove_stale(parent: Path, *, remove: Callable[[Path], None] | None = None) -> None:
     """Remove scratch directories below ``parent`` whose maker is gone (nobody holds their lock)."""
     for path in parent.glob(f"{SCRATCH_PREFIX}*"):
-        with (path / LOCK_NAME).open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            log.debug(f"removing {path}, left by an interrupted run")
-            (remove or remove_tree)(path)
+        try:
+            descriptor = _lock_directory(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        try:
+            # Its maker may have removed or renamed it just before it let the lock go.
+            if path.exists():
+                log.debug(f"removing {path}, left by an interrupted run")
+                (remove or remove_tree)(path)
+        finally:
+            os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory tree, also when it was made read-only on purpose."""
 
     def retry_writable(function: Callable[..., Any], name: str, _error: Any) -> None:
-        os.chmod(Path(name).parent, 0o700)
+        Path(name).parent.chmod(0o700)
         function(name)
 
     if path.is_dir() and not path.is_symlink():
@@ -141,7 +160,6 @@ def commit_directory(hidden: Path, final: Path) -> None:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-    (hidden / LOCK_NAME).unlink(missing_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     hidden.rename(final)
     sync_directory(final.parent)

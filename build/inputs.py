@@ -74,7 +74,8 @@ def _rootfs(inputs: Inputs) -> dict[str, Any]:
         "commands": stack["commands"],
         "wheels": stack["venvs"],
         "hostname": inputs.spec.hostname,
-        "mirrors": asdict(inputs.mirrors),
+        # The snapshot archive only brings files, which their hashes name.
+        "mirrors": [inputs.mirrors.debian, inputs.mirrors.security],
         "code": inputs.project.code("rootfs", "layers"),
     }
 
@@ -84,7 +85,7 @@ def _media(inputs: Inputs) -> dict[str, Any]:
         "installer": lock_input(inputs.installer_lock),
         "preseed": inputs.project.tree(inputs.project.preseed, leave_out=("installer.lock", "README")),
         "spec": {"disk": asdict(inputs.spec.disk), "name": inputs.spec.name, "version": inputs.spec.version},
-        "code": inputs.project.code("media", "preseed"),
+        "code": inputs.project.code("media", "preseed", "initrd", "cpio", "debs"),
     }
 
 
@@ -100,7 +101,7 @@ def _verify(inputs: Inputs) -> dict[str, Any]:
     return {
         "spec": files.digest(inputs.spec.as_inputs())[:16],
         "tests": inputs.project.tree(inputs.project.image_tests),
-        "code": inputs.project.code("verify", "vm", "seed"),
+        "code": inputs.project.code("verify", "vm", "seed", "sealed"),
     }
 
 
@@ -108,5 +109,5 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
     return {
         "name": inputs.spec.name,
         "version": inputs.spec.version,
-        "code": inputs.project.code("artifact", "report"),
+        "code": inputs.project.code("artifact", "assemble", "report"),
     }

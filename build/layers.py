@@ -229,7 +229,7 @@ class _Reader:
         for path, entry in entries.items():
             inner = Table(entry, where=f"{self.where}: paths.{path}", problems=self.problems)
             mode = inner.take("mode", "")
-            if mode and not (isinstance(mode, str) and re.fullmatch(MODE, mode)):
+            if "mode" in inner.value and not (isinstance(mode, str) and re.fullmatch(MODE, mode)):
                 inner.problem("mode", mode, 'write the mode in octal and in quotes, such as "0640"')
                 mode = ""
             owner = inner.text("owner", ACCOUNT, "write an account name", default="root")

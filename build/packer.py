@@ -163,7 +163,9 @@ def inspect(path: Path, *, tools: Path, cache: Path) -> Packer:
     """Return the Packer at ``path`` with its version and the plugins it needs; raise HostError when it is unfit."""
     version = packer_version(path)
     if version < OLDEST:
-        raise HostError(f"{path} is {Packer(path, version).name}, older than the oldest that is supported", hint=GET_PACKER)
+        raise HostError(
+            f"{path} is {Packer(path, version).name}, older than the oldest that is supported", hint=GET_PACKER
+        )
     if version < FIRST_WITHOUT_BUILDERS:
         return Packer(path, version)
     plugins = installed_plugins(path) or plugin_directory(locked_directory(tools=tools, cache=cache))
@@ -180,7 +182,9 @@ def packer_version(path: Path) -> tuple[int, int, int]:
     done = run.run([path, "version"], timeout=ANSWER_SECONDS, env={"CHECKPOINT_DISABLE": "1"}, check=False)
     found = re.match(r"Packer v(\d+)\.(\d+)\.(\d+)", done.stdout)
     if done.returncode != 0 or found is None:
-        raise HostError(f"{path} is not HashiCorp's Packer", details=run.tail(done.stdout + done.stderr, 3), hint=GET_PACKER)
+        raise HostError(
+            f"{path} is not HashiCorp's Packer", details=run.tail(done.stdout + done.stderr, 3), hint=GET_PACKER
+        )
     return int(found[1]), int(found[2]), int(found[3])
 
 
@@ -244,11 +248,15 @@ def compile_locked(*, tools: Path, cache: Path) -> Packer:
 
 def compile_into(directory: Path, *, tools: Path) -> None:
     """Compile both programs into ``directory`` and let Packer install its plugin below ``directory/plugins``."""
+    flags = ["-mod=readonly", "-trimpath", "-buildvcs=false"]
     run.run(
-        ["go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", f"{directory}/", PACKER_MODULE, PLUGIN_MODULE],
-        cwd=tools, timeout=COMPILE_SECONDS, contained=True, env={"CGO_ENABLED": "0", "GOTOOLCHAIN": "auto", "GOWORK": "off"},
+        ["go", "build", *flags, "-o", f"{directory}/", PACKER_MODULE, PLUGIN_MODULE],
+        cwd=tools,
+        timeout=COMPILE_SECONDS,
+        contained=True,
+        env={"CGO_ENABLED": "0", "GOTOOLCHAIN": "auto", "GOWORK": "off"},
         hint="the modules come through Go's own proxy settings (go env GOPROXY); or see: " + GET_PACKER,
-    )  # fmt: skip
+    )
     plugin, home = directory / Path(PLUGIN_MODULE).name, directory / HOME
     home.mkdir()
     run.run(

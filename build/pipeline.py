@@ -132,6 +132,9 @@ def build(options: Options) -> Artifact:
             log.info("The locked sets changed; the plan is now:")
             lines = plan(options, fetched)
             tell_plan(lines)
+            found = artifact.find(options.project.artifacts, fetched.keys["artifact"].key)
+            if found:
+                return found
         gathered = fetched
     return _Line(options, gathered).run([line.stage for line in lines if line.action == "RUN"])
 

@@ -48,8 +48,10 @@ def make_rootfs(
         scratch.chmod(0o755)
         tar = scratch / "rootfs.tar"
         hooks = _hooks(scratch, spec=spec, stack=stack, lock=lock, mirrors=mirrors, wheelhouses=wheelhouses)
-        words = [
-            "--variant=custom", "--skip=update,check/empty",
+        words: list[str | Path] = [
+            # No apt is needed here, and mmdebstrap's clean-up must never run one that has lost its configuration: it would
+            # take the host's.
+            "--variant=custom", "--skip=update,check/empty,cleanup/apt",
             f"--setup-hook={extract_command(base / BASE_TAR, '$1')}",
             *(f"--customize-hook={hook}" for hook in hooks),
             spec.release, tar, "deb [trusted=yes] copy:///nonexistent ./",
@@ -128,7 +130,7 @@ def _seal_hooks() -> list[str]:
         f"set -eu; rm -rf {globs}",
         # Empty and not absent: systemd fills it at first boot, and treats an absent one as "uninitialized" for ever.
         'set -eu; : > "$1"/etc/machine-id; chmod 0444 "$1"/etc/machine-id',
-        'set -eu; find "$1"/var/log "$1"/var/tmp "$1"/tmp -xdev -type f -delete',
+        'set -eu; find "$1"/var/log "$1"/var/tmp -xdev -type f -delete',
         'set -eu; ln -sf ../run/systemd/resolve/stub-resolv.conf "$1"/etc/resolv.conf',
     ]
 

@@ -1,8 +1,8 @@
 """The one door to other programs: argv lists, a built environment, a time limit, and no survivor.
 
-A child never outlives Goldsmith. Ordinary exits kill and reap it; against ``kill -9`` of Goldsmith itself the child is
-started under ``setpriv --pdeathsig`` and, when ``contained``, as process 1 of its own PID and mount name space
-(``unshare --kill-child``), so that the kernel takes everything below it, mounts included, down with it.
+Ordinary exits kill and reap a child and whatever it left in its process group. A ``contained`` one does not outlive a
+``kill -9`` of Goldsmith either: it is started under ``setpriv --pdeathsig`` as process 1 of its own PID and mount name
+space (``unshare --kill-child``), so that the kernel takes everything below it, mounts included, down with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -38,9 +38,9 @@ Argv = Sequence[str | os.PathLike[str]]
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mksquashfs": "squashfs-tools",
     "unsquashfs": "squashfs-tools", "grub-mkrescue": "grub-common", "systemd-nspawn": "systemd-container",
-    "apt-get": "apt", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "unshare": "util-linux",
-    "setpriv": "util-linux", "mcopy": "mtools", "go": "golang-go", "ip": "iproute2", "debugfs": "e2fsprogs",
-    "sfdisk": "fdisk", "debconf-set-selections": "debconf", "depmod": "kmod", "lsblk": "util-linux",
+    "apt-get": "apt", "apt-cache": "apt", "apt-helper": "apt", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+    "unshare": "util-linux", "setpriv": "util-linux", "mcopy": "mtools", "go": "golang-go", "ip": "iproute2",
+    "debugfs": "e2fsprogs", "sfdisk": "fdisk", "debconf-set-selections": "debconf", "depmod": "kmod", "lsblk": "util-linux",
 }  # fmt: skip
 
 
@@ -66,14 +66,17 @@ class Process:
 
     def poll(self) -> int | None:
         """Return the exit status, or None while it runs."""
-        return self._popen.poll()
+        return self.wait(0)
 
     def wait(self, timeout: float) -> int | None:
         """Wait up to ``timeout`` seconds; return the exit status, or None when it still runs."""
-        try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+        if self._popen.returncode is None:
+            try:
+                self._popen.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return None
+            _signal_group(self._popen, signal.SIGKILL)
+        return self._popen.returncode
 
     def terminate(self) -> None:
         """Ask the process group to end, and kill it when it does not within the grace time."""
@@ -111,7 +114,7 @@ def is_root() -> bool:
 
 def contained_argv(argv: Argv) -> list[str]:
     """Wrap ``argv`` so that it and all its descendants die with Goldsmith, whatever kills it."""
-    words = [os.fspath(word) for word in argv]
+    words = _words(argv)
     user = [] if is_root() else ["--user", "--map-current-user"]
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
@@ -124,20 +127,20 @@ def _start(
     argv: Argv, *, cwd: Path | None, env: Mapping[str, str] | None, contained: bool,
     stdin: int, stdout: int | IO[bytes], stderr: int | IO[bytes],
 ) -> subprocess.Popen[bytes]:  # fmt: skip
-    words = [os.fspath(word) for word in argv]
-    if contained:
-        words = contained_argv(words)
-    try:
-        # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
-        return subprocess.Popen(
-            words, cwd=cwd, env=environment(env), stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
-        )
-    except FileNotFoundError as error:
+    words, variables = _words(argv), environment(env)
+    # Asked beforehand: inside a name space a missing program would only be an exit status.
+    if shutil.which(words[0], path=variables["PATH"]) is None:
         tool = Path(words[0]).name
         raise HostError(
-            f"{tool} cannot be run: {error.strerror}",
+            f"{tool} cannot be run: there is no such program",
             hint=f"apt-get install --yes {PACKAGES.get(tool, tool)}   (as root)",
-        ) from error
+        )
+    if contained:
+        words = contained_argv(words)
+    # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
+    return subprocess.Popen(
+        words, cwd=cwd, env=variables, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+    )
 
 
 def run(
@@ -156,11 +159,12 @@ def run(
     )  # fmt: skip
     try:
         out, err = popen.communicate(stdin, timeout)
+        _signal_group(popen, signal.SIGKILL)
     except subprocess.TimeoutExpired as error:
         _end(popen)
         raise CommandFailed(
             f"{_name(argv)} did not finish within {timeout:.0f} s", returncode=-1,
-            details=shlex.join(map(os.fspath, argv)), hint=hint,
+            details=shlex.join(_words(argv)), hint=hint,
         ) from error  # fmt: skip
     finally:
         _end(popen)
@@ -168,7 +172,7 @@ def run(
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
-            stream.write(f"$ {shlex.join(map(os.fspath, argv))}\n{done.stdout}{done.stderr}")
+            stream.write(f"$ {shlex.join(_words(argv))}\n{done.stdout}{done.stderr}")
     if check and done.returncode != 0:
         raise CommandFailed(
             f"{_name(argv)} failed with status {done.returncode}", returncode=done.returncode,
@@ -195,7 +199,7 @@ def spawn(
 
 def attach(argv: Argv) -> int:
     """Run a command on the user's own terminal, without a time limit; return its exit status."""
-    return subprocess.call([os.fspath(word) for word in argv], env=environment())
+    return subprocess.call(_words(argv), env=environment())
 
 
 def pipe(producer: Argv, consumer: Argv, *, timeout: float, log: Path, contained: bool = False) -> None:
@@ -234,31 +238,33 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
+def _words(argv: Argv) -> list[str]:
+    return [os.fspath(word) for word in argv]
+
+
 def _name(argv: Argv) -> str:
     return Path(os.fspath(argv[0])).name
 
 
 def _end(popen: subprocess.Popen[bytes]) -> None:
     """End the process group of ``popen``: TERM, a grace time, KILL; always reaped. Safe to call twice."""
-    if popen.poll() is None:
+    if popen.returncode is None:
         _signal_group(popen, signal.SIGTERM)
         try:
             popen.wait(TERMINATE_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # Those who are deaf, and those whom a command that ended left behind. A second Ctrl-C means "now": no
+            # grace any more, but still nobody left.
             _signal_group(popen, signal.SIGKILL)
             popen.wait()
-        except BaseException:
-            # A second Ctrl-C means "now": no grace any more, but still nobody left behind.
-            _signal_group(popen, signal.SIGKILL)
-            popen.wait()
-            raise
     for stream in (popen.stdout, popen.stderr, popen.stdin):
         if stream is not None:
             stream.close()
 
 
 def _signal_group(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    # Only while the process is not reaped, or at once afterwards: later the number may be somebody else's.
+    with suppress(ProcessLookupError):
         os.killpg(popen.pid, number)
-    except ProcessLookupError:
-        popen.poll()

@@ -1,7 +1,7 @@
 """Reads a sealed disk image from outside: no boot, no mount, no privilege.
 
 The image is unfolded into a sparse raw file; sfdisk reads its partition table, debugfs its ext4 file systems at their
-offsets, mtools its EFI system partition. Which partition is which follows from the image's own /etc/fstab.
+offsets. Which partition is which follows from the image's own /etc/fstab.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from build import run
@@ -80,7 +81,11 @@ class SealedImage:
         slot, _, inner = self._locate(path)
         if self.find(path) is None:
             raise FileNotFoundError(path)
-        return self._debugfs(slot, f'cat "{inner}"').encode()
+        # Through a file: what a command prints is read as text, and the content may be anything.
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / "copy"
+            self._debugfs(slot, f'dump "{inner}" {copy}')
+            return copy.read_bytes()
 
     def find(self, path: str) -> Found | None:
         """Return what is at ``path`` (links are not followed), or None."""
@@ -94,8 +99,17 @@ class SealedImage:
         for line in self._debugfs(slot, f'ls -p "{inner}"').splitlines():
             fields = line.split("/")
             if len(fields) >= 8 and fields[5] not in (".", "..") and fields[1] != "0":
-                found.append(_found(mount, inner, fields))
+                entry = _found(mount, inner, fields)
+                found.append(self._root(entry.path) if entry.path in self.mounts else entry)
         return sorted(found, key=lambda entry: entry.path)
+
+    def _root(self, mount: str) -> Found:
+        """Return a mount point as a running system shows it: the root of what is mounted there."""
+        for line in self._debugfs(self.mounts[mount], "ls -p /").splitlines():
+            fields = line.split("/")
+            if len(fields) >= 8 and fields[5] == ".":
+                return replace(_found(mount, "/", fields), path=mount)
+        raise StepFailed(f"the file system of {mount} has no root directory")
 
     def walk(self, directory: str) -> Iterator[Found]:
         """Yield everything below a directory, across the image's own mount points."""

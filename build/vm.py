@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, TextIO
 
 from build import log, run, seed
 from build.accel import Accelerator
@@ -166,6 +167,9 @@ def _find_ports(monitor: Path, process: run.Process, qemu_log: Path) -> dict[str
         time.sleep(0.05)
     text = monitor_command(monitor, "info usernet")
     by_guest = {int(guest): int(host) for host, guest in re.findall(r"TCP\[HOST_FORWARD\].*?127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)", text)}
+    missing = sorted(name for name, guest in GUEST_PORTS.items() if guest not in by_guest)
+    if missing:
+        raise StepFailed(f"QEMU forwards no port to {', '.join(missing)}", details=text)
     return {name: by_guest[guest] for name, guest in GUEST_PORTS.items()}
 
 
@@ -176,18 +180,23 @@ def monitor_command(monitor: Path, line: str) -> str:
         connection.connect(str(monitor))
         stream = connection.makefile("rw")
         stream.readline()
-        for request in (
-            {"execute": "qmp_capabilities"},
-            {"execute": "human-monitor-command", "arguments": {"command-line": line}},
-        ):
-            stream.write(json.dumps(request) + "\n")
-            stream.flush()
-            answer = json.loads(stream.readline())
-            while "event" in answer:
-                answer = json.loads(stream.readline())
-            if "error" in answer:
-                raise StepFailed(f"QEMU's monitor refused {line!r}: {answer['error']['desc']}")
-    return str(answer["return"])
+        _ask(stream, {"execute": "qmp_capabilities"})
+        return str(_ask(stream, {"execute": "human-monitor-command", "arguments": {"command-line": line}}))
+
+
+def _ask(stream: TextIO, request: dict[str, Any]) -> Any:
+    """Send a request and return the answer to it; what QEMU tells unasked in between is passed over."""
+    stream.write(json.dumps(request) + "\n")
+    stream.flush()
+    answer: dict[str, Any] = {"event": ""}
+    while "event" in answer:
+        line = stream.readline()
+        if not line:
+            raise StepFailed("QEMU's monitor closed the connection: QEMU has ended")
+        answer = json.loads(line)
+    if "error" in answer:
+        raise StepFailed(f"QEMU's monitor refused {json.dumps(request)}: {answer['error']['desc']}")
+    return answer["return"]
 
 
 def wait_ready(made: Clone, identity: seed.Identity, *, tell: log.Progress | None = None) -> None:

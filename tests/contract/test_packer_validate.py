@@ -53,7 +53,9 @@ def tool(request: pytest.FixtureRequest) -> packer.Packer:
     return request.param
 
 
-def prepare(directory: Path, tool: packer.Packer, medium: Path, *, sha256: str = "", machine: str = "pc") -> packer.Workspace:
+def prepare(
+    directory: Path, tool: packer.Packer, medium: Path, *, sha256: str = "", machine: str = "pc"
+) -> packer.Workspace:
     directory.mkdir(parents=True)
     job = packer.Job(
         medium=medium, medium_sha256=sha256 or files.sha256_file(medium), machine_type=machine,
@@ -65,9 +67,7 @@ def prepare(directory: Path, tool: packer.Packer, medium: Path, *, sha256: str =
 
 def power_on(workspace: packer.Workspace) -> tuple[int | None, str]:
     output = workspace.directory / "output.txt"
-    with run.spawn(
-        workspace.argv(), cwd=workspace.directory, env=workspace.environment(), log=output
-    ) as process:
+    with run.spawn(workspace.argv(), cwd=workspace.directory, env=workspace.environment(), log=output) as process:
         status = process.wait(BUILD_SECONDS)
     return status, output.read_text(encoding="utf-8")
 
@@ -112,11 +112,17 @@ def test_a_guest_that_powers_off_leaves_a_compact_disk_and_both_logs(
 
 @pytest.mark.vm
 def test_two_builds_at_once_do_not_collide(tool: packer.Packer, tmp_path: Path) -> None:
-    places = [prepare(tmp_path / name, tool, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n")) for name in "ab"]
+    places = [
+        prepare(tmp_path / name, tool, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n")) for name in "ab"
+    ]
     begun = time.monotonic()
     with (
-        run.spawn(places[0].argv(), cwd=places[0].directory, env=places[0].environment(), log=tmp_path / "a.txt") as one,
-        run.spawn(places[1].argv(), cwd=places[1].directory, env=places[1].environment(), log=tmp_path / "b.txt") as two,
+        run.spawn(
+            places[0].argv(), cwd=places[0].directory, env=places[0].environment(), log=tmp_path / "a.txt"
+        ) as one,
+        run.spawn(
+            places[1].argv(), cwd=places[1].directory, env=places[1].environment(), log=tmp_path / "b.txt"
+        ) as two,
     ):
         assert (one.wait(BUILD_SECONDS), two.wait(BUILD_SECONDS)) == (0, 0)
     assert time.monotonic() - begun < BUILD_SECONDS

@@ -69,12 +69,23 @@ def medium(
     """Write ``medium.iso`` into ``directory`` and return its path."""
     tree = directory / "medium"
     tree.mkdir(parents=True)
-    (tree / "boot.img").write_bytes(
-        boot_image(console=console, syslog=syslog, seconds=seconds, power_off=power_off)
-    )
+    (tree / "boot.img").write_bytes(boot_image(console=console, syslog=syslog, seconds=seconds, power_off=power_off))
     iso = directory / "medium.iso"
     run.run(
-        ["xorriso", "-as", "mkisofs", "-quiet", "-b", "boot.img", "-no-emul-boot", "-boot-load-size", "4", "-o", iso, tree],
+        [
+            "xorriso",
+            "-as",
+            "mkisofs",
+            "-quiet",
+            "-b",
+            "boot.img",
+            "-no-emul-boot",
+            "-boot-load-size",
+            "4",
+            "-o",
+            iso,
+            tree,
+        ],
         timeout=60,
     )
     return iso

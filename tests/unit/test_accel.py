@@ -51,9 +51,7 @@ def test_kvm_that_hangs_is_refused_in_time_and_leaves_nobody(
     found = accel.probe(workdir=tmp_path, device=device)
     assert time.monotonic() - begun < 10
     assert found.kind is Kind.TCG
-    assert found.reason == (
-        "KVM cannot be used: a guest of 512 bytes did not finish its 0.1 s of work within 0 s"
-    )
+    assert found.reason == ("KVM cannot be used: a guest of 512 bytes did not finish its 0.1 s of work within 0 s")
     assert not list(tmp_path.glob(".scratch-*"))
 
 
@@ -139,7 +137,10 @@ def test_qemu_without_a_version_is_an_error(fakes: Fakes, tmp_path: Path) -> Non
         accel.probe(workdir=tmp_path)
 
 
-@pytest.mark.parametrize(("version", "cpu", "most"), [("7.2.22", "max,cx16=off", 1), ("9.2.4", "max,cx16=off", 1), ("10.0.3", "max", 2), ("11.1.0", "max", 2)])
+@pytest.mark.parametrize(
+    ("version", "cpu", "most"),
+    [("7.2.22", "max,cx16=off", 1), ("9.2.4", "max,cx16=off", 1), ("10.0.3", "max", 2), ("11.1.0", "max", 2)],
+)
 def test_tcg_flags_follow_the_version_of_qemu(
     fakes: Fakes, tmp_path: Path, version: str, cpu: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

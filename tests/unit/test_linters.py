@@ -36,7 +36,10 @@ RINGS = {
 
 # What starts other programs; build/run.py alone may use it.
 PROCESS_MODULES = {"subprocess", "pty", "multiprocessing", "pexpect"}
-PROCESS_CALLS = {"system", "popen", "fork", "forkpty", "posix_spawn", "execv", "execve", "execvp", "spawnv"}
+PROCESS_CALLS = {
+    *(f"os.{name}" for name in ("system", "popen", "fork", "forkpty", "posix_spawn", "execv", "execve", "execvp")),
+    "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell",
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -157,9 +160,8 @@ def test_only_run_starts_programs(path: Path) -> None:
             used += [alias.name for alias in node.names if alias.name.split(".")[0] in PROCESS_MODULES]
         elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PROCESS_MODULES:
             used.append(str(node.module))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if (node.value.id == "os" and node.attr in PROCESS_CALLS) or node.attr.startswith("create_subprocess"):
-                used.append(f"{node.value.id}.{node.attr}")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in PROCESS_CALLS:
+            used.append(ast.unparse(node))
     assert not used, f"{path.stem} starts programs by itself: {used}"
 
 
@@ -181,7 +183,9 @@ def hosts_of_this_machine() -> set[str]:
         ["npm", "config", "get", "registry"],
         ["go", "env", "GOPROXY", "GOSUMDB"],
     )
-    said = [value for name, value in os.environ.items() if name.upper() in {"PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY"}]
+    said = [
+        value for name, value in os.environ.items() if name.upper() in {"PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY"}
+    ]
     for question in questions:
         if shutil.which(question[0]):
             said.append(run.run(question, timeout=ASK_SECONDS, check=False).stdout)
@@ -206,9 +210,7 @@ def test_no_file_names_a_directory_of_this_machine() -> None:
 
 
 def test_texts_end_with_a_line_and_have_no_stray_white_space() -> None:
-    wrong = []
-    for path, text in texts():
-        if path.suffix in {".py", ".hcl", ".yaml", ".toml", ".md", ".j2", ".cfg"} and text:
-            if not text.endswith("\n") or text.endswith("\n\n") or re.search(r"[ \t]+$", text, re.M) or "\r" in text:
-                wrong.append(str(path.relative_to(ROOT)))
+    stray = re.compile(r"[ \t]+$|\r|\n\n\Z|[^\n]\Z", re.MULTILINE)
+    kinds = {".py", ".hcl", ".yaml", ".toml", ".md", ".j2", ".cfg", ".conf"}
+    wrong = [str(path.relative_to(ROOT)) for path, text in texts() if path.suffix in kinds and stray.search(text)]
     assert not wrong

@@ -52,7 +52,9 @@ def test_chosen_packer_comes_before_path(only_fakes: Fakes, tmp_path: Path) -> N
     assert packer.locate(tools=TOOLS, cache=tmp_path, chosen=str(chosen.path)).version == (1, 9, 5)
 
 
-def test_chosen_packer_that_is_not_there_is_an_error_even_with_another_in_path(only_fakes: Fakes, tmp_path: Path) -> None:
+def test_chosen_packer_that_is_not_there_is_an_error_even_with_another_in_path(
+    only_fakes: Fakes, tmp_path: Path
+) -> None:
     only_fakes.packer()
     with pytest.raises(HostError, match="PACKER names /nowhere/packer, which is not an executable file"):
         packer.locate(tools=TOOLS, cache=tmp_path, chosen="/nowhere/packer")
@@ -169,8 +171,10 @@ def test_another_lock_has_another_place(tmp_path: Path) -> None:
 
 
 def test_lock_names_each_module_once_with_its_hash() -> None:
-    required = re.findall(r"^\s+(\S+) (v\S+)(?: // indirect)?$", (TOOLS / "go.mod").read_text(encoding="utf-8"), re.M)
-    hashed = set(re.findall(r"^(\S+) (v[^/\s]+) h1:", (TOOLS / "go.sum").read_text(encoding="utf-8"), re.M))
+    required = re.findall(
+        r"^\s+(\S+) (v\S+)(?: // indirect)?$", (TOOLS / "go.mod").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    hashed = set(re.findall(r"^(\S+) (v[^/\s]+) h1:", (TOOLS / "go.sum").read_text(encoding="utf-8"), re.MULTILINE))
     names = {name for name, _ in required}
     assert {packer.PACKER_MODULE, packer.PLUGIN_MODULE} <= names
     for module in (packer.PACKER_MODULE, packer.PLUGIN_MODULE):
@@ -182,7 +186,7 @@ def test_lock_names_each_module_once_with_its_hash() -> None:
 
 def declared_variables() -> set[str]:
     text = (TEMPLATES / "variables.pkr.hcl").read_text(encoding="utf-8")
-    return set(re.findall(r'^variable "(\w+)"', text, re.M))
+    return set(re.findall(r'^variable "(\w+)"', text, re.MULTILINE))
 
 
 def test_variables_are_exactly_those_the_template_declares(tmp_path: Path) -> None:
@@ -216,9 +220,13 @@ def test_variables_of_a_job(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("version", "asks_for_plugin"), [((1, 6, 6), False), ((1, 9, 5), False), ((1, 10, 0), True), ((1, 16, 0), True)])
+@pytest.mark.parametrize(
+    ("version", "asks_for_plugin"), [((1, 6, 6), False), ((1, 9, 5), False), ((1, 10, 0), True), ((1, 16, 0), True)]
+)
 def test_only_a_packer_without_builders_is_asked_for_the_plugin(
-    tmp_path: Path, version: tuple[int, int, int], asks_for_plugin: bool  # noqa: FBT001
+    tmp_path: Path,
+    version: tuple[int, int, int],
+    asks_for_plugin: bool,  # noqa: FBT001
 ) -> None:
     tool = packer.Packer(tmp_path / "packer", version)
     workspace = packer.prepare(directory(tmp_path), packer=tool, templates=TEMPLATES, job=job(tmp_path))
@@ -316,7 +324,13 @@ LOG_1_16 = (
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LOG_1_6, ["qemu-system-x86_64: could not set up host memory", "Build 'qemu.golden' errored after 1 second: Error launching VM"]),
+        (
+            LOG_1_6,
+            [
+                "qemu-system-x86_64: could not set up host memory",
+                "Build 'qemu.golden' errored after 1 second: Error launching VM",
+            ],
+        ),
         (LOG_1_16, ["qemu-system-x86_64: terminating on signal 15", "build failed"]),
         ("", []),
     ],

@@ -15,7 +15,7 @@ from pages.models import Page
 
 logger = logging.getLogger("app.health")
 # Seconds. The answer of /health must be there within 3 s, whatever the database does.
-HEALTH_DEADLINE = 2.5
+HEALTH_DEADLINE = 2.0
 
 
 @require_safe

@@ -8,7 +8,7 @@ def write_first_page(apps, schema_editor):
     apps.get_model("pages", "Page").objects.create(
         slug="index",
         title="It works",
-        text="This page came from PostgreSQL through Django, gunicorn and nginx.",
+        text="This page came from the database.",
     )
 
 

@@ -1,0 +1,193 @@
+"""The clone is up: every unit works, nothing runs that is not known, and what a first boot makes is made."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+# Units that are enabled, and why. Whatever else is enabled is a mistake.
+ENABLED = {
+    "chrony.service": "time",
+    "cloud-config.service": "cloud-init",
+    "cloud-final.service": "cloud-init",
+    "cloud-init-local.service": "cloud-init",
+    "cloud-init-main.service": "cloud-init",
+    "cloud-init-network.service": "cloud-init",
+    "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "getty@.service": "login on the hypervisor's console",
+    "golden-console-keys.service": "shows the host keys",
+    "golden-database.service": "makes the cluster",
+    "golden-hostkeys.service": "makes the host keys",
+    "golden-migrate.service": "makes the tables",
+    "golden-names.service": "writes the host names",
+    "golden-secrets.service": "makes the secret key",
+    "golden-tls.service": "makes the TLS key",
+    "gunicorn.service": "the application",
+    "gunicorn.socket": "the application",
+    "nginx.service": "the web server",
+    "nginx.socket": "the web server",
+    "noexec-shm.service": "mount options of /dev/shm",
+    "postgresql.service": "the database",
+    "reboot.target": "control-alt-delete restarts the machine in order",
+    "remote-fs.target": "a synchronisation point without content",
+    "rsyslog.service": "the web server's access log",
+    "ssh.service": "administration",
+    "systemd-network-generator.service": "network settings from the kernel's command line",
+    "systemd-networkd-wait-online.service": "waits for a network, for a limited time",
+    "systemd-networkd.service": "the network",
+    "systemd-networkd.socket": "the network",
+    "systemd-pstore.service": "keeps what a panicking kernel left",
+    "systemd-resolved.service": "name resolution",
+}
+TIMERS = {
+    "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
+}
+UNITS_OF_THE_FIRST_BOOT = (
+    "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
+    "golden-tls",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What the running system says about itself."""
+    return gather(
+        host,
+        {
+            "state": "systemctl is-system-running --wait",
+            "failed": "systemctl --failed --no-legend --plain --no-pager",
+            "jobs": "systemctl list-jobs --no-legend --no-pager",
+            "enabled": "systemctl list-unit-files --state=enabled --no-legend --no-pager",
+            "timers": "systemctl list-units --type=timer --state=active --no-legend --plain --no-pager",
+            "targets": "systemctl is-active multi-user.target network-online.target cloud-init.target; systemctl get-default",
+            "cloud": "cloud-init status --long",
+            "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(UNITS_OF_THE_FIRST_BOOT),
+            "release": "cat /etc/os-release",
+            "virtualisation": "systemd-detect-virt",
+            "names": "hostname; cat /etc/hostname",
+            "locale": "cat /etc/locale.conf; locale -a; readlink /etc/localtime; date +%Z",
+            "journal": "ls -d /var/log/journal/*; journalctl --header | grep -c 'File path: /var/log/journal'",
+            "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
+            "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
+            "reboot": "test -e /run/reboot-required && echo needed; uname -r; ls /boot | grep ^vmlinuz | sort -V | tail -1",
+            "restarts": "systemctl show -p NRestarts --value ssh nginx gunicorn postgresql@17-main rsyslog",
+        },
+    )
+
+
+@pytest.mark.req("R9")
+def test_system_is_running(facts: dict[str, Fact]) -> None:
+    """systemd says that the system is running: every unit that was started works"""
+    assert facts["failed"].lines == []
+    assert facts["state"].text == "running"
+    assert facts["jobs"].text in ("", "No jobs running.")
+
+
+@pytest.mark.req("R9", "R24")
+def test_enabled_units_are_known(facts: dict[str, Fact]) -> None:
+    """Every enabled unit is on the list, with its reason, and all of the list is enabled"""
+    assert {line.split()[0] for line in facts["enabled"].lines} == set(ENABLED)
+
+
+@pytest.mark.req("R24")
+def test_timers_are_known(facts: dict[str, Fact], target: str) -> None:
+    """Every timer that runs is on the list"""
+    known = set(TIMERS) - ({"fstrim.timer"} if target == "container" else set())
+    assert {line.split()[0] for line in facts["timers"].lines} == known
+
+
+@pytest.mark.req("R9")
+def test_targets_are_reached(facts: dict[str, Fact]) -> None:
+    """The machine reached its target, with the network's, and cloud-init's"""
+    assert facts["targets"].lines == ["active", "active", "active", "graphical.target"]
+
+
+@pytest.mark.req("R4")
+def test_cloud_init_is_done(facts: dict[str, Fact]) -> None:
+    """cloud-init took the clone's seed and ended without an error"""
+    text = facts["cloud"].text
+    assert facts["cloud"].status == 0, text
+    assert re.search(r"^status: done$", text, re.M)
+    assert re.search(r"^extended_status: done$", text, re.M)
+    assert "DataSourceNoCloud" in text
+
+
+@pytest.mark.req("R9", "F18")
+def test_first_boot_units_worked(facts: dict[str, Fact]) -> None:
+    """Every unit that makes something at first boot ended well, at its first attempt"""
+    blocks = facts["first"].text.split("\n\n")
+    found = {block["Id"]: block for block in (properties(Fact(0, text)) for text in blocks)}
+    assert set(found) == {f"{name}.service" for name in UNITS_OF_THE_FIRST_BOOT}
+    for name, block in found.items():
+        assert (block["Result"], block["NRestarts"], block["ActiveState"]) == ("success", "0", "active"), name
+
+
+@pytest.mark.req("R9")
+def test_nothing_was_restarted(facts: dict[str, Fact]) -> None:
+    """No service has died since the boot"""
+    assert set(facts["restarts"].words) == {"0"}
+
+
+@pytest.mark.req("R1")
+def test_debian_13(facts: dict[str, Fact]) -> None:
+    """The system is Debian 13"""
+    release = properties(facts["release"])
+    assert (release["ID"], release["VERSION_ID"].strip('"')) == ("debian", "13")
+
+
+@pytest.mark.vm
+@pytest.mark.req("R1")
+def test_virtual_machine(facts: dict[str, Fact]) -> None:
+    """The system sees that it runs in a virtual machine of QEMU"""
+    assert facts["virtualisation"].text in ("kvm", "qemu")
+
+
+@pytest.mark.vm
+@pytest.mark.req("R78")
+def test_newest_kernel_runs(facts: dict[str, Fact]) -> None:
+    """The running kernel is the newest that is installed, and nothing asks for a restart"""
+    running, newest = facts["reboot"].lines
+    assert newest == f"vmlinuz-{running}"
+
+
+@pytest.mark.req("F29")
+def test_host_name(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """The clone has the name of its seed, not the image's"""
+    now, stored = facts["names"].lines
+    assert now == stored
+    assert now != spec.hostname
+
+
+@pytest.mark.req("R4")
+def test_locale_and_time_zone(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """Locale and time zone are the spec's, and the locale exists"""
+    configured, *rest = facts["locale"].lines
+    *locales, zone, _ = rest
+    assert configured == f"LANG={spec.locale}"
+    assert spec.locale.lower().replace("-", "") in [name.lower().replace("-", "") for name in locales]
+    assert zone.endswith(f"/usr/share/zoneinfo/{spec.timezone}")
+
+
+@pytest.mark.req("R9")
+def test_journal_is_persistent_and_limited(facts: dict[str, Fact]) -> None:
+    """The journal is on the disk, and cannot fill it"""
+    assert facts["journal"].status == 0
+    assert int(facts["journal"].lines[-1]) >= 1
+    limits = properties(facts["journal limits"])
+    assert limits["Storage"] == "persistent"
+    assert {"SystemMaxUse", "SystemKeepFree", "RuntimeMaxUse"} <= set(limits)
+
+
+@pytest.mark.req("F29")
+def test_machine_id(facts: dict[str, Fact]) -> None:
+    """The machine id was made at first boot, and D-Bus uses the same one"""
+    identity, access, link = facts["machine id"].lines
+    assert re.fullmatch(r"[0-9a-f]{32}", identity)
+    assert access in ("444 root", "644 root")
+    assert link.endswith("-> /etc/machine-id")

@@ -1,0 +1,118 @@
+"""What listens, and how the machine finds its network and resolves names."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather
+
+PORTS = {22: "sshd", 80: "nginx", 443: "nginx"}
+# UDP: the DHCP clients of systemd-networkd; they must hear answers.
+UDP = {("systemd-network", 68), ("systemd-network", 546)}
+UNIX_SOCKETS_OF_SERVICES = ("/run/gunicorn.sock", "/run/postgresql/.s.PGSQL.5432", "/run/nginx-syslog/socket")
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """Sockets, addresses and names."""
+    return gather(
+        host,
+        {
+            "sockets": "ss -Hlntup",
+            "unix": "stat -c '%F %n' " + " ".join(UNIX_SOCKETS_OF_SERVICES),
+            "addresses": "ip -json address",
+            "links": "networkctl --json=short list",
+            "resolver": "readlink /etc/resolv.conf; systemd-analyze cat-config systemd/resolved.conf | grep -v '^#'",
+            "names": "getent hosts $(hostname); getent hosts localhost; grep ^hosts: /etc/nsswitch.conf",
+            "time": "systemctl is-active chrony; ls /run/systemd/timesync 2>/dev/null; chronyc -n tracking",
+            "guest agent": "systemctl show -p LoadState --value qemu-guest-agent; dpkg-query -W -f '${Status}' qemu-guest-agent",
+        },
+    )
+
+
+def _listeners(fact: Fact) -> set[tuple[str, str, int, str]]:
+    """Return (protocol, address, port, program) of every socket that waits for connections or datagrams."""
+    found = set()
+    for line in fact.lines:
+        fields = line.split()
+        address, _, port = fields[4].rpartition(":")
+        program = re.search(r'users:\(\("([^"]+)"', line)
+        found.add((fields[0], address, int(port), program.group(1) if program else ""))
+    return found
+
+
+@pytest.mark.req("R3", "R10", "R11", "R90")
+def test_tcp_listeners_are_known(facts: dict[str, Fact]) -> None:
+    """Only ports 22, 80 and 443 listen, on IPv4 and IPv6, and nothing at all on the loopback interface"""
+    found = {(address, port) for protocol, address, port, _ in _listeners(facts["sockets"]) if protocol == "tcp"}
+    assert found == {(address, port) for port in PORTS for address in ("0.0.0.0", "[::]")}
+
+
+@pytest.mark.req("R10")
+def test_udp_listeners_are_known(facts: dict[str, Fact]) -> None:
+    """No UDP port is open but those of the DHCP client"""
+    found = {
+        (program, port) for protocol, _, port, program in _listeners(facts["sockets"]) if protocol == "udp"
+    }
+    assert {(name[:15], port) for name, port in found} <= UDP
+
+
+@pytest.mark.req("R11", "R20")
+def test_services_listen_on_unix_sockets(facts: dict[str, Fact]) -> None:
+    """Application, database and log listen on UNIX sockets"""
+    assert facts["unix"].lines == [f"socket {path}" for path in UNIX_SOCKETS_OF_SERVICES]
+
+
+@pytest.mark.req("R10")
+def test_no_name_resolution_by_broadcast(facts: dict[str, Fact]) -> None:
+    """Names are resolved by DNS only, and without a listener on this machine"""
+    link, *lines = facts["resolver"].lines
+    assert link == "../run/systemd/resolve/resolv.conf"
+    assert {"LLMNR=no", "MulticastDNS=no", "DNSStubListener=no"} <= set(lines)
+
+
+@pytest.mark.req("F33")
+def test_own_name_resolves(facts: dict[str, Fact]) -> None:
+    """The machine's own name resolves without a network"""
+    own, local, order = facts["names"].lines
+    assert own.split()[0] in ("127.0.1.1", "127.0.0.2", "::1") or re.match(r"[0-9a-f:.]+$", own.split()[0])
+    assert local.split()[0] in ("127.0.0.1", "::1")
+    assert order.split()[1] == "files"
+
+
+@pytest.mark.vm
+@pytest.mark.req("R1")
+def test_address_by_dhcp(facts: dict[str, Fact]) -> None:
+    """The network card got its address by DHCP from systemd-networkd"""
+    addresses = [
+        address
+        for link in json.loads(facts["addresses"].text)
+        if link["ifname"] != "lo"
+        for address in link["addr_info"]
+        if address["scope"] == "global" and address["family"] == "inet"
+    ]
+    assert addresses
+    assert all(address.get("dynamic") for address in addresses)
+    links = json.loads(facts["links"].text)["Interfaces"]
+    states = {link["Name"]: link["AdministrativeState"] for link in links if link["Type"] == "ether"}
+    assert set(states.values()) == {"configured"}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R29")
+def test_time_service(facts: dict[str, Fact]) -> None:
+    """chrony keeps the time, nothing else does, and it is asked over its UNIX socket"""
+    active, *rest = facts["time"].lines
+    assert active == "active"
+    assert any(line.startswith("Reference ID") for line in rest)
+    assert facts["time"].status == 0
+
+
+@pytest.mark.req("R1")
+def test_guest_agent_is_ready(facts: dict[str, Fact]) -> None:
+    """The guest agent is installed, and starts when the hypervisor offers its channel"""
+    assert facts["guest agent"].lines == ["loaded", "install ok installed"]

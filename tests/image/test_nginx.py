@@ -1,0 +1,281 @@
+"""The web server: unprivileged, without a network of its own, and it answers for the clone's names only."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Answer, Fact, ask, browse, gather, properties
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+ONCE = (*HEADERS, "Content-Security-Policy", "Permissions-Policy", "Strict-Transport-Security", "X-Request-ID", "Server")
+HIDDEN = [
+    "/.env", "/.git/config", "/static/.env", "/settings.py", "/project/settings.py", "/static/site.sql", "/backup.bak",
+    "/static/", "/static/pages/", "/static/pages/site.css", "/static../etc/passwd", "/static/../../etc/passwd",
+    "/static/%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "/app.key", "/nginx.conf.old",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """The service's processes, files and rights."""
+    return gather(
+        host,
+        {
+            "unit": "systemctl show nginx -p ActiveState -p Type -p User -p NonBlocking -p Restart -p PrivateNetwork "
+            "-p CapabilityBoundingSet -p UMask -p Requires -p DropInPaths -p NRestarts",
+            "exposure": "systemd-analyze security --no-pager nginx.service | tail -1",
+            "processes": "ps -o pid=,ppid=,user:16=,args= -C nginx",
+            "rights": "for pid in $(pgrep -x nginx); do grep -E '^(Uid|Gid|Cap...|NoNewPrivs|Seccomp):' /proc/$pid/status; done",
+            "networks": "readlink /proc/1/ns/net; for pid in $(pgrep -x nginx); do readlink /proc/$pid/ns/net; done",
+            "mounts": "grep -E ' (/|/etc|/usr|/var/log) ' /proc/$(systemctl show -p MainPID --value nginx)/mountinfo",
+            "access": "stat -c '%a %U:%G %n' /etc/nginx /etc/nginx/nginx.conf /etc/nginx/conf.d/* /etc/nginx/sites-enabled/* "
+            "/etc/nginx/snippets/* /var/log/nginx /var/cache/nginx /run/nginx-syslog",
+            "sites": "ls /etc/nginx/sites-enabled /etc/nginx/modules-enabled; ls -A /var/www",
+            "autoindex": "grep -rE '^[^#]*autoindex +on' /etc/nginx",
+            "key": "stat -c '%a %U:%G %n' /etc/ssl/private/app.key /etc/ssl/certs/app.pem /run/nginx/tls/app.key",
+            "certificate": "openssl x509 -noout -text -in /etc/ssl/certs/app.pem",
+            "pair": "openssl pkey -in /etc/ssl/private/app.key -pubout | sha256sum; "
+            "openssl x509 -in /etc/ssl/certs/app.pem -noout -pubkey | sha256sum",
+            "others": "for user in nginx gunicorn postgres nobody; do runuser -u $user -- cat /etc/ssl/private/app.key; done",
+            "writable": "runuser -u nginx -- find /etc/nginx /var/www /var/log /opt -writable 2>/dev/null",
+            "readable": "runuser -u nginx -- ls /opt/app /var/lib/postgresql /etc/credstore",
+            "names": "cat /run/golden/names",
+            "host name": "hostname",
+            "reload": "systemctl show -p MainPID --value nginx; systemctl reload nginx && systemctl show -p MainPID --value nginx",
+            "versions": "nginx -v",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace) -> dict[str, Answer]:
+    """What the server answers to good and to bad requests."""
+    name = spec.application.server_name
+    requests = {
+        "page": ask(name, "/"),
+        "health": ask(name, "/health"),
+        "absent": ask(name, "/no-such-page"),
+        "plain": ask(name, "/some/page?with=query", tls=False),
+        "plain other host": ask(name, "/", tls=False, host="other.test"),
+        "plain no host": ask(name, "/", tls=False, host=""),
+        "plain address": ask(name, "/", tls=False, host="127.0.0.1"),
+        "other name": ask(name, "/", sni="other.test", host="other.test"),
+        "right name, other host": ask(name, "/", host="other.test"),
+        "right name, address": ask(name, "/", host="127.0.0.1"),
+        "old TLS": ask(name, "/", newest_tls="1.1"),
+        "large header": ask(name, "/", headers={"X-Large": "x" * 65536}),
+        "large body": ask(name, "/", method="POST", headers={"Content-Length": str(1 << 30)}),
+        "delete": ask(name, "/", method="DELETE"),
+        "trace": ask(name, "/", method="TRACE"),
+        "post health": ask(name, "/health", method="POST", headers={"Content-Length": "0"}),
+    }
+    requests |= {f"own name {own}": ask(own, "/health") for own in facts["names"].words}
+    requests |= {f"hidden {path}": ask(name, path) for path in HIDDEN}
+    first = browse(host, requests)
+    found = re.search(r'href="(/static/[^"]+)"', first["page"].body)
+    assert found, first["page"]
+    return first | browse(host, {"static": ask(name, found.group(1))})
+
+
+@pytest.mark.req("R27", "R38", "R45")
+def test_unit(facts: dict[str, Fact]) -> None:
+    """The service starts as its own user, takes its listeners from systemd, and starts again after a crash"""
+    unit = properties(facts["unit"])
+    assert unit["ActiveState"] == "active"
+    assert (unit["Type"], unit["User"], unit["Restart"], unit["NonBlocking"]) == ("exec", "nginx", "on-failure", "yes")
+    assert unit["PrivateNetwork"] == "yes"
+    assert unit["CapabilityBoundingSet"] == ""
+    assert "nginx.socket" in unit["Requires"].split()
+    assert "/etc/systemd/system/nginx.service.d/hardening.conf" in unit["DropInPaths"].split()
+
+
+@pytest.mark.req("R38", "R40", "R41", "R42", "R43")
+def test_exposure(facts: dict[str, Fact]) -> None:
+    """systemd rates the unit's sandbox 0.7 or better"""
+    found = re.search(r"level for \S+: ([0-9.]+)", facts["exposure"].text)
+    assert found, facts["exposure"].text
+    assert float(found.group(1)) <= 0.7
+
+
+@pytest.mark.req("R39", "R42", "R43", "R45")
+def test_processes_have_no_rights(facts: dict[str, Fact]) -> None:
+    """Master and workers run as nginx, with no capability, unable to gain any, behind a system call filter"""
+    rights = facts["rights"].lines
+    assert len(facts["processes"].lines) >= 2
+    assert {line.split()[2] for line in facts["processes"].lines} == {"nginx"}
+    for line in rights:
+        name, *values = line.split()
+        if name.startswith("Cap"):
+            assert set(values[0]) == {"0"}, line
+        elif name in ("Uid:", "Gid:"):
+            assert "0" not in values, line
+    assert {line for line in rights if line.startswith("NoNewPrivs")} == {"NoNewPrivs:\t1"}
+    assert {line for line in rights if line.startswith("Seccomp:")} == {"Seccomp:\t2"}
+
+
+@pytest.mark.req("R3", "R44")
+def test_no_network_of_its_own(facts: dict[str, Fact]) -> None:
+    """No process of the web server is in the machine's network: it has the connections that came in, and no way out"""
+    machine, *processes = facts["networks"].lines
+    assert len(processes) >= 2
+    assert machine not in processes
+
+
+@pytest.mark.req("R40")
+def test_root_is_read_only(facts: dict[str, Fact]) -> None:
+    """The service sees the system's files read-only"""
+    root = [line.split() for line in facts["mounts"].lines if line.split()[4] == "/"]
+    assert root
+    assert all("ro" in fields[5].split(",") for fields in root)
+
+
+@pytest.mark.req("R35")
+def test_configuration_access(facts: dict[str, Fact]) -> None:
+    """The configuration is root's, read by nginx, closed to others; so is the directory of the logs"""
+    for line in facts["access"].lines:
+        mode, owner, path = line.split()
+        if path == "/run/nginx-syslog":
+            assert (mode, owner) == ("750", "root:nginx")
+        elif path == "/var/cache/nginx":
+            assert (mode, owner) == ("750", "nginx:nginx")
+        elif path == "/var/log/nginx":
+            assert (mode, owner) == ("750", "root:adm")
+        else:
+            assert owner == "root:nginx", path
+            assert mode in ("640", "750"), path
+
+
+@pytest.mark.req("R3", "R7", "R41")
+def test_writes_nothing_reads_no_secrets(facts: dict[str, Fact]) -> None:
+    """The web server's user cannot write configuration, pages or logs, nor read code, database or secrets"""
+    assert facts["writable"].lines == []
+    assert facts["readable"].status != 0
+    assert all("Permission denied" in line for line in facts["readable"].lines)
+
+
+@pytest.mark.req("R10", "R36", "R58")
+def test_no_example_sites(facts: dict[str, Fact]) -> None:
+    """There is no example site, no module beyond the built-in ones, no directory listing"""
+    assert facts["sites"].lines == [
+        "/etc/nginx/modules-enabled:", "/etc/nginx/sites-enabled:", "00-default", "10-app",
+        *(["lost+found"] if "lost+found" in facts["sites"].lines else []), "static",
+    ]  # fmt: skip
+    assert facts["autoindex"].lines == []
+
+
+@pytest.mark.req("R60", "R61", "F29")
+def test_key_and_certificate(facts: dict[str, Fact]) -> None:
+    """Key and certificate belong together: ECDSA P-256, the key for root only, with nginx's copy in memory"""
+    assert facts["key"].lines == [
+        "600 root:root /etc/ssl/private/app.key",
+        "644 root:root /etc/ssl/certs/app.pem",
+        "400 nginx:nginx /run/nginx/tls/app.key",
+    ]
+    private, public = facts["pair"].lines
+    assert private == public
+    text = facts["certificate"].text
+    assert "prime256v1" in text
+    assert "CA:FALSE" in text
+    names = set(re.findall(r"DNS:([^\s,]+)", text))
+    assert names == set(facts["names"].words)
+
+
+@pytest.mark.req("R3", "R60")
+def test_key_is_closed(facts: dict[str, Fact]) -> None:
+    """No service's user can read the TLS key"""
+    assert len(facts["others"].lines) == 4
+    assert all("Permission denied" in line for line in facts["others"].lines)
+
+
+@pytest.mark.req("R59", "F29")
+def test_names_are_the_clones(facts: dict[str, Fact], spec: SimpleNamespace, answers: dict[str, Answer]) -> None:
+    """The clone answers for the spec's server name and for its own host name, short and full"""
+    own = facts["host name"].text
+    assert facts["names"].words == [spec.application.server_name, f"{own}.{spec.domain}", own]
+    for name in facts["names"].words:
+        answer = answers[f"own name {name}"]
+        assert (answer.status, answer.error) == (200, ""), name
+
+
+@pytest.mark.req("R59", "F25")
+def test_other_names_get_no_answer(answers: dict[str, Answer]) -> None:
+    """Whoever asks for another name gets no answer: not by HTTP, not by TLS, not by a Host that TLS did not name"""
+    for case in ("plain other host", "plain address"):
+        assert answers[case].error in ("RemoteDisconnected", "ConnectionResetError"), case
+    assert answers["plain no host"].status == 400
+    assert answers["other name"].error == "SSLError"
+    for case in ("right name, other host", "right name, address"):
+        assert answers[case].status == 421, case
+        assert "other.test" not in answers[case].body
+
+
+@pytest.mark.req("R86")
+def test_redirect(answers: dict[str, Answer], spec: SimpleNamespace) -> None:
+    """Plain HTTP is sent to HTTPS, with path and query, for good"""
+    answer = answers["plain"]
+    assert answer.status == 308
+    assert answer.header("Location") == [f"https://{spec.application.server_name}/some/page?with=query"]
+
+
+@pytest.mark.req("R51")
+def test_old_tls_is_refused(answers: dict[str, Answer]) -> None:
+    """TLS 1.1 and older are refused"""
+    assert answers["old TLS"].error == "SSLError"
+
+
+@pytest.mark.req("R56", "R55", "R46")
+@pytest.mark.parametrize("case", ["page", "health", "absent", "static", "delete", "hidden /.env"])
+def test_headers(answers: dict[str, Answer], case: str) -> None:
+    """Every answer carries the security headers exactly once, and no version"""
+    answer = answers[case]
+    assert {name: len(answer.header(name)) for name in ONCE} == dict.fromkeys(ONCE, 1)
+    assert {name: answer.header(name)[0] for name in HEADERS} == HEADERS
+    assert "frame-ancestors 'none'" in answer.header("Content-Security-Policy")[0]
+    assert not re.search(r"\d", answer.header("Server")[0])
+    assert not re.search(r"nginx/\d|gunicorn|Python|Django", answer.body)
+    assert not answer.header("X-Powered-By")
+
+
+@pytest.mark.req("R75")
+def test_static_files_are_kept(answers: dict[str, Answer]) -> None:
+    """A file whose name carries its hash is served by nginx, and may be kept for ever"""
+    answer = answers["static"]
+    assert answer.status == 200
+    assert answer.header("Content-Type") == ["text/css"]
+    assert answer.header("Cache-Control") == ["public, max-age=31536000, immutable"]
+
+
+@pytest.mark.req("R84", "R37", "F28")
+@pytest.mark.parametrize("path", HIDDEN)
+def test_hidden(answers: dict[str, Answer], path: str) -> None:
+    """Code, configuration, backups, listings and files outside of the site are never served"""
+    answer = answers[f"hidden {path}"]
+    assert answer.status in (400, 403, 404)
+    assert "root:" not in answer.body
+
+
+@pytest.mark.req("R48", "R57", "F27")
+def test_limits(answers: dict[str, Answer]) -> None:
+    """Requests that are too large are refused at once, and so are methods that the site does not know"""
+    assert answers["large header"].status in (400, 431)
+    assert answers["large body"].status == 413
+    for case in ("delete", "trace", "post health"):
+        assert answers[case].status in (403, 405), case
+
+
+@pytest.mark.req("R76")
+def test_reload(facts: dict[str, Fact]) -> None:
+    """The configuration is tested and taken over without a restart"""
+    assert facts["reload"].status == 0, facts["reload"].text
+    before, after = facts["reload"].lines
+    assert before == after

@@ -1,0 +1,147 @@
+"""Packages: few, whole, Debian's, and without what a server does not need."""
+
+from __future__ import annotations
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather
+
+MOST_PACKAGES = 330
+# Parts of names of packages that have no place in the image, and why.
+UNWANTED = {
+    "firmware-": "the hardware is virtual",
+    "-microcode": "the processor belongs to the hypervisor",
+    "gcc": "no compilers on a server",
+    "g++": "no compilers on a server",
+    "clang": "no compilers on a server",
+    "golang": "no compilers on a server",
+    "make": "no build tools on a server",
+    "build-essential": "no build tools on a server",
+    "-dev": "headers serve compilers",
+    "telnet": "speaks in clear text",
+    "rsh-": "speaks in clear text",
+    "ftp": "speaks in clear text",
+    "systemd-timesyncd": "chrony keeps the time",
+    "isc-dhcp": "systemd-networkd is the DHCP client",
+    "ifupdown": "systemd-networkd configures the network",
+    "xserver": "no graphics on a server",
+    "x11-common": "no graphics on a server",
+}
+# Packages whose names contain such a part by accident.
+HARMLESS = {"libgcc-s1", "gcc-14-base", "openssh-sftp-server", "postgresql-common-dev"}
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What dpkg and apt say."""
+    return gather(
+        host,
+        {
+            "packages": "dpkg-query -W -f '${Package}\\t${db:Status-Abbrev}\\t${Maintainer}\\n'",
+            "audit": "dpkg --audit",
+            "apt": "apt-config dump",
+            "sources": "cat /etc/apt/sources.list.d/*.sources; ls /etc/apt/sources.list.d; test -e /etc/apt/sources.list && echo old",
+            "documentation": "find /usr/share/man /usr/share/info /usr/share/groff /usr/share/lintian -type f 2>/dev/null | head",
+            "copyright": "ls /usr/share/doc/bash/copyright; find /usr/share/doc -type f ! -name copyright | head",
+            "translations": "find /usr/share/locale -name '*.mo' | head -3",
+            "held": "apt-mark showhold",
+            "override": "dpkg-statoverride --list",
+            "pip": "ls -d /usr/lib/python3/dist-packages/pip /opt/app/venv/lib/python3*/site-packages/pip 2>/dev/null",
+            "setuid": "find / /var /home -xdev -type f -perm /6000 2>/dev/null | sort -u",
+        },
+    )
+
+
+# Programs that run with rights of their file's owner or group, and why.
+SET_UID = {
+    "/usr/bin/chage": "reads /etc/shadow for the account's owner",
+    "/usr/bin/chfn": "account data",
+    "/usr/bin/chsh": "account data",
+    "/usr/bin/expiry": "reads /etc/shadow for the account's owner",
+    "/usr/bin/gpasswd": "account data",
+    "/usr/bin/mount": "mounts that fstab allows to users; there are none",
+    "/usr/bin/newgrp": "changes the group",
+    "/usr/bin/passwd": "account data",
+    "/usr/bin/ssh-agent": "set-gid, so that it cannot be traced",
+    "/usr/bin/su": "changes the user",
+    "/usr/bin/sudo": "administration",
+    "/usr/bin/umount": "as mount",
+    "/usr/lib/dbus-1.0/dbus-daemon-launch-helper": "starts system services of D-Bus",
+    "/usr/lib/openssh/ssh-keysign": "host-based authentication, which sshd refuses",
+    "/usr/sbin/unix_chkpwd": "checks the user's own password",
+}
+
+
+@pytest.mark.req("R24")
+def test_few_packages(facts: dict[str, Fact]) -> None:
+    """The image has no more packages than its limit"""
+    assert len(facts["packages"].lines) <= MOST_PACKAGES
+
+
+@pytest.mark.req("R24")
+def test_packages_are_whole(facts: dict[str, Fact]) -> None:
+    """Every package is installed and configured, and dpkg finds no fault"""
+    states = {line.split("\t")[0]: line.split("\t")[1].strip() for line in facts["packages"].lines}
+    assert {name: state for name, state in states.items() if state != "ii"} == {}
+    assert facts["audit"].text == ""
+    assert facts["held"].text == ""
+
+
+@pytest.mark.req("R24")
+def test_no_unwanted_packages(facts: dict[str, Fact]) -> None:
+    """There are no compilers, firmware, clear-text clients or second services for one task"""
+    names = {line.split("\t")[0] for line in facts["packages"].lines} - HARMLESS
+    found = {name: why for name in names for part, why in UNWANTED.items() if part in name}
+    assert found == {}
+
+
+@pytest.mark.req("R24")
+def test_no_weak_dependencies(facts: dict[str, Fact]) -> None:
+    """apt installs what is asked for and what that depends on, and unpacks templates where programs may run"""
+    lines = set(facts["apt"].lines)
+    assert 'APT::Install-Recommends "false";' in lines
+    assert 'APT::Install-Suggests "false";' in lines
+    assert 'APT::ExtractTemplates::TempDir "/var/cache/debconf";' in lines
+
+
+@pytest.mark.req("R34")
+def test_sources_are_signed(facts: dict[str, Fact]) -> None:
+    """Every package source is bound to Debian's keys, and security updates are among them"""
+    text = facts["sources"].text
+    stanzas = [part for part in text.split("\n\n") if "Types:" in part]
+    assert stanzas
+    for stanza in stanzas:
+        assert "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg" in stanza
+        assert "Components: main" in stanza
+    assert any("-security" in stanza for stanza in stanzas)
+    assert "Trusted:" not in text
+    assert not text.endswith("old")
+
+
+@pytest.mark.req("R24")
+def test_documentation_is_left_out(facts: dict[str, Fact]) -> None:
+    """Manuals and translations are left out, licences are not"""
+    assert facts["documentation"].lines == []
+    assert facts["translations"].lines == []
+    assert facts["copyright"].lines == ["/usr/share/doc/bash/copyright"]
+
+
+@pytest.mark.req("R18", "R24")
+def test_no_pip(facts: dict[str, Fact]) -> None:
+    """Nothing in the image installs Python packages"""
+    assert facts["pip"].lines == []
+
+
+@pytest.mark.req("R24")
+def test_set_uid_programs_are_known(facts: dict[str, Fact]) -> None:
+    """Every program with set-uid or set-gid is on the list, with its reason"""
+    assert set(facts["setuid"].lines) <= set(SET_UID)
+
+
+@pytest.mark.req("R35")
+def test_overrides(facts: dict[str, Fact]) -> None:
+    """Upgrades keep the web server's directories closed"""
+    assert {"root adm 0750 /var/log/nginx", "root nginx 0750 /etc/nginx"} <= {
+        " ".join([*line.split()[:2], line.split()[2].zfill(4), line.split()[3]]) for line in facts["override"].lines
+    }

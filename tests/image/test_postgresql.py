@@ -1,0 +1,222 @@
+"""The database: no network, no passwords, known users only, little room, and a cluster that was made here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+PSQL = "/usr/lib/postgresql/17/bin/psql -X -A -t -w -h /run/postgresql"
+UNIT = "postgresql@17-main.service"
+
+SETTINGS = {
+    "listen_addresses": "",
+    "data_checksums": "on",
+    "password_encryption": "scram-sha-256",
+    "ssl": "off",
+    "jit": "off",
+    "log_connections": "on",
+    "log_disconnections": "on",
+    "unix_socket_directories": "/run/postgresql",
+    "data_directory": "/var/lib/postgresql/17/main",
+    "config_file": "/etc/postgresql/17/main/postgresql.conf",
+    "fsync": "on",
+    "full_page_writes": "on",
+}
+# Who may not come in, as which role: (system user, role, database).
+REFUSED = [
+    ("root", "postgres", "postgres"),
+    ("nginx", "app", "app"),
+    ("www-data", "app", "app"),
+    ("gunicorn", "app_owner", "app"),
+    ("gunicorn", "postgres", "app"),
+    ("gunicorn", "app", "postgres"),
+    ("app-migrate", "postgres", "app"),
+    ("postgres", "app", "app"),
+]
+# What the application's role may not do, in its own database.
+FORBIDDEN = [
+    "CREATE TABLE intruder (id int)",
+    "DROP TABLE pages_page",
+    "ALTER TABLE pages_page ADD COLUMN intruder int",
+    "TRUNCATE pages_page",
+    "CREATE SCHEMA intruder",
+    "CREATE TEMPORARY TABLE intruder (id int)",
+    "CREATE ROLE intruder",
+    "CREATE DATABASE intruder",
+    "SET ROLE app_owner",
+    "COPY pages_page TO PROGRAM 'cat'",
+    "SELECT pg_read_file('/etc/passwd')",
+]
+
+
+def _query(statement: str, *, user: str = "postgres", role: str = "postgres", database: str = "postgres") -> str:
+    """Return the shell command that runs one statement as a system user and a role."""
+    return f'runuser -u {user} -- {PSQL} -U {role} -d {database} -c "{statement}"'
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What the server says about itself, and what it refuses."""
+    names = ",".join(f"'{name}'" for name in SETTINGS)
+    commands = {
+        "settings": _query(f"SELECT name || '=' || setting FROM pg_settings WHERE name IN ({names})"),
+        "rules": _query("SELECT type, auth_method FROM pg_hba_file_rules WHERE error IS NULL")
+        + "; "
+        + _query("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL"),
+        "roles": _query(
+            "SELECT rolname, rolcanlogin, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls "
+            "FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1"
+        ),
+        "passwords": _query("SELECT count(*) FROM pg_authid WHERE rolpassword IS NOT NULL"),
+        "databases": _query(
+            "SELECT datname, pg_get_userbyid(datdba), datlocprovider, datlocale, "
+            "has_database_privilege('app', datname, 'CREATE') FROM pg_database WHERE NOT datistemplate ORDER BY 1"
+        ),
+        "tables": _query(
+            "SELECT tablename, tableowner FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", database="app"
+        ),
+        "rights": _query(
+            "SELECT privilege_type FROM information_schema.role_table_grants "
+            "WHERE grantee = 'app' AND table_name = 'pages_page' ORDER BY 1",
+            database="app",
+        ),
+        "application": _query("SELECT count(*) FROM pages_page", user="gunicorn", role="app", database="app"),
+        "unit": f"systemctl show -p ActiveState -p Type -p Restart -p User -p NRestarts -p PrivateNetwork -p StatusText {UNIT}",
+        "exposure": f"systemd-analyze security --no-pager {UNIT} | tail -1",
+        "access": "stat -c '%a %U:%G %n' /etc/postgresql/17/main/* /etc/postgresql/17/main /var/lib/postgresql/17 "
+        "/var/lib/postgresql/17/main /var/log/postgresql /var/log/postgresql/*",
+        "left": "ls -A /var/lib/postgresql/17",
+        "log": "cat /var/log/postgresql/*",
+        "tools": "pg_lsclusters --no-header",
+        "marker": "stat -c '%U' /var/lib/golden-migrate/done",
+        "snakeoil": "find /etc/ssl -name '*snakeoil*' -o -xtype l",
+    }
+    commands |= {
+        f"refused {user} {role} {database}": _query("SELECT 1", user=user, role=role, database=database)
+        for user, role, database in REFUSED
+    }
+    commands |= {
+        f"forbidden {statement}": _query(statement, user="gunicorn", role="app", database="app")
+        for statement in FORBIDDEN
+    }
+    return gather(host, commands)
+
+
+@pytest.mark.req("R90", "R91", "R8", "R5")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_setting(facts: dict[str, Fact], name: str) -> None:
+    """The server's effective setting is the one that was decided"""
+    assert properties(facts["settings"])[name] == SETTINGS[name]
+
+
+@pytest.mark.req("R91")
+def test_rules_admit_system_users_only(facts: dict[str, Fact]) -> None:
+    """The rules of admission know peers on the UNIX socket, and refusal; nobody comes in by a password"""
+    *rules, errors = facts["rules"].lines
+    assert errors == "0"
+    assert rules == ["local|peer", "local|peer", "local|reject"]
+    assert facts["passwords"].text == "0"
+
+
+@pytest.mark.req("R89", "R91")
+@pytest.mark.parametrize(("user", "role", "database"), REFUSED)
+def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) -> None:
+    """A system user cannot come in as a role that is not its own"""
+    fact = facts[f"refused {user} {role} {database}"]
+    assert fact.status == 2, fact.text
+    assert re.search(r"authentication failed|rejects connection", fact.text)
+
+
+@pytest.mark.req("R89")
+def test_roles(facts: dict[str, Fact]) -> None:
+    """There are three roles, and only the administrator's has attributes"""
+    assert facts["roles"].lines == ["app|t|f", "app_owner|t|f", "postgres|t|t"]
+
+
+@pytest.mark.req("R89")
+def test_databases(facts: dict[str, Fact]) -> None:
+    """The application's database belongs to the migrations' role, and sorts text the same on every system"""
+    assert facts["databases"].lines == ["app|app_owner|b|C.UTF-8|f", "postgres|postgres|b|C.UTF-8|f"]
+
+
+@pytest.mark.req("R89")
+def test_application_reads_and_writes_rows_only(facts: dict[str, Fact]) -> None:
+    """The tables belong to the migrations' role; the application reads and writes rows and no more"""
+    owners = {line.split("|")[0]: line.split("|")[1] for line in facts["tables"].lines}
+    assert "pages_page" in owners
+    assert set(owners.values()) == {"app_owner"}
+    assert facts["rights"].lines == ["DELETE", "INSERT", "SELECT", "UPDATE"]
+    assert facts["application"].text == "1"
+
+
+@pytest.mark.req("R89")
+@pytest.mark.parametrize("statement", FORBIDDEN)
+def test_application_may_not(facts: dict[str, Fact], statement: str) -> None:
+    """The application's role may not change the schema, become another, or reach files"""
+    fact = facts[f"forbidden {statement}"]
+    assert fact.status == 1
+    assert re.search(r"permission denied|must be owner", fact.text), fact.text
+
+
+@pytest.mark.req("R8", "R9")
+def test_unit(facts: dict[str, Fact]) -> None:
+    """systemd runs the server itself, as its own user, without a network, and starts it again after a crash"""
+    unit = properties(facts["unit"])
+    assert unit["ActiveState"] == "active"
+    assert (unit["Type"], unit["Restart"], unit["User"]) == ("notify", "on-failure", "postgres")
+    assert unit["PrivateNetwork"] == "yes"
+
+
+@pytest.mark.req("R8")
+def test_exposure(facts: dict[str, Fact]) -> None:
+    """systemd rates the unit's sandbox 1.0 or better"""
+    found = re.search(r"level for \S+: ([0-9.]+)", facts["exposure"].text)
+    assert found, facts["exposure"].text
+    assert float(found.group(1)) <= 1.0
+
+
+@pytest.mark.req("R8", "R3")
+def test_access(facts: dict[str, Fact]) -> None:
+    """The server reads its configuration and cannot change it; data and log are closed to others"""
+    entries = {line.split()[2]: tuple(line.split()[:2]) for line in facts["access"].lines}
+    for path, (mode, owner) in entries.items():
+        if path.startswith("/etc/"):
+            assert owner == "root:postgres"
+            assert mode == ("750" if path.endswith("/main") else "640"), path
+        elif path.startswith("/var/lib/"):
+            assert (mode, owner) == ("700", "postgres:postgres"), path
+        elif path == "/var/log/postgresql":
+            assert (mode, owner) == ("2750", "postgres:adm")
+        else:
+            assert (mode, owner) == ("640", "postgres:adm"), path
+
+
+@pytest.mark.req("F18")
+def test_cluster_is_whole(facts: dict[str, Fact]) -> None:
+    """The cluster was made in one piece, and nothing half-made is left"""
+    assert facts["left"].lines == ["main"]
+    assert facts["marker"].text == "app-migrate"
+
+
+@pytest.mark.req("R8")
+def test_log(facts: dict[str, Fact]) -> None:
+    """The server logs who comes and goes, in a log of its own"""
+    text = facts["log"].text
+    assert re.search(r"connection authorized: user=app database=app", text)
+    assert "disconnection:" in text
+
+
+@pytest.mark.req("R8")
+def test_debian_tools_know_the_cluster(facts: dict[str, Fact]) -> None:
+    """Debian's own tools see the cluster as it is"""
+    assert facts["tools"].words[:5] == ["17", "main", "5432", "online", "postgres"]
+
+
+@pytest.mark.req("R60")
+def test_no_snakeoil(facts: dict[str, Fact]) -> None:
+    """The certificate that Debian makes for tests is not there"""
+    assert facts["snakeoil"].lines == []

@@ -1,0 +1,135 @@
+"""The request path end to end: nginx with TLS, gunicorn's socket, Django, PostgreSQL's socket, each hop its own user."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Answer, Fact, ask, browse, gather, properties
+
+
+@pytest.fixture(scope="module")
+def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
+    """One request for the health, one for a page, and one that brings an identity of its own."""
+    name = spec.application.server_name
+    return browse(
+        host,
+        {
+            "health": ask(name, "/health"),
+            "page": ask(name, "/"),
+            "spoofed": ask(
+                name, "/health", headers={"X-Request-ID": "f" * 32, "X-Forwarded-For": "203.0.113.66"}
+            ),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
+    """What each hop knows about those requests; the log is written within a second or so."""
+    identity = answers["health"].header("X-Request-ID")[0]
+    spoofed = answers["spoofed"].header("X-Request-ID")[0]
+    log = "/var/log/nginx/access.log"
+    return gather(
+        host,
+        {
+            "access log": f"for try in 1 2 3 4 5 6 7 8 9 10; do grep {spoofed} {log} && break; sleep 1; done; grep {identity} {log}",
+            "application log": f"journalctl -b -u gunicorn -o cat | grep {identity}",
+            "spoofed": f"grep -c -e ffffffffffffffff -e 203.0.113.66 {log}; journalctl -b -u gunicorn -o cat | grep -c ffffffffffffffff",
+            "log access": f"stat -c '%a %U:%G' {log}",
+            "nginx": "ps -o user:16=,args= -C nginx",
+            "gunicorn": "pid=$(systemctl show -p MainPID --value gunicorn); ps -o user:16= -p $pid; ps -o user:16= --ppid $pid",
+            "database": "runuser -u postgres -- /usr/lib/postgresql/17/bin/psql -X -A -t -h /run/postgresql -d postgres -c "
+            '"SELECT DISTINCT usename, client_addr IS NULL FROM pg_stat_activity WHERE datname = \'app\'"',
+            "postgres": "ps -o user:16= -p $(systemctl show -p MainPID --value postgresql@17-main)",
+            "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; ss -Hlx src /run/gunicorn.sock",
+            "activation": "systemctl show -p TriggeredBy -p Requires gunicorn.service; systemctl show -p Triggers gunicorn.socket",
+            "upstream": "grep -rhoE 'proxy_pass [^;]+' /etc/nginx | sort -u",
+            "configured": "grep -E '^workers|^wsgi_app' /etc/gunicorn/gunicorn.conf.py",
+        },
+    )
+
+
+@pytest.mark.req("R86", "R95", "R51")
+def test_health_over_tls(answers: dict[str, Answer]) -> None:
+    """https://HOST/health is 200 and says that the database was asked; the certificate is for that name"""
+    answer = answers["health"]
+    assert (answer.status, answer.error) == (200, ""), answer
+    assert json.loads(answer.body) == {"db": "ok"}
+
+
+@pytest.mark.req("R75")
+def test_page_from_the_database(answers: dict[str, Answer], spec: SimpleNamespace) -> None:
+    """The page comes out of the database, with a static file whose name carries its hash"""
+    answer = answers["page"]
+    assert answer.status == 200
+    assert "This page came from the database" in answer.body
+    assert re.search(r'href="/static/pages/site\.[0-9a-f]{12}\.css"', answer.body)
+    assert spec.application.name in answer.body
+
+
+@pytest.mark.req("R13", "R47")
+def test_one_identity_from_end_to_end(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
+    """The answer, the web server's log and the application's log carry the same request identity, as JSON"""
+    identity = answers["health"].header("X-Request-ID")[0]
+    assert re.fullmatch(r"[0-9a-f]{32}", identity)
+    logged = json.loads(facts["access log"].lines[-1])
+    assert (logged["rid"], logged["status"], logged["uri"], logged["ip"]) == (identity, 200, "/health", "127.0.0.1")
+    assert len(logged) >= 8
+    assert logged["upstream_status"] == "200"
+    handled = json.loads(facts["application log"].lines[-1])
+    assert (handled["rid"], handled["status"], handled["path"]) == (identity, 200, "/health")
+
+
+@pytest.mark.req("R13", "R49")
+def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
+    """What a client says about its identity and address reaches neither log"""
+    assert answers["spoofed"].status == 200
+    assert answers["spoofed"].header("X-Request-ID") != ["f" * 32]
+    assert facts["spoofed"].words == ["0", "0"]
+
+
+@pytest.mark.req("R35", "R3")
+def test_access_log_is_out_of_reach(facts: dict[str, Fact]) -> None:
+    """The access log is root's, read by administrators, and written by neither web server nor application"""
+    assert facts["log access"].text == "640 root:adm"
+
+
+@pytest.mark.req("R16", "R20", "R21")
+def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
+    """nginx reaches the application over one UNIX socket in memory, which systemd holds"""
+    access, filesystem, listening = facts["sockets"].lines
+    assert access == "socket 660 gunicorn:www-data /run/gunicorn.sock"
+    assert filesystem == "tmpfs"
+    assert "LISTEN" in listening
+    assert facts["upstream"].lines == ["proxy_pass http://unix:/run/gunicorn.sock:"]
+    assert "gunicorn.socket" in properties(facts["activation"])["Requires"].split()
+    assert properties(facts["activation"])["Triggers"] == "gunicorn.service"
+
+
+@pytest.mark.req("R19")
+def test_workers(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """As many workers answer as the spec says, for its WSGI callable, all as gunicorn's user"""
+    users = facts["gunicorn"].words
+    assert users == ["gunicorn"] * (1 + spec.application.workers)
+    assert f'wsgi_app = "{spec.application.wsgi}"' in facts["configured"].lines
+
+
+@pytest.mark.req("R45")
+def test_web_workers(facts: dict[str, Fact]) -> None:
+    """nginx has a master and workers, all as its own user"""
+    lines = [line.split(maxsplit=1) for line in facts["nginx"].lines]
+    assert {user for user, _ in lines} == {"nginx"}
+    assert sum("worker process" in arguments for _, arguments in lines) >= 1
+    assert sum("master process" in arguments for _, arguments in lines) == 1
+
+
+@pytest.mark.req("R8", "R89", "R90")
+def test_database_connection(facts: dict[str, Fact]) -> None:
+    """The application is connected as its least privileged role, over the UNIX socket"""
+    assert facts["database"].lines == ["app|t"]
+    assert facts["postgres"].text == "postgres"

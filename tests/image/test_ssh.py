@@ -1,0 +1,118 @@
+"""SSH: keys only, no root, nothing forwarded, and host keys that were made here and shown on the console."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+# What `sshd -T` must say.
+SETTINGS = {
+    "permitrootlogin": "no",
+    "authenticationmethods": "publickey",
+    "pubkeyauthentication": "yes",
+    "passwordauthentication": "no",
+    "kbdinteractiveauthentication": "no",
+    "hostbasedauthentication": "no",
+    "gssapiauthentication": "no",
+    "permitemptypasswords": "no",
+    "maxauthtries": "4",
+    "logingracetime": "60",
+    "disableforwarding": "yes",
+    "allowtcpforwarding": "no",
+    "allowagentforwarding": "no",
+    "x11forwarding": "no",
+    "permittunnel": "no",
+    "permituserenvironment": "no",
+    "strictmodes": "yes",
+    "usepam": "yes",
+    "loglevel": "VERBOSE",
+}
+WEAK = re.compile(r"cbc|arcfour|3des|md5|sha1(?!\d)|-dss|group1-")
+HOST_KEYS = ["/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key"]
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """The server's configuration, its keys, and what it says."""
+    return gather(
+        host,
+        {
+            "settings": "sshd -T",
+            "keys": "stat -c '%n %a %U:%G %s' /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub",
+            "public": "for key in /etc/ssh/ssh_host_*_key; do ssh-keygen -y -f $key | cut -d' ' -f1,2; done",
+            "stored": "for key in /etc/ssh/ssh_host_*_key; do cut -d' ' -f1,2 $key.pub; done",
+            "left": "ls -A /etc/ssh | grep golden",
+            "console": "systemctl show -p ActiveState -p Result -p ExecMainStatus golden-console-keys; "
+            "grep -c 'HOST KEY KEYS' /var/log/cloud-init-output.log",
+            "unit": "systemctl show -p UMask -p Restart -p ActiveState ssh",
+            "socket": "systemctl is-active ssh.socket; systemctl is-enabled sshd-keygen.service",
+            "access": "stat -c '%a %U:%G %n' /etc/ssh/sshd_config.d/*.conf; ls /etc/ssh/sshd_config.d",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(facts: dict[str, Fact]) -> dict[str, str]:
+    """The effective settings of the server by keyword; of a keyword that stands twice the last."""
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in facts["settings"].lines if " " in line}
+
+
+@pytest.mark.req("R80")
+@pytest.mark.parametrize("keyword", SETTINGS)
+def test_setting(settings: dict[str, str], keyword: str) -> None:
+    """The server's effective setting is the safe one"""
+    assert settings[keyword] == SETTINGS[keyword]
+
+
+@pytest.mark.req("R80")
+@pytest.mark.parametrize("keyword", ["ciphers", "macs", "kexalgorithms", "hostkeyalgorithms"])
+def test_no_weak_algorithms(settings: dict[str, str], keyword: str) -> None:
+    """The server offers no algorithm that is known to be weak"""
+    assert [name for name in settings[keyword].split(",") if WEAK.search(name) and "etm" not in name] in (
+        [], ["hmac-sha1"]
+    )  # fmt: skip
+
+
+@pytest.mark.req("F29")
+def test_host_keys(facts: dict[str, Fact]) -> None:
+    """The host keys are there, whole, and closed: ed25519 and ecdsa, each with the public half that belongs to it"""
+    entries = {line.split()[0]: line.split()[1:] for line in facts["keys"].lines}
+    assert sorted(entries) == sorted(HOST_KEYS + [f"{key}.pub" for key in HOST_KEYS])
+    for path, (mode, owner, size) in entries.items():
+        assert (mode, owner) == ("644" if path.endswith(".pub") else "600", "root:root"), path
+        assert int(size) > 0
+    assert facts["public"].lines == facts["stored"].lines
+    assert [line.split()[0] for line in facts["public"].lines] == ["ecdsa-sha2-nistp256", "ssh-ed25519"]
+    assert facts["left"].lines == []
+
+
+@pytest.mark.req("F29")
+def test_server_uses_those_keys(facts: dict[str, Fact]) -> None:
+    """The server offers exactly the keys that were made for this clone"""
+    assert sorted(line.split()[1] for line in facts["settings"].lines if line.startswith("hostkey ")) == HOST_KEYS
+
+
+@pytest.mark.req("F29")
+def test_keys_were_shown_on_the_console(facts: dict[str, Fact]) -> None:
+    """The host keys were shown on the console, and not a second time by cloud-init"""
+    assert properties(facts["console"]) == {"ActiveState": "active", "Result": "success", "ExecMainStatus": "0"}
+    assert facts["console"].lines[-1] == "0"
+
+
+@pytest.mark.req("R9", "R28")
+def test_unit(facts: dict[str, Fact]) -> None:
+    """The server is one service, starts again after a crash, and leaves nothing open to others"""
+    assert properties(facts["unit"]) == {"UMask": "0027", "Restart": "on-failure", "ActiveState": "active"}
+    assert facts["socket"].lines == ["inactive", "masked"]
+
+
+@pytest.mark.req("R80")
+def test_configuration_is_ours(facts: dict[str, Fact]) -> None:
+    """The settings stand in one file, that only root reads, and nothing is read before it"""
+    *stats, first = facts["access"].lines[: 1 + len(facts["access"].lines) // 2]
+    assert first == "10-golden.conf"
+    assert stats[0] == "600 root:root /etc/ssh/sshd_config.d/10-golden.conf"
