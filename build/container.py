@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from build import files, log, run
+from build import files, log, run, seed
 from build.errors import HostError, StepFailed, VerificationFailed
 from build.spec import Spec
 
@@ -19,6 +19,10 @@ BOOT_SECONDS = 240
 UNPACK_SECONDS = 300
 TEST_SECONDS = 900
 POLL_SECONDS = 1.0
+# As a clone's: not the image's own.
+NAME = "clone"
+# The host has no systemd to ask for the cgroup layout; and /tmp is the image's business.
+ENVIRONMENT = {"UNIFIED_CGROUP_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
 
 
 def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, shell: bool) -> int:
@@ -32,16 +36,28 @@ def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, she
         root, console = scratch / "root", scratch / "console.log"
         with log.step("Unpacking the root file system"):
             run.run(["unsquashfs", "-quiet", "-no-progress", "-dest", root, squashfs], timeout=UNPACK_SECONDS)
+        _plant_seed(root, scratch, spec)
         argv = [
             "systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no", "--keep-unit",
-            "--private-network", f"--machine={spec.hostname}", "--console=pipe",
+            "--private-network", "--timezone=off", "--resolv-conf=off", f"--machine={NAME}", "--console=pipe",
+            # Read by systemd as a kernel's would be: a pipe is no terminal to log in at.
+            "systemd.mask=console-getty.service",
         ]  # fmt: skip
-        with run.spawn(argv, log=console, env={"UNIFIED_CGROUP_HIERARCHY": "1"}, contained=False) as process:
+        with run.spawn(argv, log=console, env=ENVIRONMENT, contained=False) as process:
             with log.step("Booting the container"):
                 leader = _await_running(process, console)
             if shell:
                 return run.attach(_enter(leader, "/bin/bash", "--login"))
             return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
+
+
+def _plant_seed(root: Path, scratch: Path, spec: Spec) -> None:
+    """Give the container what a clone gets on its seed medium, where cloud-init looks for it without one."""
+    identity = seed.make_identity(scratch / "identity", spec.admin.user)
+    home = root / "var" / "lib" / "cloud" / "seed" / "nocloud"
+    home.mkdir(parents=True)
+    for name, content in seed.documents(NAME, identity).items():
+        (home / name).write_text(content)
 
 
 def _enter(leader: int, *words: str) -> list[str]:
@@ -78,7 +94,7 @@ def _await_running(process: run.Process, console: Path) -> int:
 
 def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path) -> int:
     context = scratch / "context.json"
-    machine = {"name": spec.hostname, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
+    machine = {"name": NAME, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
     files.write_json(
         context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
     )

@@ -6,6 +6,7 @@ Gathers the inputs, prints the plan with its reasons, and runs what has to run. 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,10 +22,13 @@ from build.apt import Mirrors, Store
 from build.artifact import Artifact
 from build.assemble import assemble
 from build.cache import Cache, StageKey, StageResult
-from build.errors import StepFailed
+from build.errors import GoldsmithError, StepFailed
 from build.project import Project
 
 ISO = "installer.iso"
+EVIDENCE = ("*.log", "*.xml")
+
+Maker = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -181,15 +185,33 @@ class _Line:
 
     def make(self, stages: list[str]) -> dict[str, StageResult]:
         """Make the named stages, in order, each from the cache when it is there."""
-        makers: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+        makers: dict[str, Maker] = {
             "base": self.base, "rootfs": self.rootfs, "media": self.media, "disk": self.disk, "verify": self.verify,
         }  # fmt: skip
         results: dict[str, StageResult] = {}
         for stage in stages:
             if stage in makers:
                 with log.step(f"Stage {stage}"):
-                    results[stage] = self.cache.obtain(self.keys[stage], makers[stage])
+                    results[stage] = self.cache.obtain(self.keys[stage], self._keeping_evidence(stage, makers[stage]))
         return results
+
+    def _keeping_evidence(self, stage: str, maker: Maker) -> Maker:
+        """Let a failed stage's logs outlive its directory, and the error say where they are."""
+
+        def make(out: Path) -> Mapping[str, Any]:
+            try:
+                return maker(out)
+            except GoldsmithError as error:
+                kept = self.cache.root / "logs" / f"{stage}-{self.keys[stage].key}"
+                files.remove_tree(kept)
+                for path in sorted(path for pattern in EVIDENCE for path in out.rglob(pattern)):
+                    target = kept / path.relative_to(out)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+                error.hint = error.hint.replace(str(out), str(kept))
+                raise
+
+        return make
 
     def result(self, stage: str) -> Path:
         """Return the directory of a finished stage."""

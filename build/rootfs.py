@@ -32,7 +32,7 @@ SEALED_AWAY = (
     "/var/cache/ldconfig/aux-cache", "/var/cache/apt/*.bin", "/var/cache/debconf/*-old", "/var/lib/dpkg/*-old",
     "/etc/passwd-", "/etc/shadow-", "/etc/group-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock",
     "/etc/apt/sources.list", "/etc/apt/sources.list~", "/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-    "/etc/apt/apt.conf.d/99mmdebstrap", "/etc/resolv.conf", "/root/.bash_history", "/root/.cache", "/var/lib/cloud",
+    "/etc/apt/apt.conf.d/99mmdebstrap", "/root/.bash_history", "/root/.cache", "/var/lib/cloud", "/usr/share/info/dir",
 )  # fmt: skip
 
 
@@ -131,7 +131,6 @@ def _seal_hooks() -> list[str]:
         # Empty and not absent: systemd fills it at first boot, and treats an absent one as "uninitialized" for ever.
         'set -eu; : > "$1"/etc/machine-id; chmod 0444 "$1"/etc/machine-id',
         'set -eu; find "$1"/var/log "$1"/var/tmp -xdev -type f -delete',
-        'set -eu; ln -sf ../run/systemd/resolve/stub-resolv.conf "$1"/etc/resolv.conf',
     ]
 
 

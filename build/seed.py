@@ -41,13 +41,19 @@ def user_data(name: str, identity: Identity) -> str:
     return "#cloud-config\n" + yaml.safe_dump(config)
 
 
+def documents(name: str, identity: Identity) -> dict[str, str]:
+    """Return the NoCloud documents of a clone called ``name``, by file name."""
+    # An instance id of its own for every start: cloud-init does its work once for each.
+    meta = {"instance-id": f"{name}-{os.urandom(6).hex()}", "local-hostname": name}
+    return {"user-data": user_data(name, identity), "meta-data": yaml.safe_dump(meta)}
+
+
 def write(directory: Path, name: str, identity: Identity) -> Path:
     """Write the seed of a clone called ``name`` as an ISO with the label that cloud-init looks for; return its path."""
     source = directory / "seed"
     source.mkdir(parents=True, exist_ok=True)
-    (source / "user-data").write_text(user_data(name, identity))
-    # A name of its own for every start: cloud-init does its work once for each instance.
-    (source / "meta-data").write_text(yaml.safe_dump({"instance-id": f"{name}-{os.urandom(6).hex()}", "local-hostname": name}))
+    for file, content in documents(name, identity).items():
+        (source / file).write_text(content)
     target = directory / "seed.iso"
     target.unlink(missing_ok=True)
     run.run(

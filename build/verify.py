@@ -11,15 +11,15 @@ import shutil
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from build import files, log, run, sealed, seed, vm
 from build.accel import Accelerator
-from build.errors import VerificationFailed
+from build.errors import GoldsmithError, VerificationFailed
 from build.spec import Spec
 
 WISHES = (vm.Wish("bios", vm.Firmware.BIOS, grow_gib=4), vm.Wish("uefi", vm.Firmware.UEFI))
@@ -69,7 +69,7 @@ def _attempt(
     identity = seed.make_identity(scratch / "identity", spec.admin.user)
     begun = time.monotonic()
     with ExitStack() as stack:
-        stack.callback(_keep_logs, scratch, out)
+        stack.enter_context(_kept_logs(scratch, out))
         with log.step(f"Reading the sealed disk and booting {len(WISHES)} clones", done="clones are ready"):
             raw = scratch / "sealed.raw"
             sealed.unfold(image, raw)
@@ -139,11 +139,20 @@ def _message(case: ElementTree.Element) -> str:
     return (problem.get("message") or "").splitlines()[0][:160] if problem is not None and problem.get("message") else ""
 
 
-def _keep_logs(scratch: Path, out: Path) -> None:
-    for wish in WISHES:
-        for name in KEPT:
-            source = scratch / wish.name / name
+@contextmanager
+def _kept_logs(scratch: Path, out: Path) -> Iterator[None]:
+    """Copy the clones' logs to ``out`` when they end, and let an error name the copies."""
+    copies = {
+        scratch / wish.name / name: out / "logs" / f"{wish.name}-{name}" for wish in WISHES for name in KEPT
+    }  # fmt: skip
+    try:
+        yield
+    except GoldsmithError as error:
+        for source, target in copies.items():
+            error.hint = error.hint.replace(str(source), str(target))
+        raise
+    finally:
+        for source, target in copies.items():
             if source.is_file():
-                target = out / "logs" / f"{wish.name}-{name}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)

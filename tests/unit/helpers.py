@@ -1,0 +1,148 @@
+"""What several unit tests need: a valid spec, small layers, locked entries, and a look at the processes of the host."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from build import spec as specs
+from build.layers import Stack, load_stack
+from build.lock import Archive, Entry, Lock
+from build.spec import Spec
+
+ROOT = Path(__file__).parents[2]
+NOEXEC = ["noatime", "nodev", "nosuid", "noexec"]
+GOLDEN: dict[str, Any] = {
+    "name": "golden",
+    "version": "1.2.3",
+    "release": "trixie",
+    "hostname": "golden",
+    "domain": "example.internal",
+    "locale": "C.UTF-8",
+    "timezone": "UTC",
+    "kernel": "cloud",
+    "disk": {
+        "size": "12G",
+        "partitions": [
+            {"mount": "/", "size": "5G", "options": ["noatime"]},
+            {"mount": "/var", "size": "1G", "options": ["noatime", "nodev", "nosuid"]},
+            {"mount": "/var/log", "size": "1G", "options": NOEXEC},
+            {"mount": "/var/log/audit", "size": "512M", "options": NOEXEC},
+            {"mount": "/var/tmp", "size": "512M", "options": NOEXEC},
+            {"mount": "/home", "size": "512M", "options": NOEXEC},
+            {"mount": "/var/www", "size": "1G", "options": NOEXEC},
+            {"mount": "/var/cache/nginx", "size": "512M", "options": NOEXEC},
+        ],
+    },
+    "layers": [],
+    "packages": [],
+    "admin": {"user": "admin", "cidrs": ["192.0.2.0/24"]},
+    "application": {"name": "app", "server_name": "app.example.org", "wsgi": "project.wsgi:application", "workers": 2},
+}
+DATE = "2026-11-20T02:11:10Z"
+
+
+def golden(**changes: Any) -> dict[str, Any]:
+    """Return a valid spec as plain data, with some keys changed."""
+    return {**copy.deepcopy(GOLDEN), **changes}
+
+
+def write_spec(directory: Path, content: Mapping[str, Any] | str) -> Path:
+    """Write golden.yaml and return its path."""
+    path = directory / "golden.yaml"
+    text = content if isinstance(content, str) else yaml.safe_dump(dict(content), sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_spec(directory: Path, **changes: Any) -> Spec:
+    """Return a valid spec, read from a file in ``directory``."""
+    return specs.load(write_spec(directory, golden(**changes)))
+
+
+def write_layer(
+    root: Path, name: str, files: Mapping[str, str | bytes] | None = None, *, text: str | None = None, **keys: Any
+) -> Path:
+    """Write the layer ``overlays/NAME`` below ``root`` with the files of its rootfs/; return its directory.
+
+    Without ``text`` layer.yaml holds the required keys and ``keys``.
+    """
+    directory = root / "overlays" / name
+    directory.mkdir(parents=True)
+    test = root / "tests" / "image" / "test_x.py"
+    test.parent.mkdir(parents=True, exist_ok=True)
+    test.touch()
+    plain = {"about": "A layer for the tests of layers.", "tests": ["tests/image/test_x.py"], **keys}
+    (directory / "layer.yaml").write_text(text or yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    for path, content in (files or {}).items():
+        target = directory / "rootfs" / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.encode() if isinstance(content, str) else content)
+    return directory
+
+
+def read_stack(root: Path, *names: str, **changes: Any) -> Stack:
+    """Read the named layers of ``root/overlays`` for a valid spec."""
+    return load_stack(root / "overlays", make_spec(root, layers=list(names), **changes))
+
+
+def entry(package: str, content: bytes = b"", *, archive: Archive = Archive.DEBIAN, version: str = "1.0-1") -> Entry:
+    """Return the locked entry of a file with ``content``."""
+    body = content or package.encode()
+    path = f"pool/main/{package[0]}/{package}/{package}_{version}_amd64.deb"
+    return Entry(package, version, archive, path, len(body), hashlib.sha256(body).hexdigest())
+
+
+def make_lock(*entries: Entry, request: str = "a-question") -> Lock:
+    """Return a lock of the entries."""
+    return Lock("trixie", DATE, request, tuple(sorted(entries)))
+
+
+def write_lock(path: Path, *entries: Entry, request: str = "a-question") -> Path:
+    """Write a lock file and return its path."""
+    path.write_text(make_lock(*entries, request=request).render("A lock for tests."), encoding="utf-8")
+    return path
+
+
+def running(token: str) -> list[int]:
+    """Return the processes of this host with ``token`` among their arguments; a zombie has none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if token.encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def gone(token: str) -> bool:
+    """Say whether no process with ``token`` is left; the kernel takes a moment to remove a killed one."""
+    return wait_for(lambda: not running(token), seconds=3)
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> bool:
+    """Wait until ``condition`` holds; say whether it did in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    """Start a Python of its own on ``code``, with our package at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
