@@ -1,8 +1,8 @@
 """Goldsmith's sessions. Each is `python -m build VERB` in an environment with pinned packages.
 
-    nox -s build            everything, from nothing to a verified image
-    nox -s tests            everything that needs no booted image
-    nox -s build -- --help  the options of a verb (words after -- are passed on)
+nox -s build            everything, from nothing to a verified image
+nox -s tests            everything that needs no booted image
+nox -s build -- --help  the options of a verb (words after -- are passed on)
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def host_mirrors() -> Mirrors:
     if "Debian" not in found:
         raise HostError("the host's apt names no Debian mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
     if "Debian-Security" not in found:
-        raise HostError("the host's apt names no Debian security mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
+        raise HostError(
+            "the host's apt names no Debian security mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}"
+        )
     return Mirrors(found["Debian"], found["Debian-Security"])
 
 
@@ -121,7 +123,8 @@ class PrivateApt:
             done = run.run(command, timeout=RESOLVE_SECONDS, env=self.environment())
         except CommandFailed as error:
             raise StepFailed(
-                f"apt cannot {purpose}", details=error.details, hint="check the package names in golden.yaml and overlays/*/layer.yaml"
+                f"apt cannot {purpose}", details=error.details,
+                hint="check the package names in golden.yaml and overlays/*/layer.yaml",
             ) from error
         return tuple(sorted(self._entry(line) for line in done.stdout.splitlines() if line.startswith("'")))
 
@@ -152,7 +155,7 @@ class PrivateApt:
 def sources(mirrors: Mirrors, release: str, *, components: str = "main") -> str:
     """Return sources.list lines for a release with its updates and security updates, each bound to Debian's keyring."""
     options = f"[arch=amd64 signed-by={KEYRING}]"
-    plain = components.split()[0]
+    plain = components.split(maxsplit=1)[0]
     return (
         f"deb {options} {mirrors.debian} {release} {components}\n"
         f"deb {options} {mirrors.debian} {release}-updates {plain}\n"
@@ -252,4 +255,4 @@ def _await_download(process: run.Process, scratch: Path, progress: log.Progress,
                 hint="what came is kept: run the same command again, or use another mirror",
             )
         here = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
-        progress.update(f"{here / 1e6:.0f} of {total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))
+        progress.update(f"{total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))

@@ -66,15 +66,22 @@ def _manifest(
         },
         "packages": inputs.rootfs_lock.versions(),
         "installer": inputs.installer_lock.versions(),
-        "tools": {tool.probe: version for tool in host.needed() if (version := host.version(tool))} | {"packer": disk["packer"]},
+        "tools": {"packer": disk["packer"], **_tool_versions()},
         "accelerator": disk["accelerator"],
         "stages": [
-            {"stage": stage, "key": found.key, "seconds": found.seconds, "reused": found.reused, "facts": _plain(found.facts)}
+            {
+                "stage": stage, "key": found.key, "seconds": found.seconds, "reused": found.reused,
+                "facts": _plain(found.facts),
+            }
             for stage, found in results.items()
         ],
         "verification": {key: verdict[key] for key in ("passed", "failed", "skipped", "boot", "clones")},
         "retries": {"installer": disk["retries"], "clones": verdict["panics"]},
     }  # fmt: skip
+
+
+def _tool_versions() -> dict[str, str]:
+    return {tool.probe: version for tool in host.needed() if (version := host.version(tool))}
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,4 +109,5 @@ def mmdebstrap(words: Sequence[str | Path], *, scratch: Path, epoch: int, log_fi
 def extract_command(tar: Path, target: str) -> str:
     """Return the shell command that unpacks a root file system's archive with everything it carries."""
     quoted = shlex.quote(str(tar))
-    return f'tar --directory "{target}" --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include="*" --file {quoted}'
+    options = '--extract --preserve-permissions --numeric-owner --xattrs --xattrs-include="*"'
+    return f'tar --directory "{target}" {options} --file {quoted}'

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,7 +108,12 @@ class Cache:
                     hint=f"is the disk full? df -h {self.root}",
                 ) from error
             took = round(time.monotonic() - begun, 2)
-            record = {"stage": key.stage, "key": key.key, "inputs": key.inputs, "seconds": took, "facts": facts}
+            # Of this process so far, children left out: what our own code needs at most.
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            record = {
+                "stage": key.stage, "key": key.key, "inputs": key.inputs, "seconds": took,
+                "memory_mib": memory, "facts": facts,
+            }  # fmt: skip
             files.write_json(directory / RECORD, record)
             final = self.stage_path(key)
             if final.exists():
@@ -125,11 +131,17 @@ class Cache:
 
     def expected_seconds(self, stage: str) -> float:
         """Return how long the stage took the last time it ran on this machine, or 0."""
-        records = sorted((self.root / "stages" / stage).glob(f"[!.]*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-        try:
-            return float(json.loads(records[-1].read_text())["seconds"])
-        except (IndexError, OSError, ValueError, KeyError, TypeError):
-            return 0.0
+        return float(self._last_record(stage).get("seconds", 0.0))
+
+    def last_facts(self, stage: str) -> Mapping[str, Any]:
+        """Return what the stage noted the last time it ran on this machine; nothing when it never did."""
+        facts: dict[str, Any] = self._last_record(stage).get("facts", {})
+        return facts
+
+    def _last_record(self, stage: str) -> dict[str, Any]:
+        records = sorted((self.root / "stages" / stage).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+        found: dict[str, Any] = json.loads(records[-1].read_text()) if records else {}
+        return found
 
 
 def _describe(name: str, before: Any, now: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol
 
 MAGIC = b"070701"
 HEADER_BYTES = 110
@@ -40,6 +40,18 @@ class Entry:
 Tree = Mapping[str, Entry]
 
 
+class Reader(Protocol):
+    """Anything that bytes can be read from, compressed or not."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Writer(Protocol):
+    """Anything that bytes can be written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 def directory(mode: int = 0o755) -> Entry:
     """Return a directory with these permission bits."""
     return Entry(stat.S_IFDIR | mode)
@@ -55,8 +67,8 @@ def link(target: str) -> Entry:
     return Entry(stat.S_IFLNK | 0o777, target.encode())
 
 
-def read(stream: IO[bytes], *, wanted: Callable[[str], bool] = lambda path: True) -> dict[str, Entry]:
-    """Return the wanted entries of a newc archive by path, without "./" and the entry of the root itself.
+def read(stream: Reader, *, wanted: Callable[[str], bool] | None = None) -> dict[str, Entry]:
+    """Return the wanted entries (default: all) of a newc archive by path, without "./" and the entry of the root itself.
 
     Raises ValueError when the bytes are not such an archive, and for hard links, which share one content.
     """
@@ -84,25 +96,25 @@ def read(stream: IO[bytes], *, wanted: Callable[[str], bool] = lambda path: True
         content = take(size)
         if links > 1 and stat.S_ISREG(mode):
             raise ValueError(f"{path} is a hard link")
-        if path not in ("", ".") and wanted(path):
+        if path not in ("", ".") and (wanted is None or wanted(path)):
             tree[path] = Entry(mode, content, uid, gid, (major, minor))
 
 
-def write(tree: Tree, stream: IO[bytes], *, epoch: int) -> None:
+def write(tree: Tree, stream: Writer, *, epoch: int) -> None:
     """Write ``tree`` as a newc archive; every time is ``epoch`` (seconds since 1970)."""
     for inode, path in enumerate(sorted(tree), start=1):
-        stream.writelines(_record(path, tree[path], inode=inode, epoch=epoch))
-    stream.writelines(_record(TRAILER, Entry(0), inode=0, epoch=0))
+        stream.write(_record(path, tree[path], inode=inode, epoch=epoch))
+    stream.write(_record(TRAILER, Entry(0), inode=0, epoch=0))
 
 
-def _record(path: str, entry: Entry, *, inode: int, epoch: int) -> tuple[bytes, bytes]:
+def _record(path: str, entry: Entry, *, inode: int, epoch: int) -> bytes:
     name = path.encode() + b"\0"
     links = 2 if entry.is_directory else 1
     fields = (
         inode, entry.mode, entry.uid, entry.gid, links, epoch, len(entry.content), 0, 0, *entry.device, len(name), 0,
     )  # fmt: skip
     head = MAGIC + b"".join(b"%08X" % field for field in fields) + name
-    return head.ljust(_padded(len(head)), b"\0"), entry.content.ljust(_padded(len(entry.content)), b"\0")
+    return head.ljust(_padded(len(head)), b"\0") + entry.content.ljust(_padded(len(entry.content)), b"\0")
 
 
 def _padded(length: int) -> int:

@@ -34,8 +34,8 @@ def _tools() -> list[tuple[str, str, str]]:
     for tool in host.needed():
         found = host.find(tool)
         name = tool.probe.rsplit("/", 1)[-1]
-        about = host.version(tool) or tool.package
-        rows.append((GOOD, name, f"{about}: to {tool.reason}") if found else (BAD, name, f"{tool.package}: to {tool.reason}"))
+        about = (host.version(tool) if found else "") or tool.package
+        rows.append((GOOD if found else BAD, name, f"{about}: to {tool.reason}"))
     if not run.is_root():
         rows.append((NOTE, "privilege", "not root: mmdebstrap uses a user name space; the container needs root"))
     return rows

@@ -39,12 +39,10 @@ PATH = r"[]A-Za-z0-9_+.*[/-]+"
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``initrd.yaml`` says: paths inside the netboot package, names of packages, shell patterns of files."""
+    """What ``initrd.yaml`` says: paths inside the netboot package, names of packages and modules, patterns of files."""
 
     kernel: str
     initrd: str
-    udebs: tuple[str, ...]
-    module_udebs: tuple[str, ...]
     packages_dropped: tuple[str, ...]
     files_dropped: tuple[str, ...]
     modules: tuple[str, ...]
@@ -57,8 +55,6 @@ def load_plan(path: Path = PLAN) -> Plan:
     plan = Plan(
         kernel=table.text("kernel", PATH, "write the kernel's path inside the netboot package"),
         initrd=table.text("initrd", PATH, "write the path of initrd.gz inside the netboot package"),
-        udebs=table.strings("udebs", NAME, "write the name of a udeb"),
-        module_udebs=table.strings("module_udebs", NAME, "write NAME of NAME-modules-VERSION-di"),
         packages_dropped=table.strings("packages_dropped", NAME, "write the name of a udeb"),
         files_dropped=table.strings("files_dropped", PATH, "write a shell pattern without a leading slash"),
         modules=table.strings("modules", r"[a-z0-9_-]+", "write the name of a kernel module"),
@@ -195,9 +191,9 @@ def _keep_modules(tree: dict[str, cpio.Entry], wanted: Iterable[str], workdir: P
         (home / "lib").symlink_to("usr/lib")
         _depmod(home, version)
         kept = _closure((base / "modules.dep").read_text(), wanted)
-        for path in base.rglob("*.ko*"):
-            if str(path.relative_to(base)) not in kept:
-                path.unlink()
+        for module in base.rglob("*.ko*"):
+            if str(module.relative_to(base)) not in kept:
+                module.unlink()
         _depmod(home, version)
         names = [*kept, "modules.builtin", *(p.name for pattern in INDEXES for p in base.glob(pattern))]
         for name in sorted(names):

@@ -93,7 +93,7 @@ def _disk(inputs: Inputs) -> dict[str, Any]:
     return {
         "size_mib": inputs.spec.disk.size_mib,
         "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "README")),
-        "code": inputs.project.code("disk", "packer"),
+        "code": inputs.project.code("disk", "packer", "console"),
     }
 
 

@@ -22,6 +22,7 @@ INSTALLER_TITLE = "Debian installer: netboot package (kernel, initrd) and udebs.
 NETBOOT = "debian-installer-13-netboot-amd64"
 MODULES = re.compile(r"(?P<name>[a-z0-9-]+-modules)-(?P<kernel>[0-9][a-z0-9.+~]*(-[a-z0-9.]+)*)-amd64-di")
 SHOWN_CHANGES = 15
+HOLE_HINT = "keep the committed preseed/installer.lock and set a snapshot archive, or wait for the next point release"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Locksmith:
         if absent:
             raise StepFailed(
                 f"the archive's newest installer set (kernel {kernel}) has a hole", details="\n".join(absent),
-                hint="keep the committed preseed/installer.lock and set a snapshot archive, or wait for the next point release",
+                hint=HOLE_HINT,
             )  # fmt: skip
         fresh = replace(old, date=lock.iso(apt.date()), entries=apt.locate(names))
         self._demand(fresh, "installer set")
@@ -133,7 +134,7 @@ class Locksmith:
             raise StepFailed(
                 f"the archive has no kernel modules for the newest installer (kernel {match[1]})",
                 details="it has: " + ", ".join(sorted(kernels)),
-                hint="keep the committed preseed/installer.lock and set a snapshot archive, or wait for the next point release",
+                hint=HOLE_HINT,
             )
         return fitting[-1]
 

@@ -34,9 +34,7 @@ TOOL_SECONDS = 120
 ISO_SECONDS = 600
 
 
-def make_media(
-    spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path
-) -> None:
+def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path) -> None:
     """Write the installation medium to ``out``.
 
     ``installer`` maps the names of the archive's files (as in installer.lock) to verified local files; ``epoch`` is the
@@ -86,7 +84,10 @@ def _make_bios_image(home: Path, *, log: Path) -> None:
     if not BIOS_MODULE_DIRECTORY.is_dir():
         which("grub-pc-bin", reason="make the medium start under BIOS")
     run(
-        [tool, "-O", "i386-pc-eltorito", "-d", BIOS_MODULE_DIRECTORY, "-p", "/boot/grub", "-o", home / "bios.img", *BIOS_MODULES],
+        [
+            tool, "-O", "i386-pc-eltorito", "-d", BIOS_MODULE_DIRECTORY, "-p", "/boot/grub", "-o", home / "bios.img",
+            *BIOS_MODULES,
+        ],
         timeout=TOOL_SECONDS, log=log,
     )  # fmt: skip
 
@@ -103,7 +104,8 @@ def _make_efi_image(home: Path, squashfs: Path, *, epoch: int, log: Path) -> Non
     missing = [path for name, path in EFI_FILES.items() if not parts[name].is_file()]
     if missing:
         raise StepFailed(
-            f"the root file system lacks {', '.join(missing)}", hint="the layer 20-boot has to bring shim-signed: see its layer.yaml"
+            f"the root file system lacks {', '.join(missing)}",
+            hint="the layer 20-boot has to bring shim-signed: see its layer.yaml",
         )
     image = home / "efi.img"
     kib = sum(path.stat().st_size for path in parts.values()) // 1024 + EFI_SPARE_KIB

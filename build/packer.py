@@ -55,7 +55,8 @@ class Packer:
 class Job:
     """What Packer shall do: install ``medium`` onto an empty disk. Sizes are in MiB, the time-out in seconds.
 
-    ``compact`` rewrites the disk without its unused clusters, ``compress`` also compresses them.
+    ``compact`` rewrites the disk without its unused clusters, ``compress`` also compresses them; ``network`` lets the
+    guest reach what the host reaches, which our own medium never needs.
     """
 
     medium: Path
@@ -67,6 +68,7 @@ class Job:
     machine_type: str = "pc"
     compact: bool = True
     compress: bool = True
+    network: bool = False
     qemu: str = QEMU
 
 
@@ -288,6 +290,7 @@ def variables(job: Job) -> dict[str, Any]:
         "shutdown_timeout": f"{round(job.timeout)}s",
         "skip_compaction": not job.compact,
         "disk_compression": job.compress,
+        "restrict": "off" if job.network else "on",
     }
 
 

@@ -14,7 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from build import (
-    accel, artifact, base, disk, files, host, inputs, layers, locksmith, log, media, packer, rootfs, verify, wheels,
+    accel,
+    artifact,
+    base,
+    disk,
+    files,
+    host,
+    inputs,
+    layers,
+    locksmith,
+    log,
+    media,
+    packer,
+    rootfs,
+    verify,
+    wheels,
 )  # fmt: skip
 from build import lock as locks
 from build import spec as specs
@@ -22,13 +36,10 @@ from build.apt import Mirrors, Store
 from build.artifact import Artifact
 from build.assemble import assemble
 from build.cache import Cache, StageKey, StageResult
-from build.errors import GoldsmithError, StepFailed
+from build.errors import StepFailed
 from build.project import Project
 
 ISO = "installer.iso"
-EVIDENCE = ("*.log", "*.xml")
-
-Maker = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -185,33 +196,15 @@ class _Line:
 
     def make(self, stages: list[str]) -> dict[str, StageResult]:
         """Make the named stages, in order, each from the cache when it is there."""
-        makers: dict[str, Maker] = {
+        makers: dict[str, Callable[[Path], Mapping[str, Any]]] = {
             "base": self.base, "rootfs": self.rootfs, "media": self.media, "disk": self.disk, "verify": self.verify,
         }  # fmt: skip
         results: dict[str, StageResult] = {}
         for stage in stages:
             if stage in makers:
                 with log.step(f"Stage {stage}"):
-                    results[stage] = self.cache.obtain(self.keys[stage], self._keeping_evidence(stage, makers[stage]))
+                    results[stage] = self.cache.obtain(self.keys[stage], makers[stage])
         return results
-
-    def _keeping_evidence(self, stage: str, maker: Maker) -> Maker:
-        """Let a failed stage's logs outlive its directory, and the error say where they are."""
-
-        def make(out: Path) -> Mapping[str, Any]:
-            try:
-                return maker(out)
-            except GoldsmithError as error:
-                kept = self.cache.root / "logs" / f"{stage}-{self.keys[stage].key}"
-                files.remove_tree(kept)
-                for path in sorted(path for pattern in EVIDENCE for path in out.rglob(pattern)):
-                    target = kept / path.relative_to(out)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, target)
-                error.hint = error.hint.replace(str(out), str(kept))
-                raise
-
-        return make
 
     def result(self, stage: str) -> Path:
         """Return the directory of a finished stage."""
@@ -231,14 +224,14 @@ class _Line:
     def base(self, out: Path) -> Mapping[str, Any]:
         return base.make_base(
             out, spec=self.inputs.spec, stack=self.inputs.stack, lock=self.inputs.rootfs_lock, store=self.store,
-            log_file=self._log("base"),
+            log_file=self._logs("base") / "base.log",
         )  # fmt: skip
 
     def rootfs(self, out: Path) -> Mapping[str, Any]:
         houses = {venv.path: wheels.fetch(venv.requirements, cache=self.cache.root) for venv in self.inputs.stack.venvs}
         return rootfs.make_rootfs(
             out, base=self.result("base"), spec=self.inputs.spec, stack=self.inputs.stack, lock=self.inputs.rootfs_lock,
-            mirrors=self.inputs.mirrors, wheelhouses=houses, log_file=self._log("rootfs"),
+            mirrors=self.inputs.mirrors, wheelhouses=houses, log_file=self._logs("rootfs") / "rootfs.log",
         )  # fmt: skip
 
     def media(self, out: Path) -> Mapping[str, Any]:
@@ -246,7 +239,7 @@ class _Line:
         media.make_media(
             self.inputs.spec, squashfs=self.result("rootfs") / rootfs.SQUASHFS,
             installer={entry.filename: self.store.path(entry) for entry in self.inputs.installer_lock.entries},
-            out=iso, epoch=self.inputs.rootfs_lock.epoch, log=self._log("media"),
+            out=iso, epoch=self.inputs.rootfs_lock.epoch, log=self._logs("media") / "media.log",
         )  # fmt: skip
         return {"iso_bytes": iso.stat().st_size, "iso_sha256": files.sha256_file(iso)}
 
@@ -256,22 +249,32 @@ class _Line:
         )
         made = disk.make_disk(
             iso=self.result("media") / ISO, spec=self.inputs.spec, packer=found, templates=self.options.project.packer,
-            accelerator=self.accelerator, out=out, expected=self.cache.expected_seconds("disk"),
+            accelerator=self.accelerator, out=out, logs=(logs := self._logs("disk")),
+            expected=self.cache.expected_seconds("disk"),
         )  # fmt: skip
+        shutil.copytree(logs, out, dirs_exist_ok=True)
         return {**made, "packer": found.name, "accelerator": dataclasses.asdict(self.accelerator)}
 
     def verify(self, out: Path) -> Mapping[str, Any]:
         host.require_memory()
+        logs = self._logs("verify")
         with files.scratch(self.cache.root / "clones") as scratch:
             verdict = verify.verify(
-                self.result("disk") / artifact.IMAGE, spec=self.inputs.spec, tests=self.options.project.image_tests, out=out,
-                scratch=scratch, accelerator=self.accelerator, expected_seconds=self.cache.expected_seconds("verify"),
+                self.result("disk") / artifact.IMAGE, spec=self.inputs.spec, tests=self.options.project.image_tests,
+                out=logs, scratch=scratch, accelerator=self.accelerator, expected_seconds=self._expected_boot(),
             )  # fmt: skip
+        shutil.copytree(logs, out, dirs_exist_ok=True)
         counts = {"passed": verdict.passed, "failed": verdict.failed, "skipped": verdict.skipped}
         return {**verdict.facts, **counts, "accelerator": dataclasses.asdict(self.accelerator)}
 
-    def _log(self, stage: str) -> Path:
-        path = self.cache.root / "logs" / f"{stage}-{self.keys[stage].key}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+    def _expected_boot(self) -> float:
+        """Return how many seconds the slower clone took to be ready the last time, or 0."""
+        boots = self.cache.last_facts("verify").get("boot", {})
+        return max((float(times["ready"]) for times in boots.values()), default=0.0)
+
+    def _logs(self, stage: str) -> Path:
+        """Return an empty directory for a stage's logs that outlives its failure; errors name files in it."""
+        path = self.cache.root / "logs" / f"{stage}-{self.keys[stage].key}"
+        files.remove_tree(path)
+        path.mkdir(parents=True)
         return path

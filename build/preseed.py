@@ -29,7 +29,7 @@ def render(spec: Spec) -> str:
     """Return the preseed file for ``spec``. Raises jinja2.UndefinedError when the template asks for what is not there."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )  # noqa: S701 (not HTML)
+    )
     return environment.from_string(TEMPLATE.read_text()).render(spec=spec, recipe=recipe(spec.disk))
 
 

@@ -84,12 +84,13 @@ def _hooks(
     sources = _write(scratch / "debian.sources", deb822(mirrors, spec.release).encode())
     tmpfiles = [node.path for node in stack.below(layers.TMPFILES_DIRECTORIES)]
     chroot = 'chroot "$1"'
+    unpack = "--extract --preserve-permissions --same-owner --directory / --file -"
     hooks = [
         *(f'rm -rf "$1"{shlex.quote(path)}' for path in stack.absent),
-        f'{chroot} tar --extract --directory / --file - < {shlex.quote(str(first))}',
+        f"{chroot} tar --extract --directory / --file - < {shlex.quote(str(first))}",
         f"{chroot} systemd-sysusers",
         # Inside the chroot, so that owners are the accounts of the image and not those of this host.
-        f'umask 022; {chroot} tar --extract --preserve-permissions --same-owner --directory / --file - < {shlex.quote(str(rest))}',
+        f"umask 022; {chroot} tar {unpack} < {shlex.quote(str(rest))}",
         f'install -m 0644 {shlex.quote(str(sources))} "$1"/etc/apt/sources.list.d/debian.sources',
         f'echo {shlex.quote(spec.hostname)} > "$1"/etc/hostname; chmod 0644 "$1"/etc/hostname',
     ]  # fmt: skip
@@ -111,11 +112,12 @@ def _venv_hooks(venv: layers.Venv, wheelhouse: Path) -> list[str]:
     environment = "env PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1"
     chroot = f'chroot "$1" {environment}'
     staging = f'"$1"{STAGING}'
+    wheels, requirements = shlex.quote(str(wheelhouse)), shlex.quote(str(venv.requirements))
+    install = f"install --quiet --no-index --no-compile --require-hashes --find-links {STAGING}"
     return [
-        f"umask 022; mkdir -p {staging}; cp {shlex.quote(str(wheelhouse))}/*.whl {shlex.quote(str(venv.requirements))} {staging}/",
+        f"umask 022; mkdir -p {staging}; cp {wheels}/*.whl {requirements} {staging}/",
         f"umask 022; {chroot} python3 -m venv {venv.path}",
-        f"umask 022; {chroot} {python} -m pip install --quiet --no-index --no-compile --require-hashes "
-        f"--find-links {STAGING} --requirement {STAGING}/{venv.requirements.name}",
+        f"umask 022; {chroot} {python} -m pip {install} --requirement {STAGING}/{venv.requirements.name}",
         f"{chroot} {python} -m pip check",
         f"{chroot} {python} -m pip uninstall --quiet --yes pip",
         f"umask 022; {chroot} {python} -m compileall -q --invalidation-mode unchecked-hash {venv.path}/lib",

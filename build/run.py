@@ -162,23 +162,34 @@ def run(
         _signal_group(popen, signal.SIGKILL)
     except subprocess.TimeoutExpired as error:
         _end(popen)
+        late = _done(popen, error.stdout, error.stderr)
+        _note(log, argv, late)
         raise CommandFailed(
             f"{_name(argv)} did not finish within {timeout:.0f} s", returncode=-1,
-            details=shlex.join(_words(argv)), hint=hint,
+            details=f"{shlex.join(_words(argv))}\n{tail(late.stderr.strip() or late.stdout)}".rstrip(), hint=hint,
         ) from error  # fmt: skip
     finally:
         _end(popen)
-    done = Done(popen.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as stream:
-            stream.write(f"$ {shlex.join(_words(argv))}\n{done.stdout}{done.stderr}")
+    done = _done(popen, out, err)
+    _note(log, argv, done)
     if check and done.returncode != 0:
         raise CommandFailed(
             f"{_name(argv)} failed with status {done.returncode}", returncode=done.returncode,
             details=tail(done.stderr.strip() or done.stdout), hint=hint or (f"the whole output is in {log}" if log else ""),
         )  # fmt: skip
     return done
+
+
+def _done(popen: subprocess.Popen[bytes], out: bytes | None, err: bytes | None) -> Done:
+    return Done(popen.returncode, (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
+
+
+def _note(log: Path | None, argv: Argv, done: Done) -> None:
+    """Append a command and what it wrote to the log, if there is one."""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(f"$ {shlex.join(_words(argv))}\n{done.stdout}{done.stderr}")
 
 
 @contextmanager

@@ -10,12 +10,12 @@ import dataclasses
 import shutil
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from build import files, log, run, sealed, seed, vm
 from build.accel import Accelerator
@@ -81,7 +81,8 @@ def _attempt(
         context = write_context(scratch, spec=spec, clones=ready, raw=raw, target="vm")
         with log.step("Testing the clones"):
             status = run_tests(tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale)
-    facts = {"boot": timings, "clones": [wish.name for wish in WISHES], "panics": panics, "seconds": round(time.monotonic() - begun, 1)}
+    took = round(time.monotonic() - begun, 1)
+    facts = {"boot": timings, "clones": [wish.name for wish in WISHES], "panics": panics, "seconds": took}
     return judge(out / JUNIT, status=status, facts=facts)
 
 
@@ -106,7 +107,7 @@ def run_tests(tests: Path, context: Path, *, out: Path, timeout: float) -> int:
     """Run pytest on the image tests; return its exit status. Its output goes to ``out/pytest.log``."""
     done = run.run(
         [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-ra", "--tb=short",
-         f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit2"],
+         f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit1"],
         timeout=timeout, cwd=tests.parent.parent, log=out / "pytest.log", check=False,
         env={"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
@@ -127,7 +128,8 @@ def judge(junit: Path, *, status: int, facts: Mapping[str, Any]) -> Verdict:
         names = [f"{case.get('classname')}::{case.get('name')}: {_message(case)}" for case in failed[:SHOWN_FAILURES]]
         raise VerificationFailed(
             f"the image failed {len(failed)} of {len(cases)} tests" if failed else f"pytest ended with status {status}",
-            details="\n".join(names), hint=f"see {junit.with_name('pytest.log')}; a clone to look at: nox -s boot -- --unverified",
+            details="\n".join(names),
+            hint=f"see {junit.with_name('pytest.log')}; a clone to look at: nox -s boot -- --unverified",
         )  # fmt: skip
     return Verdict(passed, len(failed), len(skipped), junit, facts)
 

@@ -13,7 +13,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,7 +36,15 @@ OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
 PANIC = re.compile(r"Kernel panic - not syncing.*")
 HOST_KEYS = re.compile(r"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST KEY KEYS-----", re.DOTALL)
 HOST_KEY = re.compile(r"\b((?:ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+)")
+# A line of the monitor's "info usernet": protocol and state, descriptor, host address and port, guest address and port.
+FORWARD = re.compile(r"TCP\[HOST_FORWARD\].*?127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)")
 GUEST_PORTS = {"ssh": 22, "http": 80, "https": 443}
+
+Tell = Callable[[str], None]
+
+
+def _say_nothing(_what: str) -> None:
+    """Take what a clone is doing, for callers that do not show it."""
 
 
 class Firmware(StrEnum):
@@ -166,7 +174,7 @@ def _find_ports(monitor: Path, process: run.Process, qemu_log: Path) -> dict[str
             raise StepFailed("QEMU did not start", details=run.tail(qemu_log.read_text(errors="replace")))
         time.sleep(0.05)
     text = monitor_command(monitor, "info usernet")
-    by_guest = {int(guest): int(host) for host, guest in re.findall(r"TCP\[HOST_FORWARD\].*?127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)", text)}
+    by_guest = {int(guest): int(host) for host, guest in FORWARD.findall(text)}
     missing = sorted(name for name, guest in GUEST_PORTS.items() if guest not in by_guest)
     if missing:
         raise StepFailed(f"QEMU forwards no port to {', '.join(missing)}", details=text)
@@ -199,7 +207,7 @@ def _ask(stream: TextIO, request: dict[str, Any]) -> Any:
     return answer["return"]
 
 
-def wait_ready(made: Clone, identity: seed.Identity, *, tell: log.Progress | None = None) -> None:
+def wait_ready(made: Clone, identity: seed.Identity, *, tell: Tell = _say_nothing) -> None:
     """Wait until the clone has booted, by evidence; raise StepFailed with the console's last lines when it does not.
 
     Steps: host keys on the console, a verified SSH login, no /run/nologin, ``systemctl is-system-running --wait``.
@@ -221,7 +229,7 @@ def wait_ready(made: Clone, identity: seed.Identity, *, tell: log.Progress | Non
         )  # fmt: skip
 
 
-def _await_host_keys(made: Clone, deadline: float, tell: log.Progress | None) -> list[str]:
+def _await_host_keys(made: Clone, deadline: float, tell: Tell) -> list[str]:
     while True:
         match = HOST_KEYS.search(made.console_text())
         keys = sorted(set(HOST_KEY.findall(match[1]))) if match else []
@@ -230,12 +238,12 @@ def _await_host_keys(made: Clone, deadline: float, tell: log.Progress | None) ->
         _check_alive(made, deadline, "its SSH host keys did not appear on the console", tell, "booting")
 
 
-def _await(made: Clone, deadline: float, what: str, command: str, tell: log.Progress | None) -> None:
+def _await(made: Clone, deadline: float, what: str, command: str, tell: Tell) -> None:
     while made.execute(command, check=False).returncode != 0:
         _check_alive(made, deadline, f"{what} did not work", tell, f"waiting for {what}")
 
 
-def _await_running(made: Clone, deadline: float, tell: log.Progress | None) -> str:
+def _await_running(made: Clone, deadline: float, tell: Tell) -> str:
     state = ""
     while state in ("", "initializing", "starting"):
         state = made.execute("systemctl is-system-running", check=False).stdout.strip()
@@ -244,10 +252,9 @@ def _await_running(made: Clone, deadline: float, tell: log.Progress | None) -> s
     return state
 
 
-def _check_alive(made: Clone, deadline: float, what: str, tell: log.Progress | None, doing: str) -> None:
+def _check_alive(made: Clone, deadline: float, what: str, tell: Tell, doing: str) -> None:
     """Wait a moment; raise when the clone died, panicked, or the time is up."""
-    if tell:
-        tell.update(f"{made.wish.name}: {doing}")
+    tell(doing)
     text = made.console_text()
     panic = PANIC.search(text)
     if panic:
@@ -283,13 +290,15 @@ def clones(
             for wish in wishes
         ]
         progress = log.Progress("booting clones", expected_seconds)
+        doing = {wish.name: "starting" for wish in wishes}
         problems: list[BaseException] = []
-        threads = [threading.Thread(target=_wait_in_thread, args=(one, identity, progress, problems)) for one in started]
+        threads = [threading.Thread(target=_wait_in_thread, args=(one, identity, doing, problems)) for one in started]
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.5)
+                progress.update(", ".join(f"{name}: {what}" for name, what in doing.items()))
                 if problems:
                     break
         progress.finish()
@@ -316,10 +325,14 @@ def _shared_connection(made: Clone) -> Iterator[None]:
         yield
 
 
-def _wait_in_thread(made: Clone, identity: seed.Identity, tell: log.Progress, problems: list[BaseException]) -> None:
+def _wait_in_thread(made: Clone, identity: seed.Identity, doing: dict[str, str], problems: list[BaseException]) -> None:
+    def tell(what: str) -> None:
+        doing[made.wish.name] = what
+
     try:
         wait_ready(made, identity, tell=tell)
-    except Exception as error:
+        tell("ready")
+    except Exception as error:  # noqa: BLE001 (raised again by the thread that waits)
         problems.append(error)
 
 

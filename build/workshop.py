@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from build import accel, artifact, base, container as containers, files, host, layers, lock, locksmith, log, pipeline, seed, vm, wheels
+from build import accel, artifact, base, files, host, layers, lock, locksmith, log, pipeline, seed, vm, wheels
+from build import container as containers
 from build import spec as specs
 from build.apt import private_apt
 from build.cache import RECORD
@@ -74,7 +75,7 @@ def boot(
         )
         progress = log.Progress("booting")
         with log.step(f"Booting a clone of {image}"):
-            vm.wait_ready(made, identity, tell=progress)
+            vm.wait_ready(made, identity, tell=progress.update)
             progress.finish()
         print(vm.describe(made), flush=True)
         log.info("Ctrl-C ends the clone and throws it away.")

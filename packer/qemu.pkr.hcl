@@ -36,8 +36,9 @@ source "qemu" "golden" {
     ["-display", var.headless ? "none" : "gtk"],
     # disable_vnc only stops Packer from typing. The server would take a port, and two builds the same one.
     ["-vnc", "none"],
-    # Packer always adds a network card. This one leads nowhere: an installation has to work from the medium alone.
-    ["-netdev", "user,id=user.0,restrict=on"],
+    # Packer always adds a network card. It leads nowhere: an installation has to work from the medium alone. Only the
+    # bench, which compares with an installation over the network, opens it.
+    ["-netdev", "user,id=user.0,restrict=${var.restrict}"],
     # When the host's disk is full QEMU would pause the guest without a word; like this the installation fails, aloud.
     ["-global", "virtio-blk-device.werror=report"],
     ["-serial", "file:${var.console_log}"],

@@ -83,3 +83,8 @@ variable "disk_compression" {
   type        = bool
   description = "Compress the clusters when compacting."
 }
+
+variable "restrict" {
+  type        = string
+  description = "on: the guest reaches no network; off: it reaches what the host reaches."
+}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from build import packer
 from tests.fakes import Fakes
+from tests.packers import packers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +17,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without", action="append", default=[], choices=["packer", "qemu"],
         help="skip the tests that need this tool, instead of failing with the command that installs it",
     )  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes ``real_packer`` once with each Packer of this host."""
+    if "real_packer" in metafunc.fixturenames:
+        found = packers()
+        names = [one.name for one in found] or ["none"]
+        metafunc.parametrize("real_packer", found or [None], indirect=True, ids=names)
+
+
+@pytest.fixture
+def real_packer(request: pytest.FixtureRequest) -> packer.Packer:
+    """A real Packer; a host without one fails the test with the command that brings one."""
+    if "packer" in request.config.getoption("--without"):
+        pytest.skip("--without packer")
+    if request.param is None:
+        pytest.fail(f"there is no Packer on this host\n  -> {packer.GET_PACKER}\n  -> or skip: --without packer")
+    assert isinstance(request.param, packer.Packer)
+    return request.param
 
 
 @pytest.fixture

@@ -7,54 +7,22 @@ command that brings one: a template that nobody checked is not a pass. ``--witho
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 
-from build import accel, cli, files, packer, run
+from build import accel, files, packer, run
 from build.errors import StepFailed
 from tests.fakes import guest
+from tests.packers import TEMPLATES
 
-TEMPLATES = Path(__file__).parents[2] / "packer"
-TOOLS = TEMPLATES / "tools"
 BUILD_SECONDS = 120
 CONSOLE, SYSLOG = "the console speaks\r\n", "the system log speaks\r\n"
 
 
-def packers() -> list[packer.Packer]:
-    """Return every usable Packer on this host, each file once."""
-    cache = cli.default_cache() / "packer"
-    found: dict[Path, packer.Packer] = {}
-    for chosen in (os.environ.get("PACKER", ""), ""):
-        one = packer.find(tools=TOOLS, cache=cache, chosen=chosen)
-        if one is not None:
-            found[one.path.resolve()] = one
-    compiled = packer.compiled(tools=TOOLS, cache=cache)
-    if compiled is not None:
-        found[compiled.path.resolve()] = compiled
-    return list(found.values())
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "tool" in metafunc.fixturenames:
-        found = packers()
-        metafunc.parametrize("tool", found or [None], indirect=True, ids=[one.name for one in found] or ["none"])
-
-
-@pytest.fixture
-def tool(request: pytest.FixtureRequest) -> packer.Packer:
-    if "packer" in request.config.getoption("--without"):
-        pytest.skip("--without packer")
-    if request.param is None:
-        pytest.fail(f"there is no Packer on this host\n  -> {packer.GET_PACKER}\n  -> or skip: --without packer")
-    assert isinstance(request.param, packer.Packer)
-    return request.param
-
-
 def prepare(
-    directory: Path, tool: packer.Packer, medium: Path, *, sha256: str = "", machine: str = "pc"
+    directory: Path, real_packer: packer.Packer, medium: Path, *, sha256: str = "", machine: str = "pc"
 ) -> packer.Workspace:
     directory.mkdir(parents=True)
     job = packer.Job(
@@ -62,7 +30,7 @@ def prepare(
         accelerator=accel.tcg(accel.qemu_version(), reason="the smallest guest needs no other"),
         disk_mib=64, memory_mib=128, timeout=BUILD_SECONDS,
     )  # fmt: skip
-    return packer.prepare(directory, packer=tool, templates=TEMPLATES, job=job)
+    return packer.prepare(directory, packer=real_packer, templates=TEMPLATES, job=job)
 
 
 def power_on(workspace: packer.Workspace) -> tuple[int | None, str]:
@@ -72,16 +40,16 @@ def power_on(workspace: packer.Workspace) -> tuple[int | None, str]:
     return status, output.read_text(encoding="utf-8")
 
 
-def test_template_is_accepted(tool: packer.Packer, tmp_path: Path) -> None:
+def test_template_is_accepted(real_packer: packer.Packer, tmp_path: Path) -> None:
     medium = tmp_path / "medium.iso"
     medium.write_bytes(b"not read by validate")
-    packer.validate(prepare(tmp_path / "work", tool, medium))
+    packer.validate(prepare(tmp_path / "work", real_packer, medium))
 
 
-def test_template_with_an_unknown_attribute_is_rejected(tool: packer.Packer, tmp_path: Path) -> None:
+def test_template_with_an_unknown_attribute_is_rejected(real_packer: packer.Packer, tmp_path: Path) -> None:
     medium = tmp_path / "medium.iso"
     medium.write_bytes(b"not read by validate")
-    workspace = prepare(tmp_path / "work", tool, medium)
+    workspace = prepare(tmp_path / "work", real_packer, medium)
     template = workspace.directory / "qemu.pkr.hcl"
     template.write_text(template.read_text().replace("  communicator ", '  no_such_thing = "x"\n  communicator '))
     with pytest.raises(StepFailed) as caught:
@@ -92,11 +60,11 @@ def test_template_with_an_unknown_attribute_is_rejected(tool: packer.Packer, tmp
 @pytest.mark.vm
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_a_guest_that_powers_off_leaves_a_compact_disk_and_both_logs(
-    tool: packer.Packer, tmp_path: Path, machine: str
+    real_packer: packer.Packer, tmp_path: Path, machine: str
 ) -> None:
     # A deep directory with a space: sockets, -drive and -serial have to bear it.
     place = tmp_path / "a deep directory" / ("d" * 100)
-    workspace = prepare(place, tool, guest.medium(tmp_path, console=CONSOLE, syslog=SYSLOG), machine=machine)
+    workspace = prepare(place, real_packer, guest.medium(tmp_path, console=CONSOLE, syslog=SYSLOG), machine=machine)
     status, output = power_on(workspace)
     assert status == 0, output + packer.complaints(workspace)
     assert workspace.console.read_bytes() == CONSOLE.encode()
@@ -105,15 +73,16 @@ def test_a_guest_that_powers_off_leaves_a_compact_disk_and_both_logs(
     assert '"format": "qcow2"' in information
     assert '"virtual-size": 67108864' in information
     details = workspace.log.read_text(encoding="utf-8")
-    for argument in ('"-vnc", "none"', "restrict=on", '"-cpu", "max', f"type={machine},accel=tcg"):
+    for argument in ('"-vnc", "none"', "restrict=on", '"-cpu", "max', f"type={machine},accel=tcg", "werror=report"):
         assert argument in details
     assert list((workspace.directory / "tmp").iterdir()) == []
 
 
 @pytest.mark.vm
-def test_two_builds_at_once_do_not_collide(tool: packer.Packer, tmp_path: Path) -> None:
+def test_two_builds_at_once_do_not_collide(real_packer: packer.Packer, tmp_path: Path) -> None:
     places = [
-        prepare(tmp_path / name, tool, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n")) for name in "ab"
+        prepare(tmp_path / name, real_packer, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n"))
+        for name in "ab"
     ]
     begun = time.monotonic()
     with (
@@ -130,8 +99,8 @@ def test_two_builds_at_once_do_not_collide(tool: packer.Packer, tmp_path: Path) 
 
 
 @pytest.mark.vm
-def test_ended_early_packer_takes_its_guest_and_its_disk_with_it(tool: packer.Packer, tmp_path: Path) -> None:
-    workspace = prepare(tmp_path / "work", tool, guest.medium(tmp_path, console=CONSOLE, power_off=False))
+def test_ended_early_packer_takes_its_guest_and_its_disk_with_it(real_packer: packer.Packer, tmp_path: Path) -> None:
+    workspace = prepare(tmp_path / "work", real_packer, guest.medium(tmp_path, console=CONSOLE, power_off=False))
     log = tmp_path / "output.txt"
     with run.spawn(workspace.argv(), cwd=workspace.directory, env=workspace.environment(), log=log) as process:
         deadline = time.monotonic() + BUILD_SECONDS
@@ -157,8 +126,8 @@ def processes_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.vm
-def test_a_medium_that_differs_from_its_checksum_is_not_booted(tool: packer.Packer, tmp_path: Path) -> None:
-    workspace = prepare(tmp_path / "work", tool, guest.medium(tmp_path, console=CONSOLE), sha256="0" * 64)
+def test_a_medium_that_differs_from_its_checksum_is_not_booted(real_packer: packer.Packer, tmp_path: Path) -> None:
+    workspace = prepare(tmp_path / "work", real_packer, guest.medium(tmp_path, console=CONSOLE), sha256="0" * 64)
     status, output = power_on(workspace)
     assert status == 1
     assert "checksum" in (output + packer.complaints(workspace)).lower()

@@ -33,7 +33,7 @@ class Machine:
     console: str
 
 
-class _Entered(testinfra_base.BaseBackend):
+class _Entered(testinfra_base.BaseBackend):  # type: ignore[misc]
     """Runs commands inside a container by entering its name spaces."""
 
     NAME = "enter"
@@ -42,7 +42,7 @@ class _Entered(testinfra_base.BaseBackend):
         self.enter = " ".join(enter)
         super().__init__("container", **options)
 
-    def run(self, command: str, *args: str, **kwargs: Any) -> testinfra_base.CommandResult:
+    def run(self, command: str, *args: str, **_kwargs: Any) -> testinfra_base.CommandResult:
         return self.run_local(f"{self.enter} /bin/sh -c %s", self.get_command(command, *args))
 
 

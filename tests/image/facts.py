@@ -33,9 +33,7 @@ class Fact:
 
 def gather(host: Host, commands: Mapping[str, str]) -> dict[str, Fact]:
     """Run shell commands on the clone as root, each in a shell of its own; return what each said, by its name."""
-    script = "".join(
-        f"( {command}\n) </dev/null 2>&1; printf '{MARK}%s{MARK}' $?\n" for command in commands.values()
-    )
+    script = "".join(f"( {command}\n) </dev/null 2>&1; printf '{MARK}%s{MARK}' $?\n" for command in commands.values())
     parts = host.check_output("LC_ALL=C sh -c %s", script).split(MARK)
     outputs, statuses = parts[0:-1:2], parts[1::2]
     return {

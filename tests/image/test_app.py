@@ -25,8 +25,8 @@ def get(path):
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(60)
     connection.connect("/run/gunicorn.sock")
-    request = "GET %s HTTP/1.1\r\nHost: %s\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n" % (path, sys.argv[1])
-    connection.sendall(request.encode())
+    lines = ["GET %s HTTP/1.1" % path, "Host: " + sys.argv[1], "X-Forwarded-Proto: https", "Connection: close", "", ""]
+    connection.sendall("\r\n".join(lines).encode())
     response = http.client.HTTPResponse(connection)
     response.begin()
     body = response.read().decode()
@@ -43,24 +43,26 @@ def facts(host: Host) -> dict[str, Fact]:
         host,
         {
             "unit": "systemctl show gunicorn -p ActiveState -p Type -p User -p Group -p WorkingDirectory -p KillMode "
-            "-p PrivateTmp -p PrivateNetwork -p Restart -p TimeoutStopUSec -p UMask -p NRestarts -p Environment -p MemoryMax",
+            "-p PrivateTmp -p PrivateNetwork -p Restart -p TimeoutStopUSec -p MemoryMax",
             "exposure": "systemd-analyze security --no-pager gunicorn.service | tail -1",
             "writable": "runuser -u gunicorn -- find /opt /var/www /etc/gunicorn /var/log -writable 2>/dev/null",
             "open": "find /opt/app ! -type l -perm /007 | head; find /opt/app ! -group gunicorn | head -3; "
             "find /opt/app ! -user root | head -3",
             "static": "find /var/www/static -printf '%m %u:%g %y\\n' | sort -u; find /var/www ! -name '*.css' -type f",
             "web root": "find /var/www \\( -name '*.py' -o -name '*.env' -o -name '*.key' -o -name '*.html' \\)",
-            "versions": "/opt/app/venv/bin/python -c \"import importlib.metadata as m; "
-            "print('\\n'.join(sorted(d.name.lower().replace('_', '-') + '==' + d.version for d in m.distributions())))\"",
+            "versions": '/opt/app/venv/bin/python -c "import importlib.metadata as m; '
+            "print('\\n'.join(sorted(d.name.lower().replace('_', '-') + '==' + d.version "
+            'for d in m.distributions())))"',
             "bytecode": "find /opt/app/project /opt/app/pages -name '*.pyc' | wc -l; "
             "find /opt/app/venv -name '*.pyc' | head -1 | wc -l",
             "secret": f"stat -c '%a %U:%G %s' {SECRET}; ls -A /etc/credstore",
             "secret in sight": f"key=$(cat {SECRET}); pid=$(systemctl show -p MainPID --value gunicorn); "
             "tr '\\0' '\\n' </proc/$pid/environ | grep -cF \"$key\"; systemctl show gunicorn | grep -cF \"$key\"; "
-            'journalctl -b -o cat | grep -cF "$key"; grep -rcF "$key" /etc/gunicorn /opt/app/project | grep -vc :0$; true',
+            'journalctl -b -o cat | grep -cF "$key"; '
+            'grep -rcF "$key" /etc/gunicorn /opt/app/project | grep -vc :0$; true',
             "readers": f"for user in gunicorn nginx postgres; do runuser -u $user -- cat {SECRET}; done",
             "settings": "cd /opt/app && SITE_HOSTS=x runuser -u gunicorn -- env SITE_HOSTS=x venv/bin/python -B -c "
-            "\"from project import settings as s; print(s.DEBUG, s.ALLOWED_HOSTS, repr(s.SECRET_KEY))\"",
+            '"from project import settings as s; print(s.DEBUG, s.ALLOWED_HOSTS, repr(s.SECRET_KEY))"',
             "no secret": "cd /opt/app && runuser -u gunicorn -- venv/bin/python -B -c 'import project.wsgi'",
         },
     )
@@ -79,9 +81,7 @@ def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
             "page": ask(name, "/", **common),
             "absent": ask(name, "/absent", **common),
             "other host": ask(name, "/", **(common | {"host": "other.test"})),
-            "forwarded host": ask(
-                name, "/", **(common | {"headers": proxied | {"X-Forwarded-Host": "other.test"}})
-            ),
+            "forwarded host": ask(name, "/", **(common | {"headers": proxied | {"X-Forwarded-Host": "other.test"}})),
         },
     )
 
@@ -125,7 +125,7 @@ def test_static_files(facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R18")
 def test_environment_is_the_locked_one(facts: dict[str, Fact]) -> None:
     """The Python environment holds exactly the packages of the lock"""
-    locked = sorted(re.findall(r"^(\S+==\S+)", LOCK.read_text(), re.M))
+    locked = sorted(re.findall(r"^(\S+==\S+)", LOCK.read_text(), re.MULTILINE))
     assert facts["versions"].lines == locked
 
 
@@ -193,7 +193,13 @@ def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
     unit = "postgresql@17-main"
     name = spec.application.server_name
     output = host.check_output(
-        "systemctl stop %s; python3 -c %s %s; systemctl start %s; python3 -c %s %s", unit, PROBE, name, unit, PROBE, name
+        "systemctl stop %s; python3 -c %s %s; systemctl start %s; python3 -c %s %s",
+        unit,
+        PROBE,
+        name,
+        unit,
+        PROBE,
+        name,
     )
     down, up = [json.loads(line) for line in output.splitlines()]
     health, page = down

@@ -65,7 +65,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "jobs": "systemctl list-jobs --no-legend --no-pager",
             "enabled": "systemctl list-unit-files --state=enabled --no-legend --no-pager",
             "timers": "systemctl list-units --type=timer --state=active --no-legend --plain --no-pager",
-            "targets": "systemctl is-active multi-user.target network-online.target cloud-init.target; systemctl get-default",
+            "targets": "systemctl is-active multi-user.target network-online.target cloud-init.target; "
+            "systemctl get-default",
             "cloud": "cloud-init status --long",
             "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(UNITS_OF_THE_FIRST_BOOT),
             "release": "cat /etc/os-release",
@@ -75,7 +76,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "journal": "ls -d /var/log/journal/*; journalctl --header | grep -c 'File path: /var/log/journal'",
             "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
             "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
-            "reboot": "test -e /run/reboot-required && echo needed; uname -r; ls /boot | grep ^vmlinuz | sort -V | tail -1",
+            "reboot": "test -e /run/reboot-required && echo needed; uname -r; "
+            "ls /boot | grep ^vmlinuz | sort -V | tail -1",
             "restarts": "systemctl show -p NRestarts --value ssh nginx gunicorn postgresql@17-main rsyslog",
         },
     )
@@ -113,8 +115,8 @@ def test_cloud_init_is_done(facts: dict[str, Fact]) -> None:
     """cloud-init took the clone's seed and ended without an error"""
     text = facts["cloud"].text
     assert facts["cloud"].status == 0, text
-    assert re.search(r"^status: done$", text, re.M)
-    assert re.search(r"^extended_status: done$", text, re.M)
+    assert re.search(r"^status: done$", text, re.MULTILINE)
+    assert re.search(r"^extended_status: done$", text, re.MULTILINE)
     assert "DataSourceNoCloud" in text
 
 

@@ -53,7 +53,9 @@ def test_firmware(machines: list[Machine]) -> None:
     seen = {}
     for machine in machines:
         variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-        text = machine.host.check_output(f"if test -d /sys/firmware/efi; then od -An -tu1 -j4 -N1 {variable}; else echo bios; fi")
+        text = machine.host.check_output(
+            f"if test -d /sys/firmware/efi; then od -An -tu1 -j4 -N1 {variable}; else echo bios; fi"
+        )
         seen[machine.firmware] = text.strip()
     assert seen == {"bios": "bios", "uefi": "1"}
 
@@ -65,7 +67,8 @@ def test_health_from_outside(machines: list[Machine], spec: object) -> None:
         name = spec.application.server_name  # type: ignore[attr-defined]
         address = f"https://{name}:{machine.ports['https']}/health"
         done = machine.host.backend.run_local(
-            "curl --silent --show-error --max-time 60 --insecure --resolve %s:%s:127.0.0.1 --write-out '\\n%%{http_code}' %s",
+            "curl --silent --show-error --max-time 60 --insecure --resolve %s:%s:127.0.0.1"
+            " --write-out '\\n%%{http_code}' %s",
             name, str(machine.ports["https"]), address,
         )  # fmt: skip
         body, _, code = done.stdout.strip().rpartition("\n")

@@ -29,7 +29,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "resolver": "readlink /etc/resolv.conf; systemd-analyze cat-config systemd/resolved.conf | grep -v '^#'",
             "names": "getent hosts $(hostname); getent hosts localhost; grep ^hosts: /etc/nsswitch.conf",
             "time": "systemctl is-active chrony; ls /run/systemd/timesync 2>/dev/null; chronyc -n tracking",
-            "guest agent": "systemctl show -p LoadState --value qemu-guest-agent; dpkg-query -W -f '${Status}' qemu-guest-agent",
+            "guest agent": "systemctl show -p LoadState --value qemu-guest-agent; "
+            "dpkg-query -W -f '${Status}' qemu-guest-agent",
         },
     )
 
@@ -55,9 +56,7 @@ def test_tcp_listeners_are_known(facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R10")
 def test_udp_listeners_are_known(facts: dict[str, Fact]) -> None:
     """No UDP port is open but those of the DHCP client"""
-    found = {
-        (program, port) for protocol, _, port, program in _listeners(facts["sockets"]) if protocol == "udp"
-    }
+    found = {(program, port) for protocol, _, port, program in _listeners(facts["sockets"]) if protocol == "udp"}
     assert {(name[:15], port) for name, port in found} <= UDP
 
 

@@ -17,7 +17,14 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-ONCE = (*HEADERS, "Content-Security-Policy", "Permissions-Policy", "Strict-Transport-Security", "X-Request-ID", "Server")
+ONCE = (
+    *HEADERS,
+    "Content-Security-Policy",
+    "Permissions-Policy",
+    "Strict-Transport-Security",
+    "X-Request-ID",
+    "Server",
+)
 HIDDEN = [
     "/.env", "/.git/config", "/static/.env", "/settings.py", "/project/settings.py", "/static/site.sql", "/backup.bak",
     "/static/", "/static/pages/", "/static/pages/site.css", "/static../etc/passwd", "/static/../../etc/passwd",
@@ -35,23 +42,26 @@ def facts(host: Host) -> dict[str, Fact]:
             "-p CapabilityBoundingSet -p UMask -p Requires -p DropInPaths -p NRestarts",
             "exposure": "systemd-analyze security --no-pager nginx.service | tail -1",
             "processes": "ps -o pid=,ppid=,user:16=,args= -C nginx",
-            "rights": "for pid in $(pgrep -x nginx); do grep -E '^(Uid|Gid|Cap...|NoNewPrivs|Seccomp):' /proc/$pid/status; done",
+            "rights": "for pid in $(pgrep -x nginx); do "
+            "grep -E '^(Uid|Gid|Cap...|NoNewPrivs|Seccomp):' /proc/$pid/status; done",
             "networks": "readlink /proc/1/ns/net; for pid in $(pgrep -x nginx); do readlink /proc/$pid/ns/net; done",
             "mounts": "grep -E ' (/|/etc|/usr|/var/log) ' /proc/$(systemctl show -p MainPID --value nginx)/mountinfo",
-            "access": "stat -c '%a %U:%G %n' /etc/nginx /etc/nginx/nginx.conf /etc/nginx/conf.d/* /etc/nginx/sites-enabled/* "
-            "/etc/nginx/snippets/* /var/log/nginx /var/cache/nginx /run/nginx-syslog",
+            "access": "stat -c '%a %U:%G %n' /etc/nginx /etc/nginx/nginx.conf /etc/nginx/conf.d/* "
+            "/etc/nginx/sites-enabled/* /etc/nginx/snippets/* /var/log/nginx /var/cache/nginx /run/nginx-syslog",
             "sites": "ls /etc/nginx/sites-enabled /etc/nginx/modules-enabled; ls -A /var/www",
             "autoindex": "grep -rE '^[^#]*autoindex +on' /etc/nginx",
             "key": "stat -c '%a %U:%G %n' /etc/ssl/private/app.key /etc/ssl/certs/app.pem /run/nginx/tls/app.key",
             "certificate": "openssl x509 -noout -text -in /etc/ssl/certs/app.pem",
             "pair": "openssl pkey -in /etc/ssl/private/app.key -pubout | sha256sum; "
             "openssl x509 -in /etc/ssl/certs/app.pem -noout -pubkey | sha256sum",
-            "others": "for user in nginx gunicorn postgres nobody; do runuser -u $user -- cat /etc/ssl/private/app.key; done",
+            "others": "for user in nginx gunicorn postgres nobody; do "
+            "runuser -u $user -- cat /etc/ssl/private/app.key; done",
             "writable": "runuser -u nginx -- find /etc/nginx /var/www /var/log /opt -writable 2>/dev/null",
             "readable": "runuser -u nginx -- ls /opt/app /var/lib/postgresql /etc/credstore",
             "names": "cat /run/golden/names",
             "host name": "hostname",
-            "reload": "systemctl show -p MainPID --value nginx; systemctl reload nginx && systemctl show -p MainPID --value nginx",
+            "reload": "systemctl show -p MainPID --value nginx; "
+            "systemctl reload nginx && systemctl show -p MainPID --value nginx",
             "versions": "nginx -v",
         },
     )

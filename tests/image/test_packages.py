@@ -41,8 +41,10 @@ def facts(host: Host) -> dict[str, Fact]:
             "packages": "dpkg-query -W -f '${Package}\\t${db:Status-Abbrev}\\t${Maintainer}\\n'",
             "audit": "dpkg --audit",
             "apt": "apt-config dump",
-            "sources": "cat /etc/apt/sources.list.d/*.sources; ls /etc/apt/sources.list.d; test -e /etc/apt/sources.list && echo old",
-            "documentation": "find /usr/share/man /usr/share/info /usr/share/groff /usr/share/lintian -type f 2>/dev/null | head",
+            "sources": "cat /etc/apt/sources.list.d/*.sources; ls /etc/apt/sources.list.d; "
+            "test -e /etc/apt/sources.list && echo old",
+            "documentation": "find /usr/share/man /usr/share/info /usr/share/groff "
+            "/usr/share/lintian -type f 2>/dev/null | head",
             "copyright": "ls /usr/share/doc/bash/copyright; find /usr/share/doc -type f ! -name copyright | head",
             "translations": "find /usr/share/locale -name '*.mo' | head -3",
             "held": "apt-mark showhold",

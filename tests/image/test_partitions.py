@@ -31,7 +31,7 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
     mounts = [partition.mount for partition in spec.disk.partitions]
     commands = {
         "mounts": "findmnt --json --bytes --list --output TARGET,SOURCE,FSTYPE,OPTIONS,SIZE",
-        "devices": "lsblk --json --bytes --output PATH,SIZE,TYPE",
+        "devices": "lsblk --json --bytes --list --output PATH,SIZE,TYPE",
         "swap": "cat /proc/swaps; grep -c swap /etc/fstab",
         "fstab": "cat /etc/fstab",
         "temporary": "stat -c '%a %U:%G %n' /tmp /var/tmp /dev/shm",
@@ -79,9 +79,7 @@ def test_mount_options(mounts: dict[str, dict[str, Any]], spec: SimpleNamespace)
 
 @pytest.mark.vm
 @pytest.mark.req("R5")
-def test_partition_sizes(
-    mounts: dict[str, dict[str, Any]], devices: dict[str, int], spec: SimpleNamespace
-) -> None:
+def test_partition_sizes(mounts: dict[str, dict[str, Any]], devices: dict[str, int], spec: SimpleNamespace) -> None:
     """Every partition is as large as the spec says"""
     for partition in spec.disk.partitions:
         size = devices[mounts[partition.mount]["source"]] / MIB

@@ -85,7 +85,7 @@ def facts(host: Host) -> dict[str, Fact]:
             database="app",
         ),
         "application": _query("SELECT count(*) FROM pages_page", user="gunicorn", role="app", database="app"),
-        "unit": f"systemctl show -p ActiveState -p Type -p Restart -p User -p NRestarts -p PrivateNetwork -p StatusText {UNIT}",
+        "unit": f"systemctl show -p ActiveState -p Type -p Restart -p User -p PrivateNetwork {UNIT}",
         "exposure": f"systemd-analyze security --no-pager {UNIT} | tail -1",
         "access": "stat -c '%a %U:%G %n' /etc/postgresql/17/main/* /etc/postgresql/17/main /var/lib/postgresql/17 "
         "/var/lib/postgresql/17/main /var/log/postgresql /var/log/postgresql/*",

@@ -1,4 +1,4 @@
-"""The request path end to end: nginx with TLS, gunicorn's socket, Django, PostgreSQL's socket, each hop its own user."""
+"""The request path from end to end: nginx, gunicorn's socket, Django, PostgreSQL's socket, each hop its own user."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
         {
             "health": ask(name, "/health"),
             "page": ask(name, "/"),
-            "spoofed": ask(
-                name, "/health", headers={"X-Request-ID": "f" * 32, "X-Forwarded-For": "203.0.113.66"}
-            ),
+            "spoofed": ask(name, "/health", headers={"X-Request-ID": "f" * 32, "X-Forwarded-For": "203.0.113.66"}),
         },
     )
 
@@ -37,17 +35,23 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
     return gather(
         host,
         {
-            "access log": f"for try in 1 2 3 4 5 6 7 8 9 10; do grep {spoofed} {log} && break; sleep 1; done; grep {identity} {log}",
+            "access log": f"for try in 1 2 3 4 5 6 7 8 9 10; do grep {spoofed} {log} && break; sleep 1; done; "
+            f"grep {identity} {log}",
             "application log": f"journalctl -b -u gunicorn -o cat | grep {identity}",
-            "spoofed": f"grep -c -e ffffffffffffffff -e 203.0.113.66 {log}; journalctl -b -u gunicorn -o cat | grep -c ffffffffffffffff",
+            "spoofed": f"grep -c -e ffffffffffffffff -e 203.0.113.66 {log}; "
+            "journalctl -b -u gunicorn -o cat | grep -c ffffffffffffffff",
             "log access": f"stat -c '%a %U:%G' {log}",
             "nginx": "ps -o user:16=,args= -C nginx",
-            "gunicorn": "pid=$(systemctl show -p MainPID --value gunicorn); ps -o user:16= -p $pid; ps -o user:16= --ppid $pid",
-            "database": "runuser -u postgres -- /usr/lib/postgresql/17/bin/psql -X -A -t -h /run/postgresql -d postgres -c "
-            '"SELECT DISTINCT usename, client_addr IS NULL FROM pg_stat_activity WHERE datname = \'app\'"',
+            "gunicorn": "pid=$(systemctl show -p MainPID --value gunicorn); "
+            "ps -o user:16= -p $pid; ps -o user:16= --ppid $pid",
+            "database": "runuser -u postgres -- /usr/lib/postgresql/17/bin/psql -X -A -t "
+            "-h /run/postgresql -d postgres -c "
+            "\"SELECT DISTINCT usename, client_addr IS NULL FROM pg_stat_activity WHERE datname = 'app'\"",
             "postgres": "ps -o user:16= -p $(systemctl show -p MainPID --value postgresql@17-main)",
-            "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; ss -Hlx src /run/gunicorn.sock",
-            "activation": "systemctl show -p TriggeredBy -p Requires gunicorn.service; systemctl show -p Triggers gunicorn.socket",
+            "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; "
+            "ss -Hlx src /run/gunicorn.sock",
+            "activation": "systemctl show -p TriggeredBy -p Requires gunicorn.service; "
+            "systemctl show -p Triggers gunicorn.socket",
             "upstream": "grep -rhoE 'proxy_pass [^;]+' /etc/nginx | sort -u",
             "configured": "grep -E '^workers|^wsgi_app' /etc/gunicorn/gunicorn.conf.py",
         },

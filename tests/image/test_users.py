@@ -37,11 +37,13 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
             "passwd": "cat /etc/passwd",
             "shadow": "cat /etc/shadow",
             "groups": "cat /etc/group",
-            "keys": "find / /home /var /var/www -xdev \\( -name 'authorized_keys*' -o -name .rhosts -o -name .netrc \\) -size +0 | sort -u",
+            "keys": "find / /home /var /var/www -xdev "
+            "\\( -name 'authorized_keys*' -o -name .rhosts -o -name .netrc \\) -size +0 | sort -u",
             "root key": "cat /root/.ssh/authorized_keys",
             "key": f"cat /home/{spec.admin.user}/.ssh/authorized_keys",
             "sudoers": "ls /etc/sudoers.d; cat /etc/sudoers.d/9*",
-            "admin": f"id -Gn {spec.admin.user}; stat -c %a /home/{spec.admin.user} /home/{spec.admin.user}/.ssh; passwd -S root",
+            "admin": f"id -Gn {spec.admin.user}; stat -c %a /home/{spec.admin.user} /home/{spec.admin.user}/.ssh; "
+            "passwd -S root",
             "homes": "ls /home; ls -A /root",
             "umask": f"su -l {spec.admin.user} -c 'bash -lc umask'",
             "processes": "ps -eo user:32=,args= | grep -v '\\[' ",

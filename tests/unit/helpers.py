@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import http.server
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
+from build import run
 from build import spec as specs
+from build.apt import Mirrors
 from build.layers import Stack, load_stack
 from build.lock import Archive, Entry, Lock
 from build.spec import Spec
@@ -34,12 +38,12 @@ GOLDEN: dict[str, Any] = {
         "partitions": [
             {"mount": "/", "size": "5G", "options": ["noatime"]},
             {"mount": "/var", "size": "1G", "options": ["noatime", "nodev", "nosuid"]},
-            {"mount": "/var/log", "size": "1G", "options": NOEXEC},
-            {"mount": "/var/log/audit", "size": "512M", "options": NOEXEC},
-            {"mount": "/var/tmp", "size": "512M", "options": NOEXEC},
-            {"mount": "/home", "size": "512M", "options": NOEXEC},
-            {"mount": "/var/www", "size": "1G", "options": NOEXEC},
-            {"mount": "/var/cache/nginx", "size": "512M", "options": NOEXEC},
+            {"mount": "/var/log", "size": "1G", "options": [*NOEXEC]},
+            {"mount": "/var/log/audit", "size": "512M", "options": [*NOEXEC]},
+            {"mount": "/var/tmp", "size": "512M", "options": [*NOEXEC]},
+            {"mount": "/home", "size": "512M", "options": [*NOEXEC]},
+            {"mount": "/var/www", "size": "1G", "options": [*NOEXEC]},
+            {"mount": "/var/cache/nginx", "size": "512M", "options": [*NOEXEC]},
         ],
     },
     "layers": [],
@@ -69,7 +73,7 @@ def make_spec(directory: Path, **changes: Any) -> Spec:
 
 
 def write_layer(
-    root: Path, name: str, files: Mapping[str, str | bytes] | None = None, *, text: str | None = None, **keys: Any
+    root: Path, name: str, files: Mapping[str, str | bytes] | None = None, /, *, text: str | None = None, **keys: Any
 ) -> Path:
     """Write the layer ``overlays/NAME`` below ``root`` with the files of its rootfs/; return its directory.
 
@@ -97,7 +101,8 @@ def read_stack(root: Path, *names: str, **changes: Any) -> Stack:
 def entry(package: str, content: bytes = b"", *, archive: Archive = Archive.DEBIAN, version: str = "1.0-1") -> Entry:
     """Return the locked entry of a file with ``content``."""
     body = content or package.encode()
-    path = f"pool/main/{package[0]}/{package}/{package}_{version}_amd64.deb"
+    # The archive's file names leave out the epoch of a version.
+    path = f"pool/main/{package[0]}/{package}/{package}_{version.rpartition(':')[2]}_amd64.deb"
     return Entry(package, version, archive, path, len(body), hashlib.sha256(body).hexdigest())
 
 
@@ -146,3 +151,65 @@ def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+class Mirror:
+    """An archive on the loopback interface: a real HTTP server over a directory, which notes what it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+        mirror = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(root))
+
+            def log_request(self, code: object = "-", size: object = "-") -> None:
+                mirror.requests.append(f"{self.path} {code} {size}")
+
+            def log_error(self, *_arguments: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def mirrors(self) -> Mirrors:
+        return Mirrors(f"{self.address}/debian", f"{self.address}/debian-security")
+
+    def add(self, package: str, content: bytes, *, archive: Archive = Archive.DEBIAN, version: str = "1.0-1") -> Entry:
+        """Put a package's file into the archive and return its locked entry."""
+        made = entry(package, content, archive=archive, version=version)
+        self.path(made).parent.mkdir(parents=True, exist_ok=True)
+        self.path(made).write_bytes(content)
+        return made
+
+    def path(self, of: Entry) -> Path:
+        name = "debian-security" if of.archive is Archive.SECURITY else "debian"
+        return self.root / name / of.path
+
+
+def make_deb(directory: Path, package: str, *, version: str = "1.0-1", fields: str = "") -> bytes:
+    """Return the bytes of a tiny Debian package, made by the real dpkg-deb."""
+    tree = directory / f"deb-{package}"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        f"Package: {package}\nVersion: {version}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
+        f"{fields}Description: a package for tests\n"
+    )
+    run.run(["dpkg-deb", "--root-owner-group", "--build", tree, directory / f"{package}.deb"], timeout=60)
+    return (directory / f"{package}.deb").read_bytes()

@@ -258,5 +258,3 @@ def test_commit_flushes_every_file_before_the_rename(tmp_path: Path, monkeypatch
             (hidden / name).write_text(name)
         files.commit_directory(hidden, tmp_path / "final")
     assert events == ["x", "y", tmp_path.name]
-
-

@@ -28,7 +28,8 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {"tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report"},
     "engines": {
-        "apt", "accel", "packer", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "locksmith",
+        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
+        "locksmith",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble"},
     "top": {"pipeline", "workshop", "doctor", "bench", "cli", "__main__"},

@@ -213,11 +213,16 @@ def test_variables_of_a_job(tmp_path: Path) -> None:
         "memory": 2048,
         "output_directory": "output",
         "qemu_binary": "qemu-system-x86_64",
+        "restrict": "on",
         "shutdown_timeout": "3600s",
         "skip_compaction": True,
         "syslog_log": "syslog.log",
         "vm_name": "disk.qcow2",
     }
+
+
+def test_only_a_job_that_asks_for_it_gets_a_network(tmp_path: Path) -> None:
+    assert packer.variables(job(tmp_path, network=True))["restrict"] == "off"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,14 @@ def test_time_limit_ends_the_whole_group(token: str) -> None:
     assert gone(token)
 
 
+def test_a_command_that_is_late_tells_what_it_said_so_far(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with pytest.raises(CommandFailed) as caught:
+        run.run(["sh", "-c", f"echo so far >&2; exec sleep {ENDLESS}"], timeout=0.5, log=log)
+    assert caught.value.details == f"sh -c 'echo so far >&2; exec sleep {ENDLESS}'\nso far"
+    assert log.read_text().endswith("\nso far\n")
+
+
 def test_time_limit_ends_what_a_finished_command_left_behind(token: str) -> None:
     """The command itself is gone, but what it started holds its output open."""
     with pytest.raises(CommandFailed, match="did not finish within"):

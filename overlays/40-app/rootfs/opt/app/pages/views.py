@@ -26,14 +26,14 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-def health(request: HttpRequest) -> JsonResponse:
+def health(_request: HttpRequest) -> JsonResponse:
     """Say whether the database answers: 200 and {"db": "ok"}, or 503 and {"db": "down"}."""
     try:
         with _fresh_after_failure(), deadline(HEALTH_DEADLINE), connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             cursor.fetchone()
     except (DatabaseError, DeadlineExceeded) as error:
-        logger.error("the database does not answer", extra={"fields": {"error": type(error).__name__}})
+        logger.warning("the database does not answer", extra={"fields": {"error": type(error).__name__}})
         return JsonResponse({"db": "down"}, status=503)
     return JsonResponse({"db": "ok"})
 

@@ -1,7 +1,6 @@
 """What the site answers to."""
 
 from django.urls import path
-
 from pages import views
 
 urlpatterns = [

@@ -3,7 +3,7 @@
 from django.db import migrations, models
 
 
-def write_first_page(apps, schema_editor):
+def write_first_page(apps, _schema_editor):
     """Make the page that the site starts with."""
     apps.get_model("pages", "Page").objects.create(
         slug="index",
@@ -16,8 +16,8 @@ class Migration(migrations.Migration):
     """From nothing to the first page."""
 
     initial = True
-    dependencies = []
-    operations = [
+    dependencies = ()
+    operations = (
         migrations.CreateModel(
             name="Page",
             fields=[
@@ -28,4 +28,4 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.RunPython(write_first_page, migrations.RunPython.noop),
-    ]
+    )

@@ -1,0 +1,175 @@
+"""``bench``: measures builds on this machine, beside the installation that users would pick instead.
+
+Everything runs in a clone of the checkout with a cache of its own, so nothing on the machine helps or is touched. Each
+part writes its figures at once; a run that is stopped keeps what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from build import accel, artifact, base, disk, files, layers, log, packer, pipeline, plain, run
+from build import spec as specs
+from build.cache import RECORD
+from build.pipeline import Options
+
+BUILD_SECONDS = 7200
+PARTS = ("cold", "unchanged", "edit", "plain")
+EDITED = Path("overlays/10-base/rootfs/etc/apt/apt.conf.d/10-golden")
+
+_PAGE = """# Benchmarks
+
+Written by `nox -s bench`; figures of one run, on one machine, for this commit. Read them as ratios: other machines differ,
+and shared ones differ from themselves.
+
+| | |
+|---|---|
+| date | {{ machine.date }} |
+| commit | {{ machine.commit }} |
+| machine | {{ machine.cpu }}, {{ machine.cores }} cores, {{ machine.memory_gib }} GiB |
+| accelerator | {{ machine.accelerator }} |
+| host | {{ machine.host }} |
+
+| what | took |
+|---|---|
+{% for name, title in titles.items() if name in results -%}
+| {{ title }} | {{ results[name].seconds | seconds }} |
+{% endfor %}
+{%- if "cold" in results %}
+## The cold build, stage by stage
+
+| stage | took | peak memory of our own process |
+|---|---|---|
+{% for stage in results.cold.stages -%}
+| {{ stage.stage }} | {{ stage.seconds | seconds }} | {{ stage.memory_mib }} MiB |
+{% endfor %}
+Image: {{ "%.0f" | format(results.cold.image_bytes / 1e6) }} MB compressed. Clones ready after
+{% for name, times in results.cold.boot.items() %}{{ times.ready }} s ({{ name }}){{ ", " if not loop.last }}{% endfor %}.
+{% endif %}
+{%- if "plain" in results and "cold" in results %}
+## Against a plain installation
+
+Packer with a preseed, Debian's netboot installer, debootstrap and apt inside the guest: the same packages on the same
+partitions, from the same mirror, nothing configured and nothing verified: {{ results.plain.seconds | seconds }}. Ours took
+{{ results.cold.unverified | seconds }} to the same point (base to disk), {{ part(results.cold.unverified) }} of it, and
+{{ results.cold.seconds | seconds }} with downloads, two clones and their tests, {{ part(results.cold.seconds) }} of it.
+{% endif %}"""
+
+_TITLES = {
+    "cold": "cold build with verification, empty caches, downloads included",
+    "unchanged": "unchanged rerun",
+    "edit": "rebuild with verification after an overlay edit",
+    "plain": "plain Packer + preseed installation of the same packages",
+}
+
+
+def run_all(options: Options, parts: tuple[str, ...]) -> int:
+    """Measure the named parts (see PARTS) and write docs/benchmarks.md and docs/benchmarks.json."""
+    store = options.project.root / "docs" / "benchmarks.json"
+    results: dict[str, Any] = json.loads(store.read_text())["results"] if store.exists() else {}
+    with files.scratch(options.cache.root / "bench") as scratch:
+        checkout = scratch / "checkout"
+        run.run(["git", "clone", "--quiet", "--local", options.project.root, checkout], timeout=120)
+        measures: dict[str, Callable[[], Mapping[str, Any]]] = {
+            "cold": lambda: _build(checkout, scratch, options), "unchanged": lambda: _build(checkout, scratch, options),
+            "edit": lambda: _edit(checkout, scratch, options), "plain": lambda: _plain(options, scratch),
+        }  # fmt: skip
+        for part in PARTS:
+            if part in parts:
+                with log.step(f"Measuring: {_TITLES[part]}"):
+                    results[part] = dict(measures[part]())
+                machine = describe_machine(options, scratch)
+                files.write_json(store, {"machine": machine, "results": results})
+                files.write_atomic(store.with_suffix(".md"), render(machine, results))
+    log.info(f"written: {store.with_suffix('.md')}")
+    return 0
+
+
+def _build(checkout: Path, scratch: Path, options: Options) -> Mapping[str, Any]:
+    """Run one build in the checkout and return its duration and what its artifact says."""
+    cache = scratch / "cache"
+    begun = time.monotonic()
+    run.run(
+        [sys.executable, "-m", "build", "build", "--cache", cache, "--mirror", options.mirrors.debian,
+         "--security-mirror", options.mirrors.security, *(["--packer", options.packer] if options.packer else [])],
+        cwd=checkout, timeout=BUILD_SECONDS, log=options.cache.root / "logs" / "bench.log",
+    )  # fmt: skip
+    took = round(time.monotonic() - begun, 1)
+    made = artifact.newest(checkout / "artifacts")
+    stages = [
+        {"stage": record["stage"], "seconds": record["seconds"], "memory_mib": record["memory_mib"]}
+        for path in sorted((cache / "stages").glob(f"*/*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+        for record in [json.loads(path.read_text())]
+    ]
+    before_verification = sum(stage["seconds"] for stage in stages if stage["stage"] in ("base", "rootfs", "media", "disk"))
+    return {
+        "seconds": took, "stages": stages, "unverified": round(before_verification, 1),
+        "image_bytes": made.manifest["image"]["bytes"], "boot": made.manifest["verification"]["boot"],
+    }  # fmt: skip
+
+
+def _edit(checkout: Path, scratch: Path, options: Options) -> Mapping[str, Any]:
+    edited = checkout / EDITED
+    edited.write_text(f"{edited.read_text()}// edited by the bench\n")
+    return _build(checkout, scratch, options)
+
+
+def _plain(options: Options, scratch: Path) -> Mapping[str, Any]:
+    """Install the same packages the plain way, and return how long Packer took."""
+    spec = specs.load(options.project.spec)
+    stack = layers.load_stack(options.project.overlays, spec)
+    smith = pipeline.locksmith_for(options, spec.release)
+    lock = smith.settle_installer(options.project.installer_lock, locked=False).lock
+    netboot = next(entry for entry in lock.entries if "netboot" in entry.package)
+    medium, logs = scratch / "plain.iso", options.cache.root / "logs" / "bench-plain"
+    logs.mkdir(parents=True, exist_ok=True)
+    plain.make_medium(
+        medium, spec=spec, packages=base.requested_packages(spec, stack), mirrors=options.mirrors,
+        netboot=smith.store.path(netboot), scratch=scratch / "plain", log=logs / "medium.log",
+    )  # fmt: skip
+    found = packer.locate(
+        tools=options.project.packer / "tools", cache=options.cache.root / "packer", chosen=options.packer
+    )
+    begun = time.monotonic()
+    facts = disk.make_disk(
+        iso=medium, spec=spec, packer=found, templates=options.project.packer, out=scratch / "plain", logs=logs,
+        accelerator=accel.probe(workdir=scratch, wanted=options.accelerator), expected=0.0, network=True,
+    )  # fmt: skip
+    return {"seconds": round(time.monotonic() - begun, 1), "steps": facts["steps"], "image_bytes": facts["image_bytes"]}
+
+
+def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:
+    """Return what the figures have to be read with."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    found = accel.probe(workdir=scratch, wanted=options.accelerator)
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    commit = run.run(["git", "-C", options.project.root, "rev-parse", "--short=12", "HEAD"], timeout=30).stdout.strip()
+    system = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit, "cpu": cpu, "cores": accel.usable_cpus(),
+        "memory_gib": round(memory), "accelerator": f"{found.kind}, QEMU {found.qemu[0]}.{found.qemu[1]}, {found.cpus} CPUs",
+        "host": system.get("PRETTY_NAME", "").strip('"'),
+    }  # fmt: skip
+
+
+def render(machine: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Return docs/benchmarks.md."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=False)
+    environment.filters["seconds"] = log.seconds
+
+    def part(seconds: float) -> str:
+        return f"{seconds / results['plain']['seconds']:.2f}"
+
+    return environment.from_string(_PAGE).render(machine=machine, results=results, titles=_TITLES, part=part)

@@ -1,0 +1,308 @@
+"""Which locked set a build takes: the committed one as long as it holds, else a new one, kept for the next build."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from build import apt
+from build import lock as locks
+from build.apt import Store
+from build.errors import SpecError, StepFailed
+from build.lock import Entry
+from build.locksmith import MODULES, NETBOOT, Locksmith
+from tests.fakes import Fakes
+from tests.unit.helpers import DATE, Mirror, write_lock
+
+FAKE_APT = """#!/bin/sh
+echo "$@" >>{notes}
+home=$(dirname "$APT_CONFIG")
+case "$*" in
+update*) mkdir -p "$home/lists" && echo 'Date: Fri, 20 Nov 2026 02:11:10 UTC' >"$home/lists/x_InRelease" ;;
+*) cat {answer} ;;
+esac
+"""
+
+
+@dataclass
+class Place:
+    """A mirror, a committed lock, and an apt whose answers a test writes."""
+
+    mirror: Mirror
+    fakes: Fakes
+    root: Path
+
+    @property
+    def smith(self) -> Locksmith:
+        return Locksmith(self.mirror.mirrors, Store(self.root / "cache" / "files"), self.root / "cache", "trixie")
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "rootfs.lock"
+
+    def apt_answers(self, *entries: Entry) -> None:
+        """Let apt resolve to these files."""
+        lines = [
+            f"'{self.mirror.mirrors.base(one.archive)}/{one.path}' {one.filename} {one.size} SHA256:{one.sha256}\n"
+            for one in entries
+        ]
+        (self.root / "answer").write_text("".join(lines))
+
+    def asked(self) -> list[str]:
+        """Return the commands that apt-get was asked, without updates."""
+        notes = self.root / "notes"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        return [line for line in lines if not line.startswith("update")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(apt, "POLL_SECONDS", 0.02)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    helper = tmp_path / "apt-helper"
+    helper.write_text(f'#!/bin/sh\nexec {apt.HELPER} -o Acquire::http::Proxy::127.0.0.1=DIRECT "$@"\n')
+    helper.chmod(0o755)
+    monkeypatch.setattr(apt, "HELPER", helper)
+    program = fakes.directory / "apt-get"
+    program.write_text(FAKE_APT.format(notes=tmp_path / "notes", answer=tmp_path / "answer"))
+    program.chmod(0o755)
+    (tmp_path / "archive").mkdir()
+    with Mirror(tmp_path / "archive") as mirror:
+        yield Place(mirror, fakes, tmp_path)
+
+
+def settle(place: Place, *, request: str = "a-question", locked: bool = False) -> tuple[locks.Lock, tuple[str, ...]]:
+    settled = place.smith.settle_rootfs(place.lock, request, ("nginx",), locked=locked)
+    assert settled.refreshed is bool(settled.changes)
+    return settled.lock, settled.changes
+
+
+# --- the package set --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_committed_lock_is_used_while_it_is_complete(place: Place, *, locked: bool) -> None:
+    write_lock(place.lock, place.mirror.add("nginx", b"one"), place.mirror.add("apt", b"two"))
+    lock, changes = settle(place, locked=locked)
+    assert (lock, changes) == (locks.parse(place.lock), ())
+    assert place.smith.store.missing(lock.entries) == ()
+    assert place.asked() == [], "apt is not asked for what is known"
+
+
+def test_a_set_whose_file_is_gone_is_resolved_anew(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    old, kept = place.mirror.add("nginx", b"old", version="1.26.3-3"), place.mirror.add("apt", b"apt")
+    write_lock(place.lock, old, kept)
+    committed = place.lock.read_text()
+    place.mirror.path(old).unlink()
+    new = place.mirror.add("nginx", b"new", version="1.26.3-4")
+    place.apt_answers(new, kept)
+    lock, changes = settle(place)
+    assert changes == ("nginx 1.26.3-3 -> 1.26.3-4",)
+    assert lock.entries == (kept, new)
+    assert (lock.date, lock.request) == (DATE, "a-question")
+    assert place.smith.store.missing(lock.entries) == ()
+    assert place.lock.read_text() == committed, "a build never writes into the checkout"
+    said = capsys.readouterr().err
+    assert (
+        "warning: the archive no longer has 1 of the 2 files in rootfs.lock: a new set is resolved "
+        "(--locked makes this an error)\n"
+    ) in said
+    assert "nginx 1.26.3-3 -> 1.26.3-4\n" in said
+
+
+def test_the_next_build_takes_the_same_refreshed_set(place: Place) -> None:
+    old = place.mirror.add("nginx", b"old", version="1")
+    write_lock(place.lock, old)
+    place.mirror.path(old).unlink()
+    place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
+    first = settle(place)
+    place.apt_answers(place.mirror.add("nginx", b"newest", version="3"))
+    assert settle(place) == first
+    assert len(place.asked()) == 1
+    chosen = place.smith.choose(place.lock, "a-question")
+    assert chosen is not None
+    assert (chosen.lock, chosen.changes) == first
+
+
+def test_a_refreshed_set_whose_file_is_gone_is_resolved_once_more(place: Place) -> None:
+    old = place.mirror.add("nginx", b"old", version="1")
+    write_lock(place.lock, old)
+    place.mirror.path(old).unlink()
+    second = place.mirror.add("nginx", b"second", version="2")
+    place.apt_answers(second)
+    settle(place)
+    place.mirror.path(second).unlink()
+    place.smith.store.path(second).unlink()
+    place.apt_answers(place.mirror.add("nginx", b"third", version="3"))
+    assert settle(place)[1] == ("nginx 1 -> 3",)
+
+
+def test_a_new_committed_lock_or_another_mirror_forgets_the_refreshed_set(place: Place, tmp_path: Path) -> None:
+    old = place.mirror.add("nginx", b"old", version="1")
+    write_lock(place.lock, old)
+    place.mirror.path(old).unlink()
+    place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
+    settle(place)
+    elsewhere = Locksmith(apt.Mirrors("http://other.example", "x"), place.smith.store, place.smith.cache, "trixie")
+    assert elsewhere.choose(place.lock, "a-question") is not None
+    assert not elsewhere.choose(place.lock, "a-question").refreshed  # type: ignore[union-attr]
+    write_lock(place.lock, place.mirror.add("nginx", b"committed anew", version="1.5"))
+    assert settle(place)[1] == ()
+
+
+def test_locked_makes_a_missing_file_an_error(place: Place) -> None:
+    gone = [place.mirror.add(f"p{number:02}", b"%d" % number) for number in range(17)]
+    write_lock(place.lock, place.mirror.add("nginx", b"x"), *gone)
+    for one in gone:
+        place.mirror.path(one).unlink()
+    with pytest.raises(SpecError) as caught:
+        settle(place, locked=True)
+    error = caught.value
+    assert error.brief == "the archive no longer has 17 of the 18 files in rootfs.lock"
+    assert error.details.splitlines() == [*(f"p{number:02}_1.0-1_amd64.deb" for number in range(15)), "…"]
+    assert error.hint == (
+        "nox -s lock, look at the changes, commit them; or build without --locked; or set a snapshot archive"
+    )
+    assert (error.exit_code, place.asked()) == (2, [])
+
+
+def test_locked_never_takes_a_refreshed_set(place: Place) -> None:
+    old = place.mirror.add("nginx", b"old", version="1")
+    write_lock(place.lock, old)
+    place.mirror.path(old).unlink()
+    place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
+    settle(place)
+    with pytest.raises(SpecError, match=r"no longer has 1 of the 1 files in rootfs\.lock"):
+        settle(place, locked=True)
+    place.mirror.add("nginx", b"old", version="1")
+    lock, changes = settle(place, locked=True)
+    assert (lock, changes) == (locks.parse(place.lock), ())
+
+
+def test_another_question_is_resolved_or_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    same = place.mirror.add("nginx", b"x")
+    write_lock(place.lock, same)
+    reason = "rootfs.lock answers another list of packages than the spec asks for"
+    with pytest.raises(SpecError) as caught:
+        settle(place, request="another", locked=True)
+    assert (caught.value.brief, caught.value.details) == (reason, "")
+    place.apt_answers(same)
+    lock, changes = settle(place, request="another")
+    assert (lock.request, changes) == ("another", ("request",))
+    assert reason in capsys.readouterr().err
+    assert place.smith.choose(place.lock, "a third") is None
+
+
+def test_many_changes_are_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lock(place.lock, place.mirror.add("a", b"a"))
+    place.apt_answers(*(place.mirror.add(f"p{number:02}", b"%d" % number) for number in range(20)))
+    settle(place, request="another")
+    said = capsys.readouterr().err
+    assert len(re.findall(r"p\d\d \(new\) -> ", said)) == 14
+    assert "… and 6 more\n" in said
+
+
+def test_a_mirror_that_lacks_its_own_newest_files_is_refused(place: Place) -> None:
+    write_lock(place.lock, place.mirror.add("a", b"a"))
+    half = place.mirror.add("nginx", b"x")
+    place.mirror.path(half).unlink()
+    place.apt_answers(half)
+    with pytest.raises(StepFailed) as caught:
+        settle(place, request="another")
+    assert caught.value.render() == (
+        "the mirror lacks 1 files of its own newest package set\n    nginx_1.0-1_amd64.deb\n"
+        "  -> the mirror is incomplete or being updated: try again in an hour, or use another mirror"
+    )
+    assert not list((place.root / "cache").glob("locks/*")), "a set with a hole is not kept"
+    assert not list((place.root / "cache" / "apt").glob(".scratch-*"))
+
+
+# --- the installer set ------------------------------------------------------------------------------------------------
+
+OLD, NEW = "6.12.94+deb13", "6.12.95+deb13"
+HINT = "keep the committed preseed/installer.lock and set a snapshot archive, or wait for the next point release"
+
+
+def modules(kernel: str) -> list[str]:
+    return [f"{name}-modules-{kernel}-amd64-di" for name in ("ata", "scsi-core")]
+
+
+def installer(place: Place, *, names: list[str], using: str = "linux (= 6.12.95-1), busybox (= 1:1.37)") -> Locksmith:
+    """Commit an installer set of the old kernel whose files are gone, in an archive that has ``names``."""
+    lock = place.root / "installer.lock"
+    gone = [place.mirror.add(name, name.encode()) for name in (NETBOOT, "cdrom-detect", *modules(OLD))]
+    write_lock(lock, *gone)
+    for one in gone:
+        place.mirror.path(one).unlink()
+    show = f"Package: {NETBOOT}\nBuilt-Using: {using}\n" if using else f"Package: {NETBOOT}\n"
+    place.fakes.command("apt-cache", {"when": ["show"], "stdout": show}, stdout="\n".join(names) + "\n")
+    return place.smith
+
+
+def test_the_installer_follows_the_kernel_of_its_netboot_package(place: Place) -> None:
+    names = [NETBOOT, "cdrom-detect", *modules(OLD), *modules(NEW)]
+    smith = installer(place, names=names)
+    answer = [place.mirror.add(name, b"new " + name.encode()) for name in (NETBOOT, "cdrom-detect", *modules(NEW))]
+    place.apt_answers(*answer)
+    settled = smith.settle_installer(place.root / "installer.lock", locked=False)
+    assert settled.lock.entries == tuple(sorted(answer))
+    (asked,) = place.asked()
+    assert asked.split()[:3] == ["download", "--print-uris", "-qq"]
+    assert sorted(asked.split()[3:]) == sorted([NETBOOT, "cdrom-detect", *modules(NEW)])
+    assert f"ata-modules-{OLD}-amd64-di 1.0-1 -> (gone)" in settled.changes
+
+
+def test_an_installer_set_with_a_hole_is_refused_with_the_missing_names(place: Place) -> None:
+    names = [NETBOOT, modules(NEW)[0], *modules(OLD)]
+    smith = installer(place, names=names)
+    with pytest.raises(StepFailed) as caught:
+        smith.settle_installer(place.root / "installer.lock", locked=False)
+    assert caught.value.render() == (
+        f"the archive's newest installer set (kernel {NEW}) has a hole\n"
+        f"    cdrom-detect\n    scsi-core-modules-{NEW}-amd64-di\n  -> {HINT}"
+    )
+    assert place.asked() == []
+
+
+def test_an_archive_without_modules_for_the_installers_kernel_is_refused(place: Place) -> None:
+    smith = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)])
+    with pytest.raises(StepFailed) as caught:
+        smith.settle_installer(place.root / "installer.lock", locked=False)
+    assert caught.value.render() == (
+        f"the archive has no kernel modules for the newest installer (kernel 6.12.95)\n    it has: {OLD}\n  -> {HINT}"
+    )
+
+
+def test_a_netboot_package_that_does_not_tell_its_kernel_is_refused(place: Place) -> None:
+    smith = installer(place, names=[NETBOOT], using="")
+    with pytest.raises(StepFailed, match=f"{NETBOOT} does not say which kernel it was built with"):
+        smith.settle_installer(place.root / "installer.lock", locked=False)
+
+
+def test_a_locked_installer_set_that_is_gone_is_an_error(place: Place) -> None:
+    smith = installer(place, names=[NETBOOT])
+    with pytest.raises(SpecError, match=r"no longer has 4 of the 4 files in installer\.lock"):
+        smith.settle_installer(place.root / "installer.lock", locked=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "kernel"),
+    [
+        ("ata-modules-6.12.94+deb13-amd64-di", "ata-modules", "6.12.94+deb13"),
+        ("scsi-core-modules-6.12.94+deb13-cloud-amd64-di", "scsi-core-modules", "6.12.94+deb13-cloud"),
+    ],
+)
+def test_names_of_modules_are_taken_apart(package: str, name: str, kernel: str) -> None:
+    found = MODULES.fullmatch(package)
+    assert found is not None
+    assert (found["name"], found["kernel"]) == (name, kernel)
+
+
+@pytest.mark.parametrize("package", ["cdrom-detect", "linux-image-6.12.94+deb13-amd64", "modules-amd64-di"])
+def test_other_names_are_left_alone(package: str) -> None:
+    assert MODULES.fullmatch(package) is None

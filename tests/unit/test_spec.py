@@ -1,0 +1,313 @@
+"""golden.yaml: a valid one becomes a frozen value; every mistake in another is told, with key, value and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build import spec as specs
+from build.errors import SpecError
+from build.spec import Kernel, Partition
+from tests.unit.helpers import ROOT, golden, make_spec, write_spec
+
+
+def problems(tmp_path: Path, content: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a spec, one problem a line."""
+    with pytest.raises(SpecError) as caught:
+        specs.load(write_spec(tmp_path, content))
+    return caught.value.details.splitlines()
+
+
+def partition(content: dict[str, Any], mount: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in content["disk"]["partitions"] if one["mount"] == mount)
+    return found
+
+
+# --- a valid spec -----------------------------------------------------------------------------------------------------
+
+
+def test_a_valid_spec_is_read_as_it_stands(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, kernel="generic", packages=["git", "vim"], layers=["10-base", "40-app"])
+    assert (spec.name, spec.version, spec.kernel, spec.disk.size_mib) == ("golden", "1.2.3", Kernel.GENERIC, 12288)
+    assert spec.disk.partitions[1] == Partition("/var", 1024, "ext4", ("noatime", "nodev", "nosuid"))
+    assert (spec.layers, spec.packages) == (("10-base", "40-app"), ("git", "vim"))
+    assert (spec.admin.user, spec.admin.cidrs) == ("admin", ("192.0.2.0/24",))
+    assert (spec.application.wsgi, spec.application.workers) == ("project.wsgi:application", 2)
+
+
+def test_the_spec_cannot_be_changed(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.name = "other"  # type: ignore[misc]
+
+
+def test_keys_with_a_default_may_be_left_out(tmp_path: Path) -> None:
+    content = golden()
+    for key in ("kernel", "packages", "layers"):
+        del content[key]
+    del content["admin"]["cidrs"]
+    spec = specs.load(write_spec(tmp_path, content))
+    assert (spec.kernel, spec.packages, spec.layers, spec.admin.cidrs) == (Kernel.CLOUD, (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "package"), [(Kernel.CLOUD, "linux-image-cloud-amd64"), (Kernel.GENERIC, "linux-image-amd64")]
+)
+def test_each_kernel_has_its_package(kernel: Kernel, package: str) -> None:
+    assert kernel.package == package
+
+
+def test_inputs_are_plain_data_that_changes_with_the_spec(tmp_path: Path) -> None:
+    one, two = make_spec(tmp_path), make_spec(tmp_path, hostname="other")
+    assert one.as_inputs()["disk"]["partitions"][0]["mount"] == "/"
+    changed = {key for key, value in one.as_inputs().items() if two.as_inputs()[key] != value}
+    assert changed == {"hostname"}
+
+
+def test_the_committed_spec_is_valid() -> None:
+    spec = specs.load(ROOT / "golden.yaml")
+    assert set(specs.REQUIRED_OPTIONS) == {partition.mount for partition in spec.disk.partitions}
+
+
+# --- one mistake ------------------------------------------------------------------------------------------------------
+
+KEYS = "admin, application, disk, domain, hostname, kernel, layers, locale, name, packages, release, timezone, version"
+HOST = "write a DNS label: lower case letters, digits and hyphens"
+WRONG_VALUES = [
+    ("name", "Golden", f"name: 'Golden': {HOST}"),
+    ("name", "-x", f"name: '-x': {HOST}"),
+    ("name", "x" * 64, f"name: '{'x' * 64}': {HOST}"),
+    ("version", 1.4, "version: 1.4: write a version such as 1.4.0 or 1.4.0-rc1"),
+    ("version", "1.4", "version: '1.4': write a version such as 1.4.0 or 1.4.0-rc1"),
+    ("version", "1.4.0/../x", "version: '1.4.0/../x': write a version such as 1.4.0 or 1.4.0-rc1"),
+    ("release", "bookworm", "release: 'bookworm': write trixie: the one Debian release that is supported"),
+    ("hostname", "a.b", f"hostname: 'a.b': {HOST}"),
+    ("domain", "example..org", "domain: 'example..org': write a DNS domain such as example.org"),
+    ("locale", "de_AT", "locale: 'de_AT': write C.UTF-8 or one such as en_GB.UTF-8"),
+    ("timezone", "../UTC", "timezone: '../UTC': write a zone such as UTC or Europe/Vienna"),
+    ("kernel", "rt", "kernel: 'rt': write one of: cloud, generic"),
+    ("kernel", None, "kernel: None: write one of: cloud, generic"),
+    ("packages", ["Vim"], "packages: 'Vim': write the name of a Debian package"),
+    ("packages", ["vim", "vim"], "packages: 'vim': it stands there twice: remove one"),
+    ("packages", "vim", "packages: 'vim': write a list"),
+    ("layers", ["base"], "layers: 'base': write the name of a directory in overlays/, NN-noun"),
+    (
+        "layers",
+        ["40-app", "10-base"],
+        "layers: ['40-app', '10-base']: write the layers in ascending order: it is the order they are laid in",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "problem"), WRONG_VALUES)
+def test_a_wrong_value_is_told_with_its_remedy(tmp_path: Path, key: str, value: object, problem: str) -> None:
+    assert problems(tmp_path, golden(**{key: value})) == [problem]
+
+
+def _unknown_top(content: dict[str, Any]) -> None:
+    content["swap"] = "2G"
+
+
+def _unknown_nested(content: dict[str, Any]) -> None:
+    content["admin"]["password"] = "x"
+
+
+def _no_name(content: dict[str, Any]) -> None:
+    del content["name"]
+
+
+def _root_as_admin(content: dict[str, Any]) -> None:
+    content["admin"]["user"] = "root"
+
+
+def _host_bits(content: dict[str, Any]) -> None:
+    content["admin"]["cidrs"] = ["192.0.2.1/24"]
+
+
+def _no_network(content: dict[str, Any]) -> None:
+    content["admin"]["cidrs"] = ["everywhere"]
+
+
+def _no_callable(content: dict[str, Any]) -> None:
+    content["application"]["wsgi"] = "project.wsgi"
+
+
+def _no_workers(content: dict[str, Any]) -> None:
+    content["application"]["workers"] = 0
+
+
+def _partitions_no_list(content: dict[str, Any]) -> None:
+    content["disk"]["partitions"][0] = "/"
+
+
+def _exec_logs(content: dict[str, Any]) -> None:
+    partition(content, "/var/log")["options"].remove("noexec")
+
+
+def _noexec_var(content: dict[str, Any]) -> None:
+    partition(content, "/var")["options"].append("noexec")
+
+
+def _read_only_root(content: dict[str, Any]) -> None:
+    partition(content, "/")["options"].append("ro")
+
+
+def _swap_option(content: dict[str, Any]) -> None:
+    partition(content, "/home")["options"].append("usrquota")
+
+
+def _tiny_partition(content: dict[str, Any]) -> None:
+    partition(content, "/home")["size"] = "64M"
+
+
+def _no_home(content: dict[str, Any]) -> None:
+    content["disk"]["partitions"].remove(partition(content, "/home"))
+
+
+def _two_homes(content: dict[str, Any]) -> None:
+    content["disk"]["partitions"].append(dict(partition(content, "/home")))
+
+
+def _relative_mount(content: dict[str, Any]) -> None:
+    content["disk"]["partitions"].append({"mount": "srv", "size": "1G"})
+
+
+def _xfs(content: dict[str, Any]) -> None:
+    partition(content, "/home")["filesystem"] = "xfs"
+
+
+def _small_disk(content: dict[str, Any]) -> None:
+    content["disk"]["size"] = "10G"
+
+
+MOUNTS = ["/", "/var", "/var/log", "/var/log/audit", "/var/tmp", "/home", "/var/www", "/var/cache/nginx"]
+OPTIONS = "defaults, discard, lazytime, noatime, nodev, nodiratime, noexec, nosuid, relatime"
+CIDR = "write a network such as 192.0.2.0/24 or 2001:db8::/32"
+MISTAKES: list[tuple[Callable[[dict[str, Any]], None], list[str]]] = [
+    (
+        _unknown_top,
+        [
+            f"swap: '2G': unknown key; known are {KEYS}",
+        ],
+    ),
+    (_unknown_nested, ["admin.password: 'x': unknown key; known are cidrs, user"]),
+    (_no_name, ["name: None: this key is missing: add it"]),
+    (_root_as_admin, ["admin.user: 'root': root is never the administrator: write another name"]),
+    (_host_bits, [f"admin.cidrs: '192.0.2.1/24': {CIDR} (no host bits)"]),
+    (_no_network, [f"admin.cidrs: 'everywhere': {CIDR}", f"admin.cidrs: 'everywhere': {CIDR} (no host bits)"]),
+    (_no_callable, ["application.wsgi: 'project.wsgi': write module:callable"]),
+    (_no_workers, ["application.workers: 0: write a whole number from 1 to 64"]),
+    (
+        _partitions_no_list,
+        [
+            "disk.partitions[0]: '/': write a mapping (key: value)",
+            "disk.partitions[0].mount: None: this key is missing: add it",
+            "disk.partitions[0].size: None: this key is missing: add it",
+            f"disk.partitions: {['', *MOUNTS[1:]]}: / is missing (requirement R5): add it",
+        ],
+    ),
+    (
+        _exec_logs,
+        [
+            (
+                "disk.partitions[2].options: ['noatime', 'nodev', 'nosuid']: /var/log must be mounted noexec "
+                "(requirement R6): add it"
+            )
+        ],
+    ),
+    (
+        _noexec_var,
+        ["disk.partitions[1].options: 'noexec': the system cannot work with /var mounted noexec: remove it"],
+    ),
+    (
+        _read_only_root,
+        [
+            f"disk.partitions[0].options: 'ro': unknown mount option; known are {OPTIONS}",
+            "disk.partitions[0].options: 'ro': the system cannot work with / mounted ro: remove it",
+        ],
+    ),
+    (
+        _swap_option,
+        [f"disk.partitions[5].options: 'usrquota': unknown mount option; known are {OPTIONS}"],
+    ),
+    (
+        _tiny_partition,
+        ["disk.partitions[5].size: '64M': too small for ext4 with a journal: write 128M or more"],
+    ),
+    (
+        _no_home,
+        [
+            (
+                f"disk.partitions: {[mount for mount in MOUNTS if mount != '/home']}: /home is missing "
+                "(requirement R5): add it"
+            )
+        ],
+    ),
+    (_two_homes, ["disk.partitions: '/home': this mount point stands there twice: remove one"]),
+    (_relative_mount, ["disk.partitions[8].mount: 'srv': write an absolute path such as /var/log"]),
+    (
+        _xfs,
+        ["disk.partitions[5].filesystem: 'xfs': write ext4: the one file system that is supported"],
+    ),
+    (
+        _small_disk,
+        ["disk.size: '10240M': the partitions need 10416M: enlarge the disk or shrink a partition"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "expected"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_mistake_is_told_with_its_remedy(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], None], expected: list[str]
+) -> None:
+    content = golden()
+    spoil(content)
+    assert problems(tmp_path, content) == expected
+
+
+@pytest.mark.parametrize("mount", [mount for mount, options in specs.REQUIRED_OPTIONS.items() if options])
+def test_every_hardening_option_is_demanded(tmp_path: Path, mount: str) -> None:
+    for option in specs.REQUIRED_OPTIONS[mount]:
+        content = golden()
+        partition(content, mount)["options"].remove(option)
+        (problem,) = problems(tmp_path, content)
+        assert f"{mount} must be mounted {option}" in problem
+
+
+# --- many mistakes ----------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    content = golden(name="X Y", release="sid", swap="1G")
+    content["disk"]["size"] = "much"
+    content["admin"] = {"user": "0", "cidrs": []}
+    with pytest.raises(SpecError) as caught:
+        specs.load(write_spec(tmp_path, content))
+    assert caught.value.exit_code == 2
+    assert caught.value.render() == (
+        f"{tmp_path}/golden.yaml has 5 problems\n"
+        f"    name: 'X Y': {HOST}\n"
+        "    release: 'sid': write trixie: the one Debian release that is supported\n"
+        "    disk.size: 'much': write a size such as 512M, 5G or 1T (binary units)\n"
+        "    admin.user: '0': write a user name: lower case letters, digits, hyphens\n"
+        f"    swap: '1G': unknown key; known are {KEYS}\n"
+        "  -> correct golden.yaml and run again"
+    )
+
+
+def test_an_empty_file_tells_every_missing_key(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        specs.load(write_spec(tmp_path, ""))
+    said = caught.value.details.splitlines()
+    assert said[0] == "the file: None: write a mapping (key: value)"
+    for key in ("name", "version", "release", "hostname", "domain", "locale", "timezone", "disk.size"):
+        assert f"{key}: None: this key is missing: add it" in said
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"golden\.yaml, line 2: the key 'name' is given twice"):
+        specs.load(write_spec(tmp_path, "name: one\nname: two\n"))

@@ -1,0 +1,109 @@
+"""Python packages: resolved and fetched by the real pip from an index on the loopback interface, checked by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from build import wheels
+from build.errors import CommandFailed, StepFailed
+from build.wheels import Wheel
+from tests.fakes import Fakes
+from tests.unit.helpers import Mirror
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    """An index that pip takes for the only one."""
+    (tmp_path / "index").mkdir()
+    with Mirror(tmp_path / "index") as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.address}/simple")
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+def add(index: Mirror, name: str, version: str, *, needs: str = "", tag: str = "py3-none-any") -> Wheel:
+    """Put a tiny wheel onto the index."""
+    simple = index.root / "simple" / name.lower().replace("_", "-")
+    simple.mkdir(parents=True, exist_ok=True)
+    path = simple / f"{name}-{version}-{tag}.whl"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + (
+        f"Requires-Dist: {needs}\n" if needs else ""
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{name}-{version}.dist-info/METADATA", metadata)
+        archive.writestr(f"{name}-{version}.dist-info/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nTag: {tag}\n")
+        archive.writestr(f"{name}-{version}.dist-info/RECORD", "")
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    with (simple / "index.html").open("a") as stream:
+        stream.write(f'<a href="{path.name}#sha256={checksum}">{path.name}</a>\n')
+    return Wheel(name.lower().replace("_", "-"), version, checksum)
+
+
+def test_what_is_resolved_is_rendered_and_fetched(index: Mirror, tmp_path: Path) -> None:
+    helper = add(index, "a_helper", "0.5", tag="cp313-cp313-manylinux_2_17_x86_64")
+    add(index, "a_helper", "0.6", tag="cp312-cp312-manylinux_2_17_x86_64")  # not for the guest's Python
+    demo = add(index, "Demo", "1.0", needs="a_helper")
+    requirements = tmp_path / "requirements.in"
+    requirements.write_text("demo\n")
+    found = wheels.resolve(requirements, scratch=tmp_path)
+    assert found == (helper, demo)
+
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(wheels.render(found))
+    house = wheels.fetch(lock, cache=tmp_path / "cache")
+    assert sorted(path.name for path in house.iterdir()) == [
+        "Demo-1.0-py3-none-any.whl",
+        "a_helper-0.5-cp313-cp313-manylinux_2_17_x86_64.whl",
+    ]
+    asked = len(index.requests)
+    assert wheels.fetch(lock, cache=tmp_path / "cache") == house
+    assert len(index.requests) == asked, "what is here is not asked for again"
+
+
+def test_a_wheel_with_another_hash_is_refused_and_nothing_is_kept(index: Mirror, tmp_path: Path) -> None:
+    add(index, "demo", "1.0")
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(wheels.render([Wheel("demo", "1.0", "0" * 64)]))
+    with pytest.raises(StepFailed) as caught:
+        wheels.fetch(lock, cache=tmp_path / "cache")
+    assert caught.value.brief == f"pip cannot fetch the wheels of {lock}"
+    assert "DO NOT MATCH THE HASHES" in caught.value.details
+    assert caught.value.hint == (
+        "is the package index reachable? a hash that does not match means another file: nox -s lock"
+    )
+    assert [path.name for path in (tmp_path / "cache" / "wheels").iterdir()] == [".scratch.lock"]
+
+
+def test_a_requirement_that_does_not_exist_is_told(index: Mirror, tmp_path: Path) -> None:
+    requirements = tmp_path / "requirements.in"
+    requirements.write_text("absent\n")
+    with pytest.raises(CommandFailed) as caught:
+        wheels.resolve(requirements, scratch=tmp_path)
+    assert "No matching distribution found for absent" in caught.value.details
+    assert caught.value.hint == f"check {requirements}, and that the package index is reachable"
+
+
+def test_a_wheel_without_a_hash_is_refused(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"install": [{"download_info": {}, "metadata": {"name": "Demo", "version": "1.0"}}]}
+    fake = fakes.command("pip", write={str(tmp_path / "report.json"): json.dumps(report)})
+    monkeypatch.setattr(wheels, "pip", lambda *words: [str(fake.path), *words])
+    with pytest.raises(StepFailed, match=r"demo 1\.0 comes without a hash from the package index"):
+        wheels.resolve(tmp_path / "requirements.in", scratch=tmp_path)
+
+
+def test_the_lock_is_in_pips_own_format() -> None:
+    assert wheels.render([Wheel("a", "1", "0" * 64), Wheel("b", "2", "1" * 64)]) == (
+        "# Wheels for CPython 3.13 on x86_64, written by `nox -s lock` from requirements.in.\n"
+        f"a==1 \\\n    --hash=sha256:{'0' * 64}\n"
+        f"b==2 \\\n    --hash=sha256:{'1' * 64}\n"
+    )
