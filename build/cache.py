@@ -131,17 +131,21 @@ class Cache:
 
     def expected_seconds(self, stage: str) -> float:
         """Return how long the stage took the last time it ran on this machine, or 0."""
-        return float(self._last_record(stage).get("seconds", 0.0))
+        return float(self._last_record(stage).get("seconds") or 0.0)
 
     def last_facts(self, stage: str) -> Mapping[str, Any]:
         """Return what the stage noted the last time it ran on this machine; nothing when it never did."""
-        facts: dict[str, Any] = self._last_record(stage).get("facts", {})
+        facts: dict[str, Any] = self._last_record(stage).get("facts") or {}
         return facts
 
     def _last_record(self, stage: str) -> dict[str, Any]:
-        records = sorted((self.root / "stages" / stage).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-        found: dict[str, Any] = json.loads(records[-1].read_text()) if records else {}
-        return found
+        """Return the newest record of a stage, or nothing when there is none or it is damaged."""
+        records = sorted((self.root / "stages" / stage).glob(f"[!.]*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+        try:
+            found = json.loads(records[-1].read_text())
+        except (IndexError, OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def _describe(name: str, before: Any, now: Any) -> str:

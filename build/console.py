@@ -36,16 +36,17 @@ class Event:
     details: str = ""
 
 
-# Menu items of the installer, in their order, in words.
+# Menu items of the installer, in their order, in words. "While ..." goes before them.
+FIRST_STEP = "starting the installer"
+LAST_STEP = "finishing"
 STEPS = {
     "cdrom-detect": "finding the medium",
     "disk-detect": "finding the disk",
-    "partman-base": "partitioning and formatting",
+    "partman-base": "partitioning",
     "live-installer": "copying the root file system",
     "goldsmith-boot": "installing the boot loader",
-    "finish-install": "sealing the disk",
+    "finish-install": LAST_STEP,
 }
-FIRST_STEP = "starting the installer"
 
 # Kernel: panic() in kernel/panic.c; die() in arch/x86/kernel/dumpstack.c, after which nothing can be trusted.
 PANIC = re.compile(r"Kernel panic - not syncing: .*|(?:Oops|BUG|general protection fault|double fault).*: \S.* \[#\d+\].*")
@@ -59,8 +60,8 @@ STEP_FAILED_TITLE = "Installation step failed"
 MENU_ITEM = re.compile(r"main-menu\[\d+\]: INFO: Menu item '(?P<item>[^']+)' selected")
 # main-menu: an item's postinst ended with an error. finish-install and base-installer go on after a failed script, and
 # only say so; an image in which one failed is not the one that was asked for.
-ITEM_FAILED = re.compile(r"main-menu\[\d+\]: WARNING \*\*: Menu item '(?P<item>[^']+)' failed")
-SCRIPT_FAILED = re.compile(r"(?:finish-install|base-installer|live-installer): (?:warning|error): (?P<text>.*)")
+ITEM_FAILED = re.compile(r"main-menu\[\d+\]: WARNING \*\*: (?P<text>Configuring '[^']+' failed.*)")
+SCRIPT_FAILED = re.compile(r"(?:finish-install|base-installer|live-installer): (?P<text>(?:warning|error): .*)")
 STAMP = re.compile(r"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d ")
 
 
@@ -87,13 +88,13 @@ class Console:
         if POWER_OFF.search(text):
             return Event(Kind.POWER_OFF, "the machine powered itself off")
         if PROMPT.search(text):
-            return self._question(details)
+            return self._question(text, details)
         return None
 
-    def _question(self, details: str) -> Event:
+    def _question(self, text: str, details: str) -> Event:
         if STEP_FAILED_TITLE in self._title:
-            return Event(Kind.FAILED, "an installation step failed", details)
-        return Event(Kind.QUESTION, f"the installer asks a question: {self._title or 'see its console'}", details)
+            return Event(Kind.FAILED, STEP_FAILED_TITLE, details)
+        return Event(Kind.QUESTION, self._title or text, details)
 
 
 class Syslog:
@@ -111,31 +112,28 @@ class Syslog:
         details = "\n".join(self._context)
         if found := MENU_ITEM.search(text):
             return Event(Kind.STEP, STEPS.get(found["item"], found["item"]))
-        if found := ITEM_FAILED.search(text):
-            step = STEPS.get(found["item"], found["item"])
-            return Event(Kind.FAILED, f"the installer failed at {step} ({found['item']})", details)
-        if found := SCRIPT_FAILED.search(text):
-            return Event(Kind.FAILED, f"the installer failed: {found['text']}", details)
+        if found := ITEM_FAILED.search(text) or SCRIPT_FAILED.search(text):
+            return Event(Kind.FAILED, found["text"], details)
         return None
 
 
 class Growing:
-    """A text file that somebody else is writing: hands out each line once."""
+    """A text file that somebody else is writing: hands out each line once. ``position`` counts its bytes so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = 0
+        self.position = 0
         self._rest = b""
 
     def lines(self) -> list[str]:
         """Return the lines that are complete since the last call."""
         try:
             with self._path.open("rb") as stream:
-                stream.seek(self._position)
+                stream.seek(self.position)
                 data = stream.read()
         except FileNotFoundError:
             return []
-        self._position += len(data)
+        self.position += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
         return [_text(line) for line in whole]
 
@@ -157,6 +155,11 @@ class Watch:
         self._console, self._console_file = Console(), Growing(console)
         self._syslog, self._syslog_file = Syslog(), Growing(syslog)
         self._asked = ""
+
+    @property
+    def heard(self) -> int:
+        """How many bytes both logs have so far: a sign of life."""
+        return self._console_file.position + self._syslog_file.position
 
     def poll(self) -> Iterator[Event]:
         """Yield what happened since the last call, the system log's first: it says why the console asks."""

@@ -8,7 +8,6 @@ left behind was never booted.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 from build import files, log, run
 from build.accel import Accelerator, Kind
 from build.artifact import IMAGE
-from build.console import FIRST_STEP, STEPS, Event, Watch
+from build.console import FIRST_STEP, LAST_STEP, Event, Watch
 from build.console import Kind as Seen
 from build.errors import StepFailed
 from build.packer import Job, Packer, Workspace, complaints, prepare, validate
@@ -28,16 +27,19 @@ from build.spec import Spec
 LOGS = ("console.log", "syslog.log", "packer.log")
 # The installer needs 300 MiB; the rest caches the medium while it is copied.
 MEMORY_MIB = 2048
-# With KVM an installation takes about a minute. Multiplied by the accelerator's time-out scale.
+# With KVM an installation takes about a minute. Both are multiplied by the accelerator's time-out scale.
 INSTALL_SECONDS = 360.0
+# The longest silence of a good installation is the copying of the root file system.
+SILENCE_SECONDS = 90.0
 COMPACT_SECONDS = 900.0
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 # QEMU 7.2 under TCG panics Linux 6.12 now and then (docs/decisions); a panic on real processors is a finding.
 TCG_ATTEMPTS = 2
 CONVERT_THREADS = "4"
+ANSWERS = "preseed/preseed.cfg.j2"
 
 
-class Panicked(StepFailed):
+class InstallerPanic(StepFailed):
     """The installer's kernel panicked: under TCG that is worth a second attempt."""
 
 
@@ -50,97 +52,111 @@ class Timings:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def enter(self, step: str) -> None:
-        """Close the current step and begin ``step``; an empty name closes the last."""
+        """Close the current step and begin ``step``; an empty name only closes."""
         now = time.monotonic()
-        self.seconds[self.current] = round(now - self.begun, 1)
+        self.seconds[self.current] = round(self.seconds.get(self.current, 0.0) + now - self.begun, 1)
         self.begun, self.current = now, step
 
 
 def make_disk(
-    *, iso: Path, spec: Spec, packer: Packer, templates: Path, accelerator: Accelerator, out: Path, expected: float = 0.0,
-    logs: Path | None = None,
+    *, iso: Path, spec: Spec, packer: Packer, templates: Path, accelerator: Accelerator, out: Path, logs: Path,
+    expected: float = 0.0, network: bool = False,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """Install from ``iso`` onto an empty disk; leave ``image.qcow2`` and the logs in the directory ``out``.
+    """Install from ``iso`` onto an empty disk and leave ``image.qcow2`` in the directory ``out``.
 
-    ``templates`` is the directory of Packer's templates, ``expected`` the probable duration in seconds (0: unknown).
-    ``logs`` is a directory that keeps the logs of a failed installation. Returns facts for the manifest: retries,
-    seconds per step of the installer, seconds and bytes of the image. Raises StepFailed with the last lines that matter.
+    ``templates`` is the directory of Packer's templates; ``logs`` takes the logs, of a failed installation too;
+    ``expected`` is the probable duration in seconds (0: unknown); ``network`` lets the installer reach it. Returns facts
+    for the manifest: retries, seconds per step of the installer, bytes of the image. Raises StepFailed with the last
+    lines that matter, and after a panic InstallerPanic.
     """
     job = Job(
         medium=iso, medium_sha256=files.sha256_file(iso), accelerator=accelerator, disk_mib=spec.disk.size_mib,
         memory_mib=MEMORY_MIB, timeout=INSTALL_SECONDS * accelerator.timeout_scale, compact=False, compress=False,
+        network=network,
     )  # fmt: skip
     attempts = TCG_ATTEMPTS if accelerator.kind is Kind.TCG else 1
     panics: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
     while True:
-        with _workspace(out, logs) as directory:
+        with files.scratch(out) as directory, _kept_logs(directory, logs):
             workspace = prepare(directory, packer=packer, templates=templates, job=job)
             try:
-                timings = _install(workspace, timeout=job.timeout, expected=expected)
-            except Panicked as error:
+                timings = _install(workspace, job=job, expected=expected)
+            except InstallerPanic as error:
                 panics.append(error.brief)
                 if len(panics) >= attempts:
                     raise
-                log.warn(f"{error.brief}: trying once more (this happens without KVM)")
+                log.warn(f"{error.brief}: trying once more (without KVM this happens)")
                 continue
-            begun = time.monotonic()
             compact(workspace.disk, out / IMAGE, log_file=directory / "convert.log")
-            for name in LOGS:
-                if (directory / name).is_file():
-                    (directory / name).rename(out / name)
+            timings.enter("")
             break
     return {
-        "retries": len(panics), "panics": panics, "steps": timings.seconds,
-        "compaction_seconds": round(time.monotonic() - begun, 1), "image_bytes": (out / IMAGE).stat().st_size,
+        "retries": len(panics), "panics": panics, "steps": timings.seconds, "image_bytes": (out / IMAGE).stat().st_size,
     }  # fmt: skip
 
 
 @contextmanager
-def _workspace(out: Path, logs: Path | None) -> Iterator[Path]:
-    """Yield a directory for one attempt; keep the logs of one that fails, and say where they are."""
-    with tempfile.TemporaryDirectory(prefix="attempt-", dir=out) as name:
-        directory = Path(name)
-        try:
-            yield directory
-        except StepFailed as error:
-            kept = [directory / name for name in LOGS if (directory / name).is_file()]
-            if logs is not None and kept:
-                logs.mkdir(parents=True, exist_ok=True)
-                for path in kept:
-                    shutil.copyfile(path, logs / path.name)
-                error.hint = "; ".join(part for part in (error.hint, f"the whole logs are in {logs}") if part)
-            raise
+def _kept_logs(directory: Path, logs: Path) -> Iterator[None]:
+    """Keep the logs of an attempt, however it ends, and say where they are when it fails."""
+    try:
+        yield
+    except StepFailed as error:
+        where = f"console, syslog and Packer's log are in {logs}"
+        error.hint = f"{error.hint}; {where}" if error.hint else where
+        raise
+    finally:
+        logs.mkdir(parents=True, exist_ok=True)
+        for path in (directory / name for name in LOGS):
+            if path.is_file():
+                shutil.copyfile(path, logs / path.name)
 
 
-def _install(workspace: Workspace, *, timeout: float, expected: float) -> Timings:
+def _install(workspace: Workspace, *, job: Job, expected: float) -> Timings:
     """Run Packer to its end under watch; return the timings of a complete installation, or raise StepFailed."""
     validate(workspace)
     timings = Timings()
     watch = Watch(console=workspace.console, syslog=workspace.syslog)
+    patience = _Patience(watch, total=job.timeout, silence=SILENCE_SECONDS * job.accelerator.timeout_scale)
     progress = log.Progress("installing", expected)
     output = workspace.directory / "packer-output.log"
     powered_off = False
-    deadline = time.monotonic() + timeout
+    status: int | None = None
     try:
         with run.spawn(workspace.argv(), log=output, cwd=workspace.directory, env=workspace.environment()) as process:
-            while True:
+            while status is None:
                 # The status first: what was written before the end is then certainly seen.
                 status = process.wait(POLL_SECONDS)
                 for event in watch.poll():
                     powered_off |= _judge(event, timings)
                 progress.update(timings.current)
-                if status is not None:
-                    break
-                if time.monotonic() > deadline:
-                    raise StepFailed(
-                        f"the installation did not finish within {log.seconds(timeout)}; it was at: {timings.current}",
-                        details=_last_lines(workspace),
-                    )
+                if status is None and (reason := patience.exhausted()):
+                    raise StepFailed(f"{reason} while {timings.current}", details=_last_lines(workspace))
     finally:
         progress.finish()
     _judge_end(workspace, status=status, powered_off=powered_off, timings=timings, output=output)
-    timings.enter("")
+    timings.enter("compacting")
     return timings
+
+
+class _Patience:
+    """How long an installation may take, and how long it may say nothing, in seconds."""
+
+    def __init__(self, watch: Watch, *, total: float, silence: float) -> None:
+        self._watch, self._total, self._silence = watch, total, silence
+        self._begun = self._heard_at = time.monotonic()
+        self._heard = 0
+
+    def exhausted(self) -> str:
+        """Return why the patience is at its end, or an empty string."""
+        now = time.monotonic()
+        if self._watch.heard != self._heard:
+            self._heard, self._heard_at = self._watch.heard, now
+        if now - self._begun > self._total:
+            return f"the installation took more than {log.seconds(self._total)}"
+        if now - self._heard_at > self._silence:
+            return f"the installer said nothing for {log.seconds(self._silence)}"
+        return ""
 
 
 def _judge(event: Event, timings: Timings) -> bool:
@@ -151,25 +167,35 @@ def _judge(event: Event, timings: Timings) -> bool:
         case Seen.POWER_OFF:
             return True
         case Seen.PANIC:
-            raise Panicked(f"the installer's kernel panicked at {timings.current}: {event.text}", details=event.details)
-        case Seen.FAILED | Seen.QUESTION:
-            raise StepFailed(event.text, details=event.details)
+            raise InstallerPanic(
+                f"the installer's kernel panicked while {timings.current}: {event.text}",
+                details=event.details,
+                hint="is this host's QEMU one that panics? python -m build doctor",
+            )
+        case Seen.QUESTION:
+            raise StepFailed(
+                f"the installer asks a question while {timings.current}",
+                details=event.details,
+                hint=f"answer it in {ANSWERS}",
+            )
+        case Seen.FAILED:
+            raise StepFailed(f"the installer failed while {timings.current}: {event.text}", details=event.details)
     return False
 
 
 def _judge_end(workspace: Workspace, *, status: int, powered_off: bool, timings: Timings, output: Path) -> None:
+    """Raise unless Packer and the installer agree that the installation is complete."""
     if status != 0:
         raise StepFailed(
-            f"{workspace.packer.name} failed with status {status}; the installer was at: {timings.current}",
+            f"Packer ended with status {status} while {timings.current}",
             details=complaints(workspace) or run.tail(output.read_text(errors="replace")),
         )
-    last = list(STEPS.values())[-1]
-    if not powered_off or timings.current != last:
+    if not powered_off or timings.current != LAST_STEP:
         raise StepFailed(
-            f"the machine ended before the installation did; it was at: {timings.current}", details=_last_lines(workspace)
+            f"the machine ended before the installer was done while {timings.current}", details=_last_lines(workspace)
         )
     if not workspace.disk.is_file():
-        raise StepFailed(f"{workspace.packer.name} left no disk behind", details=complaints(workspace))
+        raise StepFailed("Packer says that it succeeded, and left no disk behind", details=complaints(workspace))
 
 
 def _last_lines(workspace: Workspace) -> str:

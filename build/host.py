@@ -33,14 +33,12 @@ class Tool:
 TOOLS = (
     Tool("mmdebstrap", "mmdebstrap", "install the packages into a root file system", ("mmdebstrap", "--version")),
     Tool("mksquashfs", "squashfs-tools", "pack the root file system for the installer", ("mksquashfs", "-version")),
+    Tool("unsquashfs", "squashfs-tools", "take the signed boot loaders out of it", ("unsquashfs", "-version")),
     Tool("xorriso", "xorriso", "make the installation medium and the clones' seed", ("xorriso", "--version")),
-    Tool("grub-mkrescue", "grub-common", "make the medium bootable", ("grub-mkrescue", "--version")),
-    Tool("mcopy", "mtools", "make the medium bootable under UEFI", ("mcopy", "--version")),
+    Tool("grub-mkimage", "grub-common", "make the medium bootable", ("grub-mkimage", "--version")),
+    Tool("mformat", "mtools", "make the medium bootable under UEFI", ("mformat", "--version")),
     Tool("/usr/lib/grub/i386-pc/boot.img", "grub-pc-bin", "boot the medium under BIOS"),
-    Tool("/usr/lib/grub/x86_64-efi/modinfo.sh", "grub-efi-amd64-bin", "boot the medium under UEFI"),
-    Tool("cpio", "cpio", "unpack the installer's initial RAM file system", ("cpio", "--version")),
     Tool("depmod", "kmod", "index the installer's kernel modules", ("depmod", "--version")),
-    Tool("zstd", "zstd", "compress the installer's initial RAM file system", ("zstd", "--version")),
     Tool("qemu-system-x86_64", "qemu-system-x86", "install and boot the image", ("qemu-system-x86_64", "--version")),
     Tool("qemu-img", "qemu-utils", "make the clones' disks and the compact image", ("qemu-img", "--version")),
     Tool("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "ovmf", "boot a clone under UEFI with Secure Boot"),
@@ -57,7 +55,6 @@ TOOLS = (
 UNPRIVILEGED_TOOLS = (Tool("newuidmap", "uidmap", "make the root file system without being root"),)
 CONTAINER_TOOLS = (
     Tool("systemd-nspawn", "systemd-container", "boot the root file system as a container", ("systemd-nspawn", "--version")),
-    Tool("unsquashfs", "squashfs-tools", "unpack the root file system", ("unsquashfs", "-version")),
 )
 
 

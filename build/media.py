@@ -138,6 +138,7 @@ def _make_iso(home: Path, squashfs: Path, *, name: str, epoch: int, log: Path) -
     run(
         [
             xorriso, "-as", "mkisofs", "-quiet", "-o", home / "medium.iso", "-V", name.upper()[:32], "-r",
+            "--set_all_file_dates", f"={epoch}",
             "-b", "boot/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info",
             "-eltorito-alt-boot", "-e", "boot/efi.img", "-no-emul-boot",
             "-graft-points", *(f"{where}={path}" for where, path in grafts.items()),

@@ -36,11 +36,15 @@ Argv = Sequence[str | os.PathLike[str]]
 
 # Which Debian package brings a tool whose name is not the package's.
 PACKAGES = {
-    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mksquashfs": "squashfs-tools",
-    "unsquashfs": "squashfs-tools", "grub-mkrescue": "grub-common", "systemd-nspawn": "systemd-container",
-    "apt-get": "apt", "apt-cache": "apt", "apt-helper": "apt", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
-    "unshare": "util-linux", "setpriv": "util-linux", "mcopy": "mtools", "go": "golang-go", "ip": "iproute2",
-    "debugfs": "e2fsprogs", "sfdisk": "fdisk", "debconf-set-selections": "debconf", "depmod": "kmod", "lsblk": "util-linux",
+    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils",
+    "mksquashfs": "squashfs-tools", "unsquashfs": "squashfs-tools",
+    "grub-mkrescue": "grub-common", "grub-mkimage": "grub-common",
+    "mcopy": "mtools", "mformat": "mtools", "mmd": "mtools",
+    "apt-get": "apt", "apt-cache": "apt", "apt-helper": "apt",
+    "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+    "unshare": "util-linux", "setpriv": "util-linux", "nsenter": "util-linux",
+    "systemd-nspawn": "systemd-container", "debconf-set-selections": "debconf",
+    "debugfs": "e2fsprogs", "sfdisk": "fdisk", "depmod": "kmod", "dpkg-deb": "dpkg", "go": "golang-go",
 }  # fmt: skip
 
 

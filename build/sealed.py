@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,8 @@ GPT_LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 GPT_ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 GPT_BIOS_GRUB = "21686148-6449-6E6F-744E-656564454649"
 CHUNK = 4 << 20
+# The longest text that a search may look for.
+OVERLAP = 4096
 
 
 @dataclass(frozen=True)
@@ -118,23 +120,20 @@ class SealedImage:
             if found.kind == "directory":
                 yield from self.walk(found.path)
 
-    def contains(self, needles: Mapping[str, re.Pattern[bytes]]) -> dict[str, int]:
-        """Search every allocated byte of the disk; return the offset of the first match by needle."""
-        hits: dict[str, int] = {}
-        overlap = 4096
+    def matches(self, pattern: re.Pattern[bytes]) -> Iterator[bytes]:
+        """Search every allocated byte of the disk; yield each match, one that lies across two pieces too."""
         with self.raw.open("rb") as stream:
             for start, end in _extents(stream.fileno()):
-                position = start
+                seen = position = start
                 while position < end:
-                    stream.seek(max(start, position - overlap))
-                    base = stream.tell()
+                    base = max(start, position - OVERLAP)
+                    stream.seek(base)
                     data = stream.read(min(CHUNK, end - position) + position - base)
-                    for name, pattern in needles.items():
-                        match = pattern.search(data)
-                        if match and name not in hits:
-                            hits[name] = base + match.start()
+                    for match in pattern.finditer(data):
+                        if base + match.end() > seen:
+                            yield match[0]
+                            seen = base + match.end()
                     position = base + len(data)
-        return hits
 
 
 def _found(mount: str, inner: str, fields: list[str]) -> Found:

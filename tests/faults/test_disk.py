@@ -16,6 +16,7 @@ import pytest
 
 from build import accel, disk, packer
 from build.accel import Accelerator
+from build.artifact import IMAGE
 from build.errors import GoldsmithError, StepFailed
 from tests.fakes import Fake, Fakes, guest
 from tests.packers import TEMPLATES
@@ -64,7 +65,7 @@ def failure(directory: Path, fake: Fake | packer.Packer, **options: Any) -> Gold
     with pytest.raises(GoldsmithError) as caught:
         install(directory, fake, **options)
     assert_nothing_is_left(directory, fake)
-    assert not (directory / "out" / disk.IMAGE).exists()
+    assert not (directory / "out" / IMAGE).exists()
     assert caught.value.brief
     return caught.value
 
@@ -95,7 +96,7 @@ def running_below(directory: Path) -> list[str]:
 def test_a_finished_installation_leaves_the_image_and_its_logs(fakes: Fakes, tmp_path: Path) -> None:
     fake = fakes.packer(syslog=STEPS, console=[[1.5, "installing\r\n"], [0, POWERED_OFF]])
     facts = install(tmp_path, fake)
-    image = tmp_path / "out" / disk.IMAGE
+    image = tmp_path / "out" / IMAGE
     assert image.read_bytes()[:4] == b"QFI\xfb"
     assert facts["retries"] == 0
     assert facts["image_bytes"] == image.stat().st_size
@@ -318,4 +319,4 @@ def test_a_real_guest_that_powers_off_with_its_word_said_is_installed(
     medium = guest.medium(tmp_path, console=POWERED_OFF, syslog=STEPS)
     facts = install(tmp_path, real_packer, accelerator=TCG, medium=medium)
     assert facts["retries"] == 0
-    assert (tmp_path / "out" / disk.IMAGE).exists()
+    assert (tmp_path / "out" / IMAGE).exists()

@@ -37,8 +37,7 @@ def gather(host: Host, commands: Mapping[str, str]) -> dict[str, Fact]:
     parts = host.check_output("LC_ALL=C sh -c %s", script).split(MARK)
     outputs, statuses = parts[0:-1:2], parts[1::2]
     return {
-        name: Fact(int(status), output.strip("\n"))
-        for name, output, status in zip(commands, outputs, statuses, strict=True)
+        name: Fact(int(status), output.strip("\n")) for name, output, status in zip(commands, outputs, statuses, strict=True)
     }
 
 

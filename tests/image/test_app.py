@@ -46,8 +46,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "-p PrivateTmp -p PrivateNetwork -p Restart -p TimeoutStopUSec -p MemoryMax",
             "exposure": "systemd-analyze security --no-pager gunicorn.service | tail -1",
             "writable": "runuser -u gunicorn -- find /opt /var/www /etc/gunicorn /var/log -writable 2>/dev/null",
-            "open": "find /opt/app ! -type l -perm /007 | head; find /opt/app ! -group gunicorn | head -3; "
-            "find /opt/app ! -user root | head -3",
+            "open": "find /opt/app ! -type l -perm /007 | head; find /opt/app ! -type l ! -group gunicorn | head -3; "
+            "find /opt/app ! -type l ! -user root | head -3",
             "static": "find /var/www/static -printf '%m %u:%g %y\\n' | sort -u; find /var/www ! -name '*.css' -type f",
             "web root": "find /var/www \\( -name '*.py' -o -name '*.env' -o -name '*.key' -o -name '*.html' \\)",
             "versions": '/opt/app/venv/bin/python -c "import importlib.metadata as m; '

@@ -76,8 +76,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "journal": "ls -d /var/log/journal/*; journalctl --header | grep -c 'File path: /var/log/journal'",
             "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
             "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
-            "reboot": "test -e /run/reboot-required && echo needed; uname -r; "
-            "ls /boot | grep ^vmlinuz | sort -V | tail -1",
+            "reboot": "test -e /run/reboot-required && echo needed; uname -r; ls /boot | grep ^vmlinuz | sort -V | tail -1",
             "restarts": "systemctl show -p NRestarts --value ssh nginx gunicorn postgresql@17-main rsyslog",
         },
     )

@@ -19,7 +19,7 @@ MARKS = {
     "SSH host key ecdsa": "cat /etc/ssh/ssh_host_ecdsa_key.pub | cut -d' ' -f2",
     "TLS key": "openssl pkey -in /etc/ssl/private/app.key -pubout -outform DER | sha256sum",
     "TLS certificate serial": "openssl x509 -noout -serial -in /etc/ssl/certs/app.pem",
-    "SECRET_KEY": "sha256sum < /etc/gunicorn/secret_key",
+    "SECRET_KEY": "sha256sum < /etc/credstore/app.secret-key",
     "database system identifier": "/usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main"
     " | sed -n 's/^Database system identifier: *//p'",
     "random seed": "sha256sum < /var/lib/systemd/random-seed",

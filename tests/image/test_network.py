@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 
@@ -27,7 +28,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "addresses": "ip -json address",
             "links": "networkctl --json=short list",
             "resolver": "readlink /etc/resolv.conf; systemd-analyze cat-config systemd/resolved.conf | grep -v '^#'",
-            "names": "getent hosts $(hostname); getent hosts localhost; grep ^hosts: /etc/nsswitch.conf",
+            "names": "getent hosts $(hostname) | head -1; getent hosts localhost | head -1; grep ^hosts: /etc/nsswitch.conf",
             "time": "systemctl is-active chrony; ls /run/systemd/timesync 2>/dev/null; chronyc -n tracking",
             "guest agent": "systemctl show -p LoadState --value qemu-guest-agent; "
             "dpkg-query -W -f '${Status}' qemu-guest-agent",
@@ -78,8 +79,8 @@ def test_no_name_resolution_by_broadcast(facts: dict[str, Fact]) -> None:
 def test_own_name_resolves(facts: dict[str, Fact]) -> None:
     """The machine's own name resolves without a network"""
     own, local, order = facts["names"].lines
-    assert own.split()[0] in ("127.0.1.1", "127.0.0.2", "::1") or re.match(r"[0-9a-f:.]+$", own.split()[0])
-    assert local.split()[0] in ("127.0.0.1", "::1")
+    assert ipaddress.ip_address(own.split()[0]).version in (4, 6)
+    assert ipaddress.ip_address(local.split()[0]).is_loopback
     assert order.split()[1] == "files"
 
 

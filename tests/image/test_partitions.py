@@ -96,9 +96,7 @@ def test_root_grew(
 ) -> None:
     """On a larger disk the root partition and its file system took all that was free"""
     assert disk_size_mib > spec.disk.size_mib
-    others = sum(
-        devices[mounts[partition.mount]["source"]] for partition in spec.disk.partitions if partition.mount != "/"
-    )
+    others = sum(devices[mounts[partition.mount]["source"]] for partition in spec.disk.partitions if partition.mount != "/")
     partition = devices[mounts["/"]["source"]]
     assert partition / MIB >= disk_size_mib - others / MIB - OVERHEAD_MIB
     # ext4 keeps some blocks for itself: inodes, journal.

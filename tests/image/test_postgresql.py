@@ -100,8 +100,7 @@ def facts(host: Host) -> dict[str, Fact]:
         for user, role, database in REFUSED
     }
     commands |= {
-        f"forbidden {statement}": _query(statement, user="gunicorn", role="app", database="app")
-        for statement in FORBIDDEN
+        f"forbidden {statement}": _query(statement, user="gunicorn", role="app", database="app") for statement in FORBIDDEN
     }
     return gather(host, commands)
 

@@ -48,8 +48,7 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
             "-h /run/postgresql -d postgres -c "
             "\"SELECT DISTINCT usename, client_addr IS NULL FROM pg_stat_activity WHERE datname = 'app'\"",
             "postgres": "ps -o user:16= -p $(systemctl show -p MainPID --value postgresql@17-main)",
-            "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; "
-            "ss -Hlx src /run/gunicorn.sock",
+            "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; ss -Hlx src /run/gunicorn.sock",
             "activation": "systemctl show -p TriggeredBy -p Requires gunicorn.service; "
             "systemctl show -p Triggers gunicorn.socket",
             "upstream": "grep -rhoE 'proxy_pass [^;]+' /etc/nginx | sort -u",

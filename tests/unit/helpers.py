@@ -20,6 +20,7 @@ from build import spec as specs
 from build.apt import Mirrors
 from build.layers import Stack, load_stack
 from build.lock import Archive, Entry, Lock
+from build.sealed import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX
 from build.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -213,3 +214,44 @@ def make_deb(directory: Path, package: str, *, version: str = "1.0-1", fields: s
     )
     run.run(["dpkg-deb", "--root-owner-group", "--build", tree, directory / f"{package}.deb"], timeout=60)
     return (directory / f"{package}.deb").read_bytes()
+
+
+UUIDS = {mount: f"00000000-0000-4000-8000-{number:012x}" for number, mount in enumerate(("/", "/var", "/var/log"), 1)}
+_MIB = 1 << 20
+
+
+def make_disk_image(directory: Path, trees: Mapping[str, Path]) -> Path:
+    """Return a small raw disk like the one that the installer leaves: GPT and an ext4 file system for each tree.
+
+    ``trees`` maps mount points to directories; that of ``/`` is given an /etc/fstab.
+    """
+    raw = directory / "disk.raw"
+    fstab = trees["/"] / "etc" / "fstab"
+    fstab.parent.mkdir(exist_ok=True)
+    fstab.write_text(
+        "# comment\nUUID=ABCD-1234 /boot/efi vfat umask=0077 0 1\n"
+        + "".join(f"UUID={UUIDS[mount]} {mount} ext4 defaults 0 2\n" for mount in trees)
+    )
+    table = ["label: gpt", f"size=1MiB, type={GPT_BIOS_GRUB}", f"size=1MiB, type={GPT_ESP}"]
+    table += [f"size=16MiB, type={GPT_LINUX}" for _ in trees]
+    with raw.open("wb") as stream:
+        stream.truncate((4 + 16 * len(trees)) * _MIB)
+    run.run(["sfdisk", "--quiet", raw], timeout=60, stdin="\n".join(table).encode())
+    for number, (mount, tree) in enumerate(trees.items()):
+        run.run(
+            [
+                "mkfs.ext4",
+                "-q",
+                "-F",
+                "-U",
+                UUIDS[mount],
+                "-d",
+                tree,
+                "-E",
+                f"offset={(3 + 16 * number) * _MIB}",
+                raw,
+                "16M",
+            ],
+            timeout=60,
+        )
+    return raw

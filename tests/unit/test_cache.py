@@ -83,13 +83,9 @@ def test_a_stage_is_made_once(cache: Cache) -> None:
 def test_the_record_tells_what_made_it(cache: Cache) -> None:
     made = cache.obtain(key(colour="red"), maker())
     record = json.loads((made.path / caches.RECORD).read_text())
-    assert record == {
-        "stage": "base",
-        "key": made.key,
-        "inputs": {"number": 0, "colour": "red", "previous": ""},
-        "seconds": made.seconds,
-        "facts": {"bytes": 4},
-    }
+    assert (record["stage"], record["key"], record["facts"]) == ("base", made.key, {"bytes": 4})
+    assert record["inputs"] == {"number": 0, "colour": "red", "previous": ""}
+    assert record["seconds"] == made.seconds
 
 
 def test_nothing_half_made_is_visible(cache: Cache) -> None:
@@ -247,7 +243,7 @@ def test_why_survives_a_damaged_note(cache: Cache, text: str) -> None:
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"seconds": null}'])
 def test_a_damaged_record_expects_nothing(cache: Cache, record: str) -> None:
     (cache.obtain(key(), maker()).path / caches.RECORD).write_text(record)
-    assert cache.expected_seconds("base") == 0.0
+    assert (cache.expected_seconds("base"), cache.last_facts("base")) == (0.0, {})
 
 
 def test_the_expected_time_is_that_of_the_last_run(cache: Cache) -> None:
@@ -256,4 +252,4 @@ def test_the_expected_time_is_that_of_the_last_run(cache: Cache) -> None:
         record = cache.obtain(key(number), maker()).path / caches.RECORD
         record.write_text(json.dumps({**json.loads(record.read_text()), "seconds": took}))
         os.utime(record, (number, number))
-    assert cache.expected_seconds("base") == 20.0
+    assert (cache.expected_seconds("base"), cache.last_facts("base")) == (20.0, {"bytes": 4})

@@ -81,9 +81,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("apply", "first"), EDITS.values(), ids=EDITS.keys())
-def test_a_change_reaches_its_stage_and_all_later_ones(
-    checkout: Path, apply: Callable[[Path], object], first: str
-) -> None:
+def test_a_change_reaches_its_stage_and_all_later_ones(checkout: Path, apply: Callable[[Path], object], first: str) -> None:
     before = keys(checkout)
     apply(checkout)
     assert changed(before, keys(checkout)) == LATER[first]
@@ -118,14 +116,17 @@ def test_mirrors_are_written_into_the_image_and_a_snapshot_is_not(checkout: Path
 
 
 CODE = {
-    "base": "base", "rootfs": "rootfs", "layers": "rootfs", "media": "media", "preseed": "media", "initrd": "media",
-    "cpio": "media", "debs": "media", "disk": "disk", "packer": "disk", "console": "disk", "verify": "verify", "vm": "verify",
-    "seed": "verify", "sealed": "verify", "artifact": "artifact", "assemble": "artifact", "report": "artifact",
-}  # fmt: skip
+    "base": ["base"],
+    "rootfs": ["rootfs", "layers"],
+    "media": ["media", "preseed", "initrd", "cpio", "debs"],
+    "disk": ["disk", "packer", "console"],
+    "verify": ["verify", "vm", "seed", "sealed"],
+    "artifact": ["artifact", "assemble", "report"],
+}
 
 
-@pytest.mark.parametrize(("module", "first"), CODE.items())
-def test_code_that_shapes_a_stage_is_part_of_its_key(checkout: Path, module: str, first: str) -> None:
+@pytest.mark.parametrize(("first", "module"), [(stage, name) for stage, names in CODE.items() for name in names])
+def test_code_that_shapes_a_stage_is_part_of_its_key(checkout: Path, first: str, module: str) -> None:
     before = keys(checkout)
     with (checkout / "build" / f"{module}.py").open("a") as stream:
         stream.write("\nSOMETHING_NEW = 1\n")

@@ -31,7 +31,7 @@ RINGS = {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
         "locksmith",
     },
-    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble"},
+    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
     "top": {"pipeline", "workshop", "doctor", "bench", "cli", "__main__"},
 }  # fmt: skip
 

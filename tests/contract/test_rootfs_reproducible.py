@@ -1,0 +1,50 @@
+"""Same inputs, same bytes: the real root file system, built twice from the same lock, has one SHA-256.
+
+Takes two to four minutes, natively. When the cache holds the result of a former build of these very inputs, that is one of
+the two, and only the other is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from build import cli, inputs, pipeline, rootfs, wheels
+from build import base as bases
+from build.apt import Store, host_mirrors
+from build.cache import Cache
+from build.project import Project
+
+ROOT = Path(__file__).parents[2]
+
+
+def build_once(gathered: inputs.Inputs, cache: Cache, scratch: Path) -> tuple[str, str]:
+    """Build base and layers in ``scratch``; return the hashes of archive and squashfs."""
+    for name in ("base", "rootfs"):
+        (scratch / name).mkdir(parents=True)
+    bases.make_base(
+        scratch / "base", spec=gathered.spec, stack=gathered.stack, lock=gathered.rootfs_lock,
+        store=Store(cache.root / "files"), log_file=scratch / "base.log",
+    )  # fmt: skip
+    houses = {venv.path: wheels.fetch(venv.requirements, cache=cache.root) for venv in gathered.stack.venvs}
+    facts = rootfs.make_rootfs(
+        scratch / "rootfs", base=scratch / "base", spec=gathered.spec, stack=gathered.stack, lock=gathered.rootfs_lock,
+        mirrors=gathered.mirrors, wheelhouses=houses, log_file=scratch / "rootfs.log",
+    )  # fmt: skip
+    return facts["tar_sha256"], facts["squashfs_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.req("R4")
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    cache = Cache(cli.default_cache())
+    options = pipeline.Options(project=Project(ROOT), cache=cache, mirrors=host_mirrors())
+    gathered = pipeline.gather(options, settle=True)
+    first = build_once(gathered.inputs, cache, tmp_path / "first")
+    known = cache.lookup(gathered.keys["rootfs"])
+    if known is None:
+        second = build_once(gathered.inputs, cache, tmp_path / "second")
+    else:
+        second = known.facts["tar_sha256"], known.facts["squashfs_sha256"]
+    assert first == second

@@ -1,0 +1,225 @@
+"""Only clones that were booted and tests that passed make a Verdict; everything else is told with its evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import pytest
+
+from build import accel, run, seed, verify, vm
+from build.errors import StepFailed, VerificationFailed
+from build.verify import Verdict
+from tests.fakes import Fake, Fakes
+from tests.unit.helpers import make_disk_image, make_spec
+from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh
+
+CONFTEST = """
+from pathlib import Path
+
+def pytest_addoption(parser):
+    parser.addoption("--context", type=Path)
+"""
+GOOD = """
+import json
+
+def test_context(request):
+    context = json.loads(request.config.getoption("--context").read_text())
+    assert [clone["name"] for clone in context["clones"]] == ["bios", "uefi"]
+    assert context["sealed"].endswith("sealed.raw")
+"""
+PANIC = {"console": [[0, "Kernel panic - not syncing: int3\n"]]}
+READY = {"console": [[0, KEYS]]}
+TCG = accel.tcg((7, 2), reason="a test")
+KVM = accel.kvm((7, 2))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed disk with nothing on it but an fstab."""
+    home = tmp_path_factory.mktemp("disk")
+    (home / "root").mkdir()
+    raw = make_disk_image(home, {"/": home / "root"})
+    run.run(["qemu-img", "convert", "-O", "qcow2", raw, home / "image.qcow2"], timeout=60)
+    return home / "image.qcow2"
+
+
+@pytest.fixture
+def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
+    """Clones that are ready at once; a test may write another plan."""
+    monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
+    (tmp_path / "VARS.fd").touch()
+    monkeypatch.setattr(vm, "OVMF_VARS", tmp_path / "VARS.fd")
+    fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [READY], "uefi": [READY]}})
+
+
+def image_tests(tmp_path: Path, text: str = GOOD) -> Path:
+    tests = tmp_path / "checkout" / "tests" / "image"
+    tests.mkdir(parents=True)
+    (tests / "conftest.py").write_text(CONFTEST)
+    (tests / "test_x.py").write_text(text)
+    return tests
+
+
+def judge(tmp_path: Path, image: Path, tests: Path, accelerator: accel.Accelerator = TCG) -> Verdict:
+    for name in ("out", "scratch"):
+        (tmp_path / name).mkdir()
+    return verify.verify(
+        image, spec=make_spec(tmp_path), tests=tests, out=tmp_path / "out", scratch=tmp_path / "scratch",
+        accelerator=accelerator, expected_seconds=0.0,
+    )  # fmt: skip
+
+
+# --- the whole of it --------------------------------------------------------------------------------------------------
+
+
+def test_tests_that_pass_on_booted_clones_make_a_verdict(qemu: Fake, image: Path, tmp_path: Path) -> None:
+    before = image.read_bytes()
+    verdict = judge(tmp_path, image, image_tests(tmp_path))
+    assert (verdict.passed, verdict.failed, verdict.skipped) == (1, 0, 0)
+    assert verdict.facts["panics"] == 0
+    assert verdict.facts["clones"] == ["bios", "uefi"]
+    assert {name: list(times) for name, times in verdict.facts["boot"].items()} == {
+        name: ["host keys", "login", "ready"] for name in ("bios", "uefi")
+    }
+    out = tmp_path / "out"
+    assert verdict.junit == out / "junit.xml"
+    assert (out / "logs" / "bios-console.log").read_text() == KEYS.replace("\r\n", "\n")
+    assert "1 passed" in (out / "pytest.log").read_text()
+    assert image.read_bytes() == before
+    assert len([call for call in qemu.calls() if "-name" in call.argv]) == 2
+
+
+def test_a_test_that_fails_is_named_and_the_evidence_stays(qemu: Fake, image: Path, tmp_path: Path) -> None:
+    tests = image_tests(tmp_path, GOOD + "\ndef test_bad():\n    assert 1 == 2, 'one is not two'\n")
+    with pytest.raises(VerificationFailed) as caught:
+        judge(tmp_path, image, tests)
+    error = caught.value
+    assert error.exit_code == 3
+    assert error.brief == "the image failed 1 of 2 tests"
+    assert "tests.image.test_x::test_bad: AssertionError: one is not two" in error.details
+    log = tmp_path / "out" / "pytest.log"
+    assert error.hint.startswith(f"see {log}; ")
+    assert "one is not two" in log.read_text()
+    assert (tmp_path / "out" / "logs" / "uefi-console.log").is_file()
+
+
+def test_a_panic_under_emulation_is_tried_once_more_and_counted(
+    qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [PANIC, READY], "uefi": [READY]}})
+    verdict = judge(tmp_path, image, image_tests(tmp_path))
+    assert (verdict.passed, verdict.facts["panics"]) == (1, 1)
+    assert (
+        "warning: clone bios: Kernel panic - not syncing: int3: known under emulation; the clones are booted once more"
+    ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("accelerator", "starts"), [(TCG, 2), (KVM, 1)], ids=["tcg", "kvm"])
+def test_panics_are_not_tried_for_ever(
+    qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path, accelerator: accel.Accelerator, starts: int
+) -> None:
+    fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [PANIC], "uefi": [READY]}})
+    with pytest.raises(vm.Panic):
+        judge(tmp_path, image, image_tests(tmp_path), accelerator)
+    assert len([call for call in qemu.calls() if "bios" in call.argv]) == starts
+    assert "Kernel panic" in (tmp_path / "out" / "logs" / "bios-console.log").read_text()
+
+
+def test_a_clone_that_never_answers_names_a_console_that_stays(
+    qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "BOOT_SECONDS", 0.1)
+    silent = {"console": [[0, "GRUB loading.\n"]]}
+    fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [silent], "uefi": [silent]}})
+    with pytest.raises(StepFailed) as caught:
+        judge(tmp_path, image, image_tests(tmp_path))
+    assert "did not become ready in time" in caught.value.brief
+    console = Path(caught.value.hint.removeprefix("the whole console is in "))
+    assert console.parent == tmp_path / "out" / "logs"
+    assert console.read_text() == "GRUB loading.\n"
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def test_tests_that_cannot_be_run_are_told(tmp_path: Path) -> None:
+    tests = image_tests(tmp_path)
+    (tests / "conftest.py").write_text("import nonsense_that_is_not_there\n")
+    with pytest.raises(VerificationFailed) as caught:
+        verify.run_tests(tests, tmp_path / "context.json", out=tmp_path, timeout=60)
+    assert caught.value.brief == "the image tests could not be run"
+    assert "No module named 'nonsense_that_is_not_there'" in caught.value.details
+    assert caught.value.hint == f"see {tmp_path}/pytest.log"
+
+
+def junit(tmp_path: Path, *cases: tuple[str, str, str]) -> Path:
+    """Write a JUnit file of (name, verdict, message)."""
+    rows = "".join(
+        f'<testcase classname="tests.image.test_x" name="{name}">'
+        + (f"<{verdict} message={quoteattr(message)}>long</{verdict}>" if verdict else "")
+        + "</testcase>"
+        for name, verdict, message in cases
+    )
+    path = tmp_path / "junit.xml"
+    path.write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
+    return path
+
+
+def test_a_verdict_counts(tmp_path: Path) -> None:
+    path = junit(tmp_path, ("a", "", ""), ("b", "", ""), ("c", "skipped", "not here"))
+    assert verify.judge(path, status=0, facts={"x": 1}) == Verdict(2, 0, 1, path, {"x": 1})
+
+
+def test_failures_and_errors_are_named_with_their_first_line(tmp_path: Path) -> None:
+    path = junit(tmp_path, ("a", "", ""), ("b", "failure", "first\nsecond"), ("c", "error", ""), ("d", "error", "x" * 500))
+    with pytest.raises(VerificationFailed) as caught:
+        verify.judge(path, status=1, facts={})
+    assert caught.value.brief == "the image failed 3 of 4 tests"
+    where = "tests.image.test_x"
+    assert caught.value.details.splitlines() == [f"{where}::b: first", f"{where}::c: ", f"{where}::d: {'x' * 160}"]
+
+
+def test_many_failures_are_cut(tmp_path: Path) -> None:
+    path = junit(tmp_path, *((f"t{number}", "failure", "x") for number in range(40)))
+    with pytest.raises(VerificationFailed) as caught:
+        verify.judge(path, status=1, facts={})
+    assert len(caught.value.details.splitlines()) == verify.SHOWN_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("cases", "status"),
+    [([("a", "", "")], 1), ([("a", "", "")], 2), ([], 5), ([("a", "skipped", "x")], 0), ([], 0)],
+    ids=["failed without a failure", "interrupted", "nothing collected", "all skipped", "nothing at all"],
+)
+def test_anything_but_success_is_no_verdict(tmp_path: Path, cases: list[tuple[str, str, str]], status: int) -> None:
+    with pytest.raises(VerificationFailed, match=f"pytest ended with status {status}"):
+        verify.judge(junit(tmp_path, *cases), status=status, facts={})
+
+
+def test_the_context_tells_the_tests_what_they_need(tmp_path: Path) -> None:
+    with run.spawn(["sleep", "60"], log=tmp_path / "qemu.log", contained=False) as process:
+        ports = {"ssh": 1, "http": 2, "https": 3}
+        clone = vm.Clone(vm.Wish("uefi", vm.Firmware.UEFI), tmp_path, process, TCG, "admin", ports, 16384)
+        path = verify.write_context(
+            tmp_path, spec=make_spec(tmp_path), clones=(clone,), raw=tmp_path / "sealed.raw", target="vm"
+        )
+    content: dict[str, Any] = json.loads(path.read_text())
+    assert content["clones"] == [
+        {
+            "name": "uefi", "firmware": "uefi", "alias": "goldsmith-uefi", "ssh_config": f"{tmp_path}/ssh_config",
+            "ports": ports, "disk_mib": 16384, "console": f"{tmp_path}/console.log",
+        }
+    ]  # fmt: skip
+    assert (content["target"], content["sealed"]) == ("vm", f"{tmp_path}/sealed.raw")
+    assert content["spec"]["disk"]["partitions"][1]["options"] == ["noatime", "nodev", "nosuid"]
+
+
+def test_the_two_clones_differ_where_it_matters() -> None:
+    first, second = verify.WISHES
+    assert {first.firmware, second.firmware} == {vm.Firmware.BIOS, vm.Firmware.UEFI}
+    assert first.grow_gib > 0, "one of them proves that the root file system grows"
+    assert seed.LOOPBACK == vm.LOOPBACK

@@ -1,0 +1,325 @@
+"""Clones: what QEMU is told, how its ports are learned, and how readiness is proven or its lack is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build import accel, run, seed, vm
+from build.errors import StepFailed
+from build.vm import Clone, Firmware, Panic, Wish
+from tests.fakes import Fake, Fakes
+from tests.unit.helpers import gone, wait_for
+
+QEMU_PROGRAM = str(Path(__file__).parents[1] / "faults" / "bin" / "qemu.py")
+KEYS = (
+    "cloud-init: done\r\n-----BEGIN SSH HOST KEY KEYS-----\r\n"
+    "ecdsa-sha2-nistp256 AAAAE2Vj root@bios\r\nssh-ed25519 AAAAC3Nz root@bios\r\n"
+    "[   12.3] audit: noise in between\r\nssh-ed25519 AAAAC3Nz root@bios\r\n"
+    "-----END SSH HOST KEY KEYS-----\r\n"
+)
+TCG = accel.tcg((7, 2), reason="a test")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> seed.Identity:
+    return seed.make_identity(tmp_path / "identity", "admin")
+
+
+def fake_qemu(fakes: Fakes, **guests: list[dict[str, Any]]) -> Fake:
+    return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": guests})
+
+
+def fake_ssh(fakes: Fakes, *rules: dict[str, Any], **rule: Any) -> Fake:
+    master = {"when": ["-M"], "sleep": 300}
+    return fakes.command("ssh", master, *rules, **rule)
+
+
+def sealed_image(tmp_path: Path, mib: int = 64) -> Path:
+    image = tmp_path / "image.qcow2"
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", image, f"{mib}M"], timeout=60)
+    return image
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Clone]:
+    """A clone whose machine is a process that only sleeps."""
+    with run.spawn(["sleep", "300"], log=tmp_path / "qemu.log", contained=False) as process:
+        yield Clone(Wish("bios", Firmware.BIOS), tmp_path, process, TCG, "admin", {"ssh": 1, "http": 2, "https": 3}, 64)
+
+
+# --- what QEMU is told ------------------------------------------------------------------------------------------------
+
+
+def start(
+    fakes: Fakes, tmp_path: Path, identity: seed.Identity, wish: Wish, ports: dict[str, int] | None = None
+) -> tuple[Clone, list[str]]:
+    """Start a clone and end it again; return it and QEMU's arguments."""
+    qemu = fake_qemu(fakes)
+    with vm.clone(
+        sealed_image(tmp_path), wish, directory=tmp_path / wish.name, accelerator=TCG, identity=identity, ports=ports
+    ) as clone:
+        assert clone.process.poll() is None
+    assert clone.process.poll() is not None
+    return clone, qemu.calls()[-1].argv
+
+
+def test_a_clone_is_an_overlay_and_the_image_never_changes(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    image = sealed_image(tmp_path)
+    before = hashlib.sha256(image.read_bytes()).hexdigest()
+    clone, argv = start(fakes, tmp_path, identity, Wish("bios", Firmware.BIOS, grow_gib=2))
+    disk = clone.directory / "disk.qcow2"
+    facts = json.loads(run.run(["qemu-img", "info", "--output=json", disk], timeout=60).stdout)
+    assert facts["virtual-size"] == (64 << 20) + (2 << 30)
+    assert (facts["full-backing-filename"], facts["backing-filename-format"]) == (str(image), "qcow2")
+    assert clone.disk_mib == 64 + 2048
+    assert not any(str(image) in word for word in argv)
+    assert hashlib.sha256(image.read_bytes()).hexdigest() == before
+
+
+def test_ports_are_learned_from_the_running_machine(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    clone, argv = start(fakes, tmp_path, identity, Wish("bios", Firmware.BIOS))
+    assert clone.ports == {"ssh": 40022, "http": 40080, "https": 40443}
+    forwards = argv[argv.index("-netdev") + 1]
+    assert forwards.split(",")[2:] == [
+        "hostfwd=tcp:127.0.0.1:0-:22",
+        "hostfwd=tcp:127.0.0.1:0-:80",
+        "hostfwd=tcp:127.0.0.1:0-:443",
+    ], "free ports on the loopback interface only"
+
+
+def test_ports_can_be_chosen(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    _, argv = start(fakes, tmp_path, identity, Wish("bios", Firmware.BIOS), ports={"ssh": 2222, "http": 0})
+    assert "hostfwd=tcp:127.0.0.1:2222-:22," in argv[argv.index("-netdev") + 1]
+
+
+def test_bios_and_uefi_are_told_apart(
+    fakes: Fakes, tmp_path: Path, identity: seed.Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = tmp_path / "OVMF_VARS.fd"
+    variables.write_bytes(b"keys enrolled")
+    monkeypatch.setattr(vm, "OVMF_VARS", variables)
+    _, bios = start(fakes, tmp_path, identity, Wish("bios", Firmware.BIOS))
+    clone, uefi = start(fakes, tmp_path, identity, Wish("uefi", Firmware.UEFI))
+    assert "type=pc,accel=tcg" in bios
+    assert not any("pflash" in word for word in bios)
+    assert "type=q35,accel=tcg,smm=on" in uefi
+    assert "driver=cfi.pflash01,property=secure,value=on" in uefi
+    own = clone.directory / "efivars.fd"
+    assert f"if=pflash,unit=1,format=raw,file={own}" in uefi
+    assert own.read_bytes() == b"keys enrolled", "each clone has variables of its own"
+    assert "max,cx16=off" in bios
+
+
+def test_a_machine_that_does_not_start_tells_qemus_words(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    fake_qemu(fakes, bios=[{"monitor": "deaf", "ending": 1, "complaint": "qemu: could not open disk: locked"}])
+    with pytest.raises(StepFailed) as caught:
+        start_again(tmp_path, identity)
+    assert caught.value.brief == "QEMU did not start"
+    assert caught.value.details == "qemu: could not open disk: locked"
+
+
+def start_again(tmp_path: Path, identity: seed.Identity) -> None:
+    wish = Wish("bios", Firmware.BIOS)
+    with vm.clone(
+        sealed_image(tmp_path), wish, directory=tmp_path / "bios", accelerator=TCG, identity=identity
+    ):  # fmt: skip
+        pass
+
+
+# --- the monitor ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[tuple[Path, list[bytes]]]:
+    """A QMP socket that sends the given lines, one after each request, and closes when there are no more."""
+    path, lines = tmp_path / "qmp.sock", [b'{"QMP": {}}\n']
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rwb") as stream:
+            for line in lines:
+                stream.write(line)
+                stream.flush()
+                stream.readline()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield path, lines
+    thread.join(5)
+    server.close()
+
+
+def test_events_between_the_answers_are_passed_over(monitor: tuple[Path, list[bytes]]) -> None:
+    path, lines = monitor
+    lines += [b'{"event": "RESUME"}\n{"return": {}}\n', b'{"event": "A"}\n{"event": "B"}\n{"return": "said"}\n']
+    assert vm.monitor_command(path, "info usernet") == "said"
+
+
+def test_a_refusal_is_told(monitor: tuple[Path, list[bytes]]) -> None:
+    path, lines = monitor
+    lines += [b'{"return": {}}\n', b'{"error": {"class": "GenericError", "desc": "no such command"}}\n']
+    with pytest.raises(StepFailed, match=r"refused .*info nonsense.*: no such command"):
+        vm.monitor_command(path, "info nonsense")
+
+
+def test_a_monitor_that_goes_away_is_told(monitor: tuple[Path, list[bytes]]) -> None:
+    path, lines = monitor
+    lines += [b'{"return": {}}\n']
+    with pytest.raises(StepFailed, match="QEMU's monitor closed the connection: QEMU has ended"):
+        vm.monitor_command(path, "info usernet")
+
+
+def test_a_port_that_is_not_forwarded_is_told(made: Clone, monitor: tuple[Path, list[bytes]]) -> None:
+    path, lines = monitor
+    text = "  TCP[HOST_FORWARD]  12       127.0.0.1 38977       10.0.2.15    22     0     0\r\n"
+    lines += [b'{"return": {}}\n', json.dumps({"return": text}).encode() + b"\n"]
+    with pytest.raises(StepFailed, match="QEMU forwards no port to http, https"):
+        vm._find_ports(path, made.process, made.directory / "qemu.log")
+
+
+# --- readiness --------------------------------------------------------------------------------------------------------
+
+
+def test_host_keys_are_read_from_the_console(made: Clone) -> None:
+    made.console.write_text(KEYS)
+    deadline = time.monotonic() + 5
+    assert vm._await_host_keys(made, deadline, lambda _what: None) == [
+        "ecdsa-sha2-nistp256 AAAAE2Vj",
+        "ssh-ed25519 AAAAC3Nz",
+    ]
+
+
+@pytest.mark.parametrize("said", ["", KEYS.partition("-----END")[0], "-----BEGIN SSH HOST KEY KEYS-----\n"])
+def test_half_told_keys_are_waited_for(made: Clone, said: str) -> None:
+    made.console.write_text(said)
+    told: list[str] = []
+    with pytest.raises(StepFailed) as caught:
+        vm._await_host_keys(made, time.monotonic() + 0.1, told.append)
+    assert caught.value.brief == ("clone bios did not become ready in time: its SSH host keys did not appear on the console")
+    assert set(told) == {"booting"}
+
+
+def test_a_panic_is_seen_at_once(made: Clone) -> None:
+    made.console.write_text("\n".join(f"line {number}" for number in range(40)))
+    with made.console.open("a") as stream:
+        stream.write("\n[   3.14] Kernel panic - not syncing: Fatal exception in interrupt\r\n---[ end ]---\r\n")
+    with pytest.raises(Panic) as caught:
+        vm._await_host_keys(made, time.monotonic() + 60, lambda _what: None)
+    error = caught.value
+    assert error.brief == "clone bios: Kernel panic - not syncing: Fatal exception in interrupt"
+    assert len(error.details.splitlines()) == 25
+    assert error.details.splitlines()[-1] == "---[ end ]---"
+    assert error.hint == "under emulation a newer QEMU is steadier: nox -s doctor tells how to get one"
+
+
+def test_a_machine_that_ends_is_seen_at_once(made: Clone) -> None:
+    made.console.write_text("GRUB loading.\r\n")
+    (made.directory / "qemu.log").write_text("qemu: terminated\n")
+    made.process.terminate()
+    with pytest.raises(StepFailed) as caught:
+        vm._await_host_keys(made, time.monotonic() + 60, lambda _what: None)
+    assert caught.value.render() == (
+        "clone bios: QEMU ended while booting\n    qemu: terminated\n    GRUB loading.\n"
+        f"  -> the whole console is in {made.console}"
+    )
+
+
+def test_a_clone_is_ready_by_evidence(made: Clone, fakes: Fakes, identity: seed.Identity) -> None:
+    made.console.write_text(KEYS)
+    ssh = fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    told: list[str] = []
+    vm.wait_ready(made, identity, tell=told.append)
+    assert list(made.timings) == ["host keys", "login", "ready"]
+    assert [call.argv for call in ssh.calls()] == [
+        ["-F", str(made.ssh_config), "goldsmith-bios", "test ! -e /run/nologin"],
+        ["-F", str(made.ssh_config), "goldsmith-bios", "systemctl is-system-running"],
+    ]
+    assert "ssh-ed25519 AAAAC3Nz" in (made.directory / "known_hosts").read_text()
+
+
+def test_a_clone_with_a_failed_unit_is_not_ready(made: Clone, fakes: Fakes, identity: seed.Identity) -> None:
+    made.console.write_text(KEYS)
+    failed = "systemctl --failed --no-legend --plain; systemctl list-jobs"
+    fake_ssh(
+        fakes, {"when": ["systemctl is-system-running"], "stdout": "degraded\n", "status": 1},
+        {"when": [failed], "stdout": "nginx.service loaded failed failed\nNo jobs running.\n"},
+    )  # fmt: skip
+    with pytest.raises(StepFailed) as caught:
+        vm.wait_ready(made, identity)
+    assert caught.value.brief == "clone bios booted, but systemd says degraded"
+    assert caught.value.details == "nginx.service loaded failed failed\nNo jobs running."
+    assert "nox -s boot" in caught.value.hint
+
+
+def test_a_login_that_never_works_ends_in_time(
+    made: Clone, fakes: Fakes, identity: seed.Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "BOOT_SECONDS", 0.05)
+    made.console.write_text(KEYS + "login refused\n")
+    fake_ssh(fakes, status=255, stderr="Host key verification failed.\n")
+    with pytest.raises(StepFailed) as caught:
+        vm.wait_ready(made, identity)
+    assert caught.value.brief == "clone bios did not become ready in time: login did not work"
+    assert caught.value.details.endswith("login refused")
+    assert caught.value.hint == f"the whole console is in {made.console}"
+
+
+@pytest.mark.parametrize("state", ["", "initializing", "starting"])
+def test_services_that_never_start_end_in_time(made: Clone, fakes: Fakes, state: str) -> None:
+    fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": f"{state}\n", "status": 1})
+    with pytest.raises(StepFailed, match=f"in time: systemd still says {state or 'nothing'}"):
+        vm._await_running(made, time.monotonic() + 0.1, lambda _what: None)
+
+
+# --- two clones -------------------------------------------------------------------------------------------------------
+
+WISHES = (Wish("one", Firmware.BIOS), Wish("two", Firmware.BIOS))
+
+
+def test_clones_run_side_by_side_and_end_together(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    guest = {"console": [[0, KEYS]]}
+    fake_qemu(fakes, one=[guest], two=[guest])
+    ssh = fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    image = sealed_image(tmp_path)
+    with vm.clones(image, WISHES, directory=tmp_path / "c", accelerator=TCG, identity=identity) as ready:
+        assert [clone.wish.name for clone in ready] == ["one", "two"]
+        assert {clone.process.poll() for clone in ready} == {None}
+        assert wait_for(lambda: len([call for call in ssh.calls() if "-M" in call.argv]) == 2)
+        kept = [call.argv[2:] for call in ssh.calls() if "-M" in call.argv]
+        assert sorted(kept) == [["-M", "-N", "goldsmith-one"], ["-M", "-N", "goldsmith-two"]]
+    assert gone(str(tmp_path / "c" / "one" / "ssh_config"))
+    assert gone(f"unix:{tmp_path}/c/one/qmp.sock,server=on,wait=off")
+
+
+def test_one_panic_ends_both_clones_and_is_what_is_told(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    panic = {"console": [[0.1, "Kernel panic - not syncing: double fault\n"]]}
+    fake_qemu(fakes, one=[{"console": [[0, "booting\n"]]}], two=[panic])
+    begun = time.monotonic()
+    with (
+        pytest.raises(Panic, match="clone two: Kernel panic - not syncing: double fault"),
+        vm.clones(sealed_image(tmp_path), WISHES, directory=tmp_path / "c", accelerator=TCG, identity=identity),
+    ):
+        pass
+    assert time.monotonic() - begun < 60
+    assert gone(f"unix:{tmp_path}/c/one/qmp.sock,server=on,wait=off")
+
+
+def test_people_are_told_how_to_reach_a_clone(made: Clone) -> None:
+    assert vm.describe(made) == f"ssh -F {made.ssh_config} goldsmith-bios\nhttps://127.0.0.1:3/health"
