@@ -55,8 +55,8 @@ def name_of(name: str, version: str, image_sha256: str) -> str:
 def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Mapping[str, Any]) -> Artifact:
     """Write an artifact from its parts (path in the artifact -> file or text) and give it its name.
 
-    The same content committed again is found, checked, and returned. Raises StepFailed when the name is taken by
-    other content.
+    The same image committed again is found, checked, and returned. Raises StepFailed when the name is taken by another
+    image, or when what is there is damaged.
     """
     _require_keys(manifest, MANIFEST)
     final = root / name_of(manifest["name"], manifest["version"], manifest["image"]["sha256"])
@@ -64,6 +64,9 @@ def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Mapping[
         found = load(final)
         if found.manifest["image"]["sha256"] != manifest["image"]["sha256"]:
             raise StepFailed(f"{final} exists and holds another image", hint="raise the version in golden.yaml")
+        problems = check(final)
+        if problems:
+            raise StepFailed(f"{final} is damaged", details="\n".join(problems), hint="remove it, and build again")
         return found
     with files.scratch(root) as hidden:
         for name, source in contents.items():
@@ -100,14 +103,14 @@ def load(path: Path) -> Artifact:
     """Open an artifact; raise SpecError when it is no artifact of a known schema."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path} is no artifact: {error}", hint="build one: nox -s build") from error
     _require_keys(manifest, str(path / MANIFEST))
     return Artifact(path, manifest)
 
 
 def _require_keys(manifest: Mapping[str, Any], where: str) -> None:
-    missing = [key for key in REQUIRED if key not in manifest]
+    missing = [key for key in REQUIRED if not isinstance(manifest, dict) or key not in manifest]
     if missing or manifest["schema"] != SCHEMA:
         raise SpecError(
             f"{where} is no manifest of schema {SCHEMA}", details=f"missing: {', '.join(missing)}" if missing else "",

@@ -171,10 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     # Files of the cache are read by mapped users when Goldsmith is not root, and by people.
     os.umask(0o022)
+    # CI and service managers end a job with TERM: the same orderly end as Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     arguments = parser().parse_args(argv)
     log.configure(json_lines=arguments.json, verbose=arguments.verbose)
-    # The polite end that a CI system or a shutdown sends: children and scratch directories go as with Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = arguments.function(arguments)
     except GoldsmithError as error:
@@ -191,10 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 (the last door: whatever comes here is a defect, and says so)
         return _defect()
     return code
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _defect() -> int:

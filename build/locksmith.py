@@ -46,11 +46,14 @@ class Locksmith:
     cache: Path
     release: str
 
-    def choose(self, path: Path, request: str) -> Settled | None:
-        """Return the set without asking the archive: the committed lock, or the one a former build refreshed."""
+    def choose(self, path: Path, request: str, *, locked: bool) -> Settled | None:
+        """Return the set without asking the archive: the committed lock, or the one a former build refreshed.
+
+        With ``locked`` only the committed one. None when neither answers the request.
+        """
         committed = lock.parse(path)
         kept = self._kept(path, request)
-        if kept.is_file():
+        if kept.is_file() and not locked:
             refreshed = lock.parse(kept)
             return Settled(refreshed, tuple(lock.compare(committed.entries, refreshed.entries)) or ("request",))
         return Settled(committed) if committed.request == request else None
@@ -67,9 +70,7 @@ class Locksmith:
         )
 
     def _settle(self, path: Path, request: str, resolve: Callable[[PrivateApt], Lock], *, locked: bool) -> Settled:
-        chosen = self.choose(path, request)
-        if chosen and locked and chosen.refreshed:
-            chosen = Settled(lock.parse(path))
+        chosen = self.choose(path, request, locked=locked)
         gone = self.store.fetch(chosen.lock.entries, self.mirrors) if chosen else ()
         if chosen and not gone:
             return chosen

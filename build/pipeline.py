@@ -93,11 +93,15 @@ def gather(options: Options, *, settle: bool) -> Gathered:
         rootfs_set = smith.settle_rootfs(project.rootfs_lock, request, packages, locked=options.locked)
         installer_set = smith.settle_installer(project.installer_lock, locked=options.locked)
     else:
-        rootfs_set = smith.choose(project.rootfs_lock, request) or locksmith.Settled(locks.parse(project.rootfs_lock))
-        committed = locks.parse(project.installer_lock)
-        installer_set = smith.choose(project.installer_lock, committed.request) or locksmith.Settled(committed)
+        rootfs_set = _as_they_are(smith, project.rootfs_lock, request, locked=options.locked)
+        question = locks.parse(project.installer_lock).request
+        installer_set = _as_they_are(smith, project.installer_lock, question, locked=options.locked)
     gathered = inputs.Inputs(project, spec, stack, options.mirrors, rootfs_set.lock, installer_set.lock)
     return Gathered(gathered, inputs.stage_keys(gathered), rootfs_set.changes + installer_set.changes)
+
+
+def _as_they_are(smith: locksmith.Locksmith, path: Path, request: str, *, locked: bool) -> locksmith.Settled:
+    return smith.choose(path, request, locked=locked) or locksmith.Settled(locks.parse(path))
 
 
 def plan(options: Options, gathered: Gathered) -> list[PlanLine]:

@@ -21,12 +21,16 @@ ISO_SECONDS = 300
 
 _GRUB = """set timeout=0
 menuentry install {
-  linux /linux auto=true priority=critical DEBIAN_FRONTEND=text console=ttyS0 net.ifnames=0 file=/preseed.cfg
+  linux /linux auto=true priority=critical DEBIAN_FRONTEND=text console=ttyS0 TERM=dumb net.ifnames=0 file=/preseed.cfg
   initrd /initrd.gz
 }
 """
 
-_PRESEED = """d-i debian-installer/locale string en_US.UTF-8
+# The system log goes to the second serial port, where the disk stage watches the steps of every installation. What stays
+# running must let go of debconf's descriptors, or the installer waits for it for ever.
+_PRESEED = """d-i preseed/early_command string (exec 3>&- 4>&- 5>&- 6>&- 7>&-; exec tail -n +1 -f /var/log/syslog) \\
+  >/dev/ttyS1 2>&1 </dev/null &
+d-i debian-installer/locale string en_US.UTF-8
 d-i keyboard-configuration/xkb-keymap select us
 d-i netcfg/choose_interface select auto
 d-i netcfg/get_hostname string {{ spec.hostname }}

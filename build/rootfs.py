@@ -32,7 +32,8 @@ SEALED_AWAY = (
     "/var/cache/ldconfig/aux-cache", "/var/cache/apt/*.bin", "/var/cache/debconf/*-old", "/var/lib/dpkg/*-old",
     "/etc/passwd-", "/etc/shadow-", "/etc/group-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock",
     "/etc/apt/sources.list", "/etc/apt/sources.list~", "/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-    "/etc/apt/apt.conf.d/99mmdebstrap", "/root/.bash_history", "/root/.cache", "/root/.ssh", "/var/lib/cloud", "/usr/share/info/dir",
+    "/etc/apt/apt.conf.d/99mmdebstrap", "/root/.bash_history", "/root/.cache",
+    "/root/.ssh", "/var/lib/cloud", "/usr/share/info/dir",
 )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from build import cli, inputs, pipeline, rootfs, wheels
 from build import base as bases
+from build import cli, inputs, pipeline, rootfs, wheels
 from build.apt import Store, host_mirrors
 from build.cache import Cache
 from build.project import Project

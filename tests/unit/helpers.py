@@ -15,11 +15,12 @@ from typing import Any, Self
 
 import yaml
 
-from build import run
+from build import base, run
 from build import spec as specs
 from build.apt import Mirrors
 from build.layers import Stack, load_stack
 from build.lock import Archive, Entry, Lock
+from build.project import Project
 from build.sealed import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX
 from build.spec import Spec
 
@@ -255,3 +256,28 @@ def make_disk_image(directory: Path, trees: Mapping[str, Path]) -> Path:
             timeout=60,
         )
     return raw
+
+
+CODE = '"""A module of a checkout for tests, small because it is read for every key."""\n'
+
+
+def make_checkout(root: Path, **changes: Any) -> Project:
+    """Make a small checkout with everything that a plan is made of: spec, one layer, locks, code, templates, tests."""
+    root.mkdir()
+    write_spec(root, golden(layers=["10-base"], **changes))
+    write_layer(
+        root, "10-base", {"/etc/x": "x", "/etc/early": "x", "/etc/dpkg/dpkg.cfg.d/x": "path-exclude=/x\n"},
+        packages=["nginx"], early=["/etc/early"],
+    )  # fmt: skip
+    (root / "build").mkdir()
+    for module in (ROOT / "build").glob("*.py"):
+        (root / "build" / module.name).write_text(f"{CODE}NAME = {module.stem!r}\n")
+    for name in ("preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    project = Project(root)
+    spec = specs.load(project.spec)
+    request = base.request_digest(spec, load_stack(project.overlays, spec))
+    write_lock(project.rootfs_lock, entry("nginx"), request=request)
+    write_lock(project.installer_lock, entry("udeb"))
+    return project

@@ -30,10 +30,8 @@ def test_what_is_written_can_be_read() -> None:
 
 def test_bytes_follow_the_kernels_format() -> None:
     """Worked out by hand from Documentation/driver-api/early-userspace/buffer-format.rst."""
-    link = (
-        b"070701" b"00000001" b"0000A1FF" b"00000000" b"00000000" b"00000001" b"00000010" b"00000007"
-        b"00000000" b"00000000" b"00000000" b"00000000" b"00000004" b"00000000" b"bin\0" b"\0\0" b"usr/bin\0"
-    )  # fmt: skip
+    fields = (1, 0o120777, 0, 0, 1, 16, 7, 0, 0, 0, 0, 4, 0)
+    link = b"070701" + b"".join(f"{field:08X}".encode() for field in fields) + b"bin\0\0\0usr/bin\0"
     trailer = b"070701" + b"0" * 32 + b"00000001" + b"0" * 48 + b"0000000B" + b"00000000" + b"TRAILER!!!\0" + b"\0" * 3
     assert written({"bin": cpio.link("usr/bin")}, epoch=16) == link + trailer
 

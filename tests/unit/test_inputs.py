@@ -14,7 +14,7 @@ from build.apt import Mirrors
 from build.layers import load_stack
 from build.lock import Lock
 from build.project import Project
-from tests.unit.helpers import ROOT, entry, golden, make_lock, write_layer, write_spec
+from tests.unit.helpers import ROOT, entry, golden, make_checkout, make_lock, write_spec
 
 LATER = {stage: set(inputs.STAGES[number:]) for number, stage in enumerate(inputs.STAGES)}
 MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
@@ -22,21 +22,7 @@ MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-securi
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small checkout with everything that keys are made of."""
-    root = tmp_path / "checkout"
-    root.mkdir()
-    write_spec(root, golden(layers=["10-base"]))
-    write_layer(
-        root, "10-base", {"/etc/x": "x", "/etc/early": "x", "/etc/dpkg/dpkg.cfg.d/x": "path-exclude=/x\n"},
-        packages=["nginx"], early=["/etc/early"],
-    )  # fmt: skip
-    (root / "build").mkdir()
-    for module in (ROOT / "build").glob("*.py"):
-        (root / "build" / module.name).write_text(f"NAME = {module.stem!r}\n")  # small: it is parsed for each key
-    for name in ("preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-    return root
+    return make_checkout(tmp_path / "checkout").root
 
 
 def keys(

@@ -124,7 +124,7 @@ def test_the_next_build_takes_the_same_refreshed_set(place: Place) -> None:
     place.apt_answers(place.mirror.add("nginx", b"newest", version="3"))
     assert settle(place) == first
     assert len(place.asked()) == 1
-    chosen = place.smith.choose(place.lock, "a-question")
+    chosen = place.smith.choose(place.lock, "a-question", locked=False)
     assert chosen is not None
     assert (chosen.lock, chosen.changes) == first
 
@@ -149,8 +149,8 @@ def test_a_new_committed_lock_or_another_mirror_forgets_the_refreshed_set(place:
     place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
     settle(place)
     elsewhere = Locksmith(apt.Mirrors("http://other.example", "x"), place.smith.store, place.smith.cache, "trixie")
-    assert elsewhere.choose(place.lock, "a-question") is not None
-    assert not elsewhere.choose(place.lock, "a-question").refreshed  # type: ignore[union-attr]
+    assert elsewhere.choose(place.lock, "a-question", locked=False) is not None
+    assert not elsewhere.choose(place.lock, "a-question", locked=False).refreshed  # type: ignore[union-attr]
     write_lock(place.lock, place.mirror.add("nginx", b"committed anew", version="1.5"))
     assert settle(place)[1] == ()
 
@@ -184,6 +184,16 @@ def test_locked_never_takes_a_refreshed_set(place: Place) -> None:
     assert (lock, changes) == (locks.parse(place.lock), ())
 
 
+def test_locked_refuses_a_lock_of_another_question_even_when_a_set_was_refreshed(place: Place) -> None:
+    same = place.mirror.add("nginx", b"x")
+    write_lock(place.lock, same)
+    place.apt_answers(same)
+    settle(place, request="another")
+    assert place.smith.choose(place.lock, "another", locked=True) is None
+    with pytest.raises(SpecError, match=r"rootfs\.lock answers another list of packages"):
+        settle(place, request="another", locked=True)
+
+
 def test_another_question_is_resolved_or_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     same = place.mirror.add("nginx", b"x")
     write_lock(place.lock, same)
@@ -195,7 +205,7 @@ def test_another_question_is_resolved_or_refused(place: Place, capsys: pytest.Ca
     lock, changes = settle(place, request="another")
     assert (lock.request, changes) == ("another", ("request",))
     assert reason in capsys.readouterr().err
-    assert place.smith.choose(place.lock, "a third") is None
+    assert place.smith.choose(place.lock, "a third", locked=False) is None
 
 
 def test_many_changes_are_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

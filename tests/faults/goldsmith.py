@@ -1,0 +1,43 @@
+"""Goldsmith as it is, but for what no fake program can stand in for; ``python -m tests.faults.goldsmith VERB`` runs it.
+
+The medium is made by one fake program, since the real stage takes the installer's own files apart. The host counts as
+large enough and complete: what it holds is no part of these tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from build import accel, apt, cli, disk, host, media, run, vm
+from build.spec import Spec
+
+MEDIUM_TOOL = "fake-medium"
+
+
+def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path) -> None:
+    """Stand in for build.media.make_media."""
+    assert squashfs.is_file()
+    assert all(path.is_file() for path in installer.values())
+    run.run([MEDIUM_TOOL, out, spec.name, str(epoch)], timeout=60, log=log)
+
+
+CHANGES: tuple[tuple[object, str, Any], ...] = (
+    (media, "make_media", make_media),
+    (host, "TOOLS", ()),
+    (host, "UNPRIVILEGED_TOOLS", ()),
+    (host, "free_bytes", lambda _path: 1 << 40),
+    (host, "memory_mib", lambda: 1 << 20),
+    (accel, "KVM_DEVICE", Path("/nowhere/kvm")),
+    (apt, "POLL_SECONDS", 0.02),
+    (disk, "POLL_SECONDS", 0.05),
+    (vm, "POLL_SECONDS", 0.02),
+)
+
+
+if __name__ == "__main__":
+    for module, name, value in CHANGES:
+        setattr(module, name, value)
+    sys.exit(cli.main())

@@ -1,0 +1,128 @@
+"""The manifest tells everything about an image; the artifact holds what the stages left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build import artifact, assemble, host, pipeline, run
+from build import lock as locks
+from build.apt import Mirrors
+from build.cache import Cache
+from build.errors import StepFailed
+from build.host import Tool
+from build.pipeline import Gathered, Options
+from tests.unit.helpers import DATE, make_checkout
+
+MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
+FACTS: dict[str, dict[str, Any]] = {
+    "rootfs": {"squashfs_sha256": "aa" * 32, "tar_sha256": "bb" * 32, "paths": 24538},
+    "disk": {"retries": 1, "packer": "Packer 1.6.6", "accelerator": {"kind": "tcg", "reason": "there is no /dev/kvm"}},
+    "verify": {
+        "passed": 2, "failed": 0, "skipped": 1, "panics": 1, "clones": ["bios", "uefi"],
+        "boot": {"bios": {"ready": 60.0}, "uefi": {"ready": 70.0}}, "accelerator": {"kind": "tcg"},
+    },
+}  # fmt: skip
+JUNIT = '<testsuites><testsuite><testcase classname="tests.image.test_x" name="test_y" /></testsuite></testsuites>'
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    monkeypatch.setattr(host, "needed", lambda: (Tool("sh", "dash", "x"), Tool("uname", "coreutils", "x", ("uname", "-r"))))
+    return Options(make_checkout(tmp_path / "checkout"), Cache(tmp_path / "cache"), MIRRORS)
+
+
+def stage_files(stage: str, out: Path) -> None:
+    """Leave in ``out`` what a stage leaves."""
+    texts = {
+        "rootfs": {"files.tsv": "# path\n/etc\n"},
+        "disk": {"console.log": "installer", "syslog.log": "syslog"},
+        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
+    }
+    for name, text in texts.get(stage, {}).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    if stage == "disk":
+        run.run(["qemu-img", "create", "-q", "-f", "qcow2", out / "image.qcow2", "64M"], timeout=60)
+
+
+def finish(options: Options, *, leave_out: str = "") -> Gathered:
+    gathered = pipeline.gather(options, settle=False)
+    for stage in ("base", "rootfs", "media", "disk", "verify"):
+
+        def make(out: Path, stage: str = stage) -> Mapping[str, Any]:
+            stage_files(stage, out)
+            return FACTS.get(stage, {})
+
+        if stage != leave_out:
+            options.cache.obtain(gathered.keys[stage], make)
+    return gathered
+
+
+def put_together(options: Options, gathered: Gathered, changes: tuple[str, ...] = ()) -> artifact.Artifact:
+    return assemble.assemble(gathered.inputs, gathered.keys, options.cache, made={}, changes=changes)
+
+
+def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
+    made = put_together(options, finish(options))
+    found = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
+    assert found == [
+        "SHA256SUMS", "image.qcow2", "installer.lock", "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log",
+        "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log", "manifest.json",
+        "rootfs.files.tsv", "rootfs.lock", "verification/junit.xml", "verification/report.html",
+    ]  # fmt: skip
+    assert artifact.check(made.path) == []
+    assert (made.path / "logs" / "installer-console.log").read_text() == "installer"
+    assert "test_y" in (made.path / "verification" / "report.html").read_text()
+
+
+def test_the_manifest_tells_everything_about_the_image(options: Options) -> None:
+    gathered = finish(options)
+    made = put_together(options, gathered, changes=("nginx 1 -> 2",))
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    assert manifest == made.manifest
+    image = made.image.read_bytes()
+    assert manifest["image"] == {
+        "file": "image.qcow2", "format": "qcow2", "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image),
+        "virtual_mib": 64,
+    }  # fmt: skip
+    inputs = manifest["inputs"]
+    assert inputs["artifact_key"] == gathered.keys["artifact"].key
+    assert inputs["stage_keys"] == {stage: key.key for stage, key in gathered.keys.items()}
+    assert (inputs["archive_date"], inputs["lock_changes"]) == (DATE, ["nginx 1 -> 2"])
+    assert (inputs["squashfs_sha256"], inputs["rootfs_tar_sha256"]) == ("aa" * 32, "bb" * 32)
+    assert list(inputs["layers"]) == ["10-base"]
+    assert inputs["spec"]["hostname"] == "golden"
+    assert (manifest["packages"], manifest["installer"]) == ({"nginx": "1.0-1"}, {"udeb": "1.0-1"})
+    assert manifest["tools"] == {"uname": run.run(["uname", "-r"], timeout=10).stdout.strip(), "packer": "Packer 1.6.6"}
+    assert manifest["accelerator"] == FACTS["disk"]["accelerator"]
+    assert manifest["verification"]["boot"]["uefi"] == {"ready": 70.0}
+    assert manifest["retries"] == {"installer": 1, "clones": 1}
+    assert [stage["stage"] for stage in manifest["stages"]] == ["base", "rootfs", "media", "disk", "verify"]
+    assert {stage["reused"] for stage in manifest["stages"]} == {True}
+
+
+def test_the_locks_in_the_artifact_can_be_built_from(options: Options) -> None:
+    gathered = finish(options)
+    made = put_together(options, gathered)
+    for name, expected in (("rootfs.lock", gathered.inputs.rootfs_lock), ("installer.lock", gathered.inputs.installer_lock)):
+        assert locks.parse(made.path / name) == expected
+
+
+def test_stages_that_nobody_needed_may_be_gone(options: Options) -> None:
+    made = put_together(options, finish(options, leave_out="media"))
+    assert [stage["stage"] for stage in made.manifest["stages"]] == ["base", "rootfs", "disk", "verify"]
+
+
+@pytest.mark.parametrize("stage", ["rootfs", "disk", "verify"])
+def test_a_stage_that_is_needed_and_gone_is_told(options: Options, stage: str) -> None:
+    gathered = finish(options, leave_out=stage)
+    with pytest.raises(StepFailed) as caught:
+        put_together(options, gathered)
+    assert caught.value.render() == f"stage {stage} vanished from the cache\n  -> run the build again"
+    assert not options.project.artifacts.exists()
