@@ -6,6 +6,7 @@ part writes its figures at once; a run that is stopped keeps what it has.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -17,12 +18,16 @@ from typing import Any
 
 import jinja2
 
-from build import accel, artifact, base, disk, files, layers, log, packer, pipeline, plain, run
+from build import accel, apt, artifact, base, disk, files, layers, log, packer, pipeline, plain, run
 from build import spec as specs
 from build.cache import RECORD
+from build.errors import StepFailed
+from build.locksmith import NETBOOT
 from build.pipeline import Options
 
 BUILD_SECONDS = 7200
+# How much longer than ours the plain installation may take.
+PLAIN_PATIENCE = 4.0
 PARTS = ("cold", "unchanged", "edit", "plain")
 EDITED = Path("overlays/10-base/rootfs/etc/apt/apt.conf.d/10-golden")
 
@@ -127,24 +132,40 @@ def _plain(options: Options, scratch: Path) -> Mapping[str, Any]:
     """Install the same packages the plain way, and return how long Packer took."""
     spec = specs.load(options.project.spec)
     stack = layers.load_stack(options.project.overlays, spec)
-    smith = pipeline.locksmith_for(options, spec.release)
-    lock = smith.settle_installer(options.project.installer_lock, locked=False).lock
-    netboot = next(entry for entry in lock.entries if "netboot" in entry.package)
+    netboot, udebs = _plain_installer(options, spec.release, scratch)
     medium, logs = scratch / "plain.iso", options.cache.root / "logs" / "bench-plain"
     logs.mkdir(parents=True, exist_ok=True)
+    (scratch / "plain").mkdir()
     plain.make_medium(
-        medium, spec=spec, packages=base.requested_packages(spec, stack), mirrors=options.mirrors,
-        netboot=smith.store.path(netboot), scratch=scratch / "plain", log=logs / "medium.log",
+        medium, spec=spec, packages=base.requested_packages(spec, stack), mirrors=options.mirrors, netboot=netboot,
+        udebs=udebs, scratch=scratch / "plain", log=logs / "medium.log",
     )  # fmt: skip
     found = packer.locate(
         tools=options.project.packer / "tools", cache=options.cache.root / "packer", chosen=options.packer
     )
+    accelerator = accel.probe(workdir=scratch, wanted=options.accelerator)
+    accelerator = dataclasses.replace(accelerator, timeout_scale=accelerator.timeout_scale * PLAIN_PATIENCE)
     begun = time.monotonic()
     facts = disk.make_disk(
         iso=medium, spec=spec, packer=found, templates=options.project.packer, out=scratch / "plain", logs=logs,
-        accelerator=accel.probe(workdir=scratch, wanted=options.accelerator), expected=0.0, network=True,
+        accelerator=accelerator, expected=0.0, network=True,
     )  # fmt: skip
     return {"seconds": round(time.monotonic() - begun, 1), "steps": facts["steps"], "image_bytes": facts["image_bytes"]}
+
+
+def _plain_installer(options: Options, release: str, scratch: Path) -> tuple[Path, list[Path]]:
+    """Return Debian's netboot package and the udebs of the plain installation; raise StepFailed when one is missing."""
+    smith = pipeline.locksmith_for(options, release)
+    entries = plain.parts(smith.settle_installer(options.project.installer_lock, locked=False).lock)
+    with apt.private_apt(scratch, options.mirrors, release) as archive:
+        more = archive.locate(plain.UDEBS)
+    if gone := smith.store.fetch(more, options.mirrors):
+        raise StepFailed(
+            "the mirror lacks installer components of the plain way", details="\n".join(entry.filename for entry in gone),
+            hint="use another mirror, or leave out the part plain",
+        )  # fmt: skip
+    netboot = next(entry for entry in entries if entry.package == NETBOOT)
+    return smith.store.path(netboot), [smith.store.path(entry) for entry in (*entries, *more) if entry is not netboot]
 
 
 def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:

@@ -70,6 +70,16 @@ def build(plan: Plan, *, netboot: Path, udebs: Iterable[Path], preseed: str, wor
     ``netboot`` is Debian's netboot package, ``preseed`` the text of the answers. Raises StepFailed when they do not
     hold what the plan names.
     """
+    kernel, tree = assemble(plan, netboot=netboot, udebs=udebs)
+    _keep_english(tree)
+    index_modules(tree, workdir, wanted=plan.modules)
+    _lay_files(tree, FILES)
+    tree["preseed.cfg"] = cpio.file(preseed.encode())
+    return kernel, tree
+
+
+def assemble(plan: Plan, *, netboot: Path, udebs: Iterable[Path]) -> tuple[bytes, dict[str, cpio.Entry]]:
+    """Return the kernel and the tree of Debian's netboot package, less what the plan drops, with the udebs unpacked."""
     found = debs.extract(netboot, frozenset({plan.kernel, plan.initrd}))
     drop = _Dropper(plan.files_dropped)
     with gzip.open(io.BytesIO(found.pop(plan.initrd))) as stream:
@@ -77,10 +87,6 @@ def build(plan: Plan, *, netboot: Path, udebs: Iterable[Path], preseed: str, wor
     _drop_packages(tree, plan.packages_dropped)
     for path in sorted(udebs):
         _unpack(tree, path, drop)
-    _keep_english(tree)
-    _keep_modules(tree, plan.modules, workdir)
-    _lay_files(tree, FILES)
-    tree["preseed.cfg"] = cpio.file(preseed.encode())
     drop.warn_about_idle()
     return found[plan.kernel], tree
 
@@ -179,8 +185,8 @@ def _keep_english(tree: dict[str, cpio.Entry]) -> None:
         tree[path] = cpio.file(content)
 
 
-def _keep_modules(tree: dict[str, cpio.Entry], wanted: Iterable[str], workdir: Path) -> None:
-    """Leave only the wanted kernel modules and what they depend on, with indexes to match."""
+def index_modules(tree: dict[str, cpio.Entry], workdir: Path, *, wanted: Iterable[str] | None = None) -> None:
+    """Write the indexes of the kernel modules, after leaving out all but the wanted (default: all) and what they need."""
     version = _kernel_version(tree)
     with scratch(workdir) as home:
         base = home / MODULES / version
@@ -190,7 +196,8 @@ def _keep_modules(tree: dict[str, cpio.Entry], wanted: Iterable[str], workdir: P
             (home / path).write_bytes(tree.pop(path).content)
         (home / "lib").symlink_to("usr/lib")
         _depmod(home, version)
-        kept = _closure((base / "modules.dep").read_text(), wanted)
+        dependencies = (base / "modules.dep").read_text()
+        kept = _paths(dependencies) if wanted is None else _closure(dependencies, wanted)
         for module in base.rglob("*.ko*"):
             if str(module.relative_to(base)) not in kept:
                 module.unlink()
@@ -219,6 +226,10 @@ def _is_empty(tree: cpio.Tree, path: str) -> bool:
 
 def _depmod(home: Path, version: str) -> None:
     run([which("depmod", reason="index the installer's kernel modules"), "-b", home, version], timeout=DEPMOD_SECONDS)
+
+
+def _paths(dependencies: str) -> set[str]:
+    return {line.partition(":")[0] for line in dependencies.splitlines()}
 
 
 def _closure(dependencies: str, wanted: Iterable[str]) -> set[str]:

@@ -1,27 +1,42 @@
 """The installation that Goldsmith is compared with: Packer, a preseed, Debian's netboot installer, packages by apt.
 
 Only the bench uses it. Same machine, same partitions, same list of packages, from the host's mirror over the network; no
-layer is laid and nothing is verified, so the comparison favours it.
+layer is laid and nothing is verified, so the comparison favours it. The installer's own parts are in its initial RAM file
+system already: a mirror seldom has all udebs that its index names, and to fetch them would cost the plain way more time.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 
-from build import cpio, debs, preseed, run
+from build import cpio, initrd, preseed, run
 from build.apt import Mirrors
+from build.lock import Entry, Lock
 from build.spec import Spec
 
-NETBOOT = "usr/lib/debian-installer/images/13/amd64/text/debian-installer/amd64"
 ISO_SECONDS = 300
+COMPRESSION_LEVEL = 6
+# What Debian's installer has beyond that of installer.lock: the steps from time zone to boot loader, and their needs.
+UDEBS = (
+    "apt-mirror-setup", "apt-setup-udeb", "bootstrap-base", "clock-setup", "debootstrap-udeb", "grub-installer",
+    "grub-mount-udeb", "libbsd0-udeb", "libfuse3-4-udeb", "libmd0-udeb", "os-prober-udeb", "pkgsel", "rdate-udeb",
+    "tzsetup-udeb", "user-setup-udeb",
+)  # fmt: skip
+# Parts of installer.lock that install from the medium.
+UNUSED = ("attr-udeb", "cdrom-detect", "libattr1-udeb", "live-installer")
+# Menu items that would fetch udebs.
+DROPPED = ("download-installer", "media-retriever", "net-retriever")
+# Conflicts with the grub-pc that grub-installer brings; the signed loader belongs to it.
+BOOT_PACKAGES = frozenset({"grub-cloud-amd64", "shim-signed"})
 
 _GRUB = """set timeout=0
 menuentry install {
-  linux /linux auto=true priority=critical DEBIAN_FRONTEND=text console=ttyS0 TERM=dumb net.ifnames=0 file=/preseed.cfg
+  linux /linux priority=critical DEBIAN_FRONTEND=text console=ttyS0 TERM=dumb net.ifnames=0
   initrd /initrd.gz
 }
 """
@@ -44,6 +59,7 @@ d-i mirror/http/proxy string
 d-i clock-setup/utc boolean true
 d-i clock-setup/ntp boolean false
 d-i time/zone string {{ spec.timezone }}
+d-i partman-auto/disk string /dev/vda
 d-i partman-auto/method string regular
 d-i partman-partitioning/default_label string gpt
 d-i partman-auto/expert_recipe string {{ recipe }}
@@ -58,43 +74,59 @@ d-i passwd/root-login boolean false
 d-i passwd/user-fullname string Bench
 d-i passwd/username string bench
 d-i passwd/user-password-crypted password {{ password }}
-d-i apt-setup/services-select multiselect updates
-tasksel tasksel/first multiselect
+d-i apt-setup/services-select multiselect security, updates
+d-i apt-setup/security_host string {{ security_host }}
+d-i apt-setup/security_path string {{ security_directory }}
+d-i pkgsel/run_tasksel boolean false
 d-i pkgsel/include string {{ packages }}
 d-i pkgsel/upgrade select none
 d-i pkgsel/update-policy select none
 popularity-contest popularity-contest/participate boolean false
 d-i grub-installer/only_debian boolean true
-d-i grub-installer/bootdev string default
+d-i grub-installer/bootdev string /dev/vda
 d-i finish-install/reboot_in_progress note
 d-i debian-installer/exit/poweroff boolean true
 """
 
 
+def parts(lock: Lock) -> tuple[Entry, ...]:
+    """Return the files of installer.lock that the plain installation takes too; UDEBS come on top."""
+    return tuple(entry for entry in lock.entries if entry.package not in UNUSED)
+
+
 def make_medium(
-    out: Path, *, spec: Spec, packages: tuple[str, ...], mirrors: Mirrors, netboot: Path, scratch: Path, log: Path
-) -> None:
+    out: Path, *, spec: Spec, packages: tuple[str, ...], mirrors: Mirrors, netboot: Path, udebs: Iterable[Path],
+    scratch: Path, log: Path,
+) -> None:  # fmt: skip
     """Write the medium of the plain installation to ``out``; ``netboot`` is Debian's netboot package."""
-    tree = scratch / "iso"
-    (tree / "boot" / "grub").mkdir(parents=True)
-    for path, content in debs.extract(netboot, frozenset(f"{NETBOOT}/{name}" for name in ("linux", "initrd.gz"))).items():
-        (tree / Path(path).name).write_bytes(content)
-    answers = io.BytesIO()
-    content = render(spec, packages=packages, mirrors=mirrors).encode()
-    cpio.write({"preseed.cfg": cpio.file(content)}, answers, epoch=0)
-    # The kernel unpacks archives one after the other: the answers need no change to Debian's own.
-    with (tree / "initrd.gz").open("ab") as stream:
-        stream.write(gzip.compress(answers.getvalue()))
-    (tree / "boot" / "grub" / "grub.cfg").write_text(_GRUB)
-    run.run(["grub-mkrescue", "--output", out, tree], timeout=ISO_SECONDS, log=log)
+    plan = replace(initrd.load_plan(), packages_dropped=DROPPED, files_dropped=(), modules=())
+    kernel, tree = initrd.assemble(plan, netboot=netboot, udebs=udebs)
+    initrd.index_modules(tree, scratch)
+    tree["preseed.cfg"] = cpio.file(render(spec, packages=packages, mirrors=mirrors).encode())
+    home = scratch / "iso"
+    (home / "boot" / "grub").mkdir(parents=True)
+    (home / "linux").write_bytes(kernel)
+    with gzip.open(home / "initrd.gz", "wb", COMPRESSION_LEVEL) as stream:
+        cpio.write(tree, stream, epoch=0)
+    (home / "boot" / "grub" / "grub.cfg").write_text(_GRUB)
+    run.run(["grub-mkrescue", "--output", out, home], timeout=ISO_SECONDS, log=log)
 
 
 def render(spec: Spec, *, packages: tuple[str, ...], mirrors: Mirrors) -> str:
     """Return the answers of the plain installation."""
-    host, _, directory = mirrors.debian.removeprefix("http://").partition("/")
+    host, directory = _split(mirrors.debian)
+    security_host, security_directory = _split(mirrors.security)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     return environment.from_string(_PRESEED).render(
-        spec=spec, host=host, directory=f"/{directory}", recipe=preseed.recipe(spec.disk), packages=" ".join(packages),
+        spec=spec, host=host, directory=directory, recipe=preseed.recipe(spec.disk),
+        security_host=security_host, security_directory=security_directory,
+        packages=" ".join(name for name in packages if name not in BOOT_PACKAGES),
         # Of no account that lives on: the disk is thrown away. The installer insists on a well-formed hash.
         password="$6$" + "bench" + "$" + "x" * 86,
     )  # fmt: skip
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Return host and directory of an archive's address."""
+    host, _, directory = address.removeprefix("http://").partition("/")
+    return host, f"/{directory}"

@@ -1,8 +1,8 @@
 """The one door to other programs: argv lists, a built environment, a time limit, and no survivor.
 
-Ordinary exits kill and reap a child and whatever it left in its process group. A ``contained`` one does not outlive a
-``kill -9`` of Goldsmith either: it is started under ``setpriv --pdeathsig`` as process 1 of its own PID and mount name
-space (``unshare --kill-child``), so that the kernel takes everything below it, mounts included, down with it.
+Ordinary exits kill and reap a child and whatever it left in its process group. A ``kill -9`` of Goldsmith takes it along
+too (``setpriv --pdeathsig``); a ``contained`` child is process 1 of its own PID and mount name space besides
+(``unshare --kill-child``), so that the kernel takes everything below it, mounts included, down with it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ INHERITED = (
 )  # fmt: skip
 
 Argv = Sequence[str | os.PathLike[str]]
+
+# The kernel's own promise to a child: when its parent dies, whatever the cause, it is killed.
+DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 # Which Debian package brings a tool whose name is not the package's.
 PACKAGES = {
@@ -121,7 +124,7 @@ def contained_argv(argv: Argv) -> list[str]:
     words = _words(argv)
     user = [] if is_root() else ["--user", "--map-current-user"]
     return [
-        "setpriv", "--pdeathsig", "KILL", "--",
+        *DIE_WITH_US,
         "unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
         *words,
     ]  # fmt: skip
@@ -139,8 +142,7 @@ def _start(
             f"{tool} cannot be run: there is no such program",
             hint=f"apt-get install --yes {PACKAGES.get(tool, tool)}   (as root)",
         )
-    if contained:
-        words = contained_argv(words)
+    words = contained_argv(words) if contained else [*DIE_WITH_US, *words]
     # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
     return subprocess.Popen(
         words, cwd=cwd, env=variables, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True

@@ -8,6 +8,7 @@ the machine itself writes, so the first connection is verified like every other.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -139,9 +140,10 @@ def clone(
         "-device", "scsi-cd,drive=seed,bus=scsi0.0",
         "-netdev", f"user,id=net,{_forwards(ports or {})}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-serial", f"file:{directory / 'console.log'}", "-vga", "none",
-        "-qmp", f"unix:{monitor},server=on,wait=off",
+        # Relative to its directory: the path of a socket may have no more than 107 characters.
+        "-qmp", f"unix:{monitor.name},server=on,wait=off",
     ]  # fmt: skip
-    with run.spawn(arguments, log=directory / "qemu.log") as process:
+    with run.spawn(arguments, log=directory / "qemu.log", cwd=directory) as process:
         made = Clone(wish, directory, process, accelerator, identity.user, {}, disk_mib)
         made.ports = _find_ports(monitor, process, directory / "qemu.log")
         yield made
@@ -183,13 +185,23 @@ def _find_ports(monitor: Path, process: run.Process, qemu_log: Path) -> dict[str
 
 def monitor_command(monitor: Path, line: str) -> str:
     """Run one human monitor command over QMP and return what it says. The protocol is one JSON object a line."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    with _directory(monitor.parent) as short, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
-        connection.connect(str(monitor))
+        connection.connect(f"{short}/{monitor.name}")
         stream = connection.makefile("rw")
         stream.readline()
         _ask(stream, {"execute": "qmp_capabilities"})
         return str(_ask(stream, {"execute": "human-monitor-command", "arguments": {"command-line": line}}))
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[str]:
+    """Yield another, short path of a directory."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _ask(stream: TextIO, request: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import accel, apt, cli, disk, host, media, run, vm
+from build import apt, cli, disk, host, media, run, vm
 from build.spec import Spec
 
 MEDIUM_TOOL = "fake-medium"
@@ -30,7 +30,6 @@ CHANGES: tuple[tuple[object, str, Any], ...] = (
     (host, "UNPRIVILEGED_TOOLS", ()),
     (host, "free_bytes", lambda _path: 1 << 40),
     (host, "memory_mib", lambda: 1 << 20),
-    (accel, "KVM_DEVICE", Path("/nowhere/kvm")),
     (apt, "POLL_SECONDS", 0.02),
     (disk, "POLL_SECONDS", 0.05),
     (vm, "POLL_SECONDS", 0.02),

@@ -23,6 +23,7 @@ import pytest
 from build import apt, artifact, base, cli, disk, files, log, run, vm
 from build import lock as locks
 from build import spec as specs
+from build.errors import EXIT_INTERRUPTED
 from build.layers import load_stack
 from build.lock import Entry
 from build.project import Project
@@ -32,6 +33,7 @@ from tests.unit.helpers import ROOT, Mirror, make_checkout, make_deb, make_disk_
 from tests.unit.test_verify import CONFTEST, GOOD
 from tests.unit.test_vm import KEYS
 
+QEMU_IMG = shutil.which("qemu-img")
 BIN = Path(__file__).parent / "bin"
 STAGES = ("base", "rootfs", "media", "disk", "verify")
 COPYING = "Nov 22 05:00:01 main-menu[215]: INFO: Menu item 'live-installer' selected\n"
@@ -142,6 +144,8 @@ class Line:
         finally:
             log.configure()
         self.out, self.err = capsys.readouterr()
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt  # it was meant for the tests
         return code
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
@@ -169,12 +173,12 @@ def install_fakes(line: Line) -> None:
     line.packer()
     line.qemu([READY])
     line.ssh()
-    real = shutil.which("qemu-img", path=run.search_path())
     wrapper = line.fakes.directory / "qemu-img"
     # What Packer's fake installed is empty; the image that is made from it is not.
     wrapper.write_text(
         '#!/bin/sh\nfor last in "$@"; do :; done\n'
-        f'case "$1:$last" in convert:*/image.qcow2) exec cp {line.root}/image.qcow2 "$last" ;; esac\nexec {real} "$@"\n'
+        f'case "$1:$last" in convert:*/image.qcow2) exec cp {line.root}/image.qcow2 "$last" ;; esac\n'
+        f'exec {QEMU_IMG} "$@"\n'
     )
     wrapper.chmod(0o755)
 

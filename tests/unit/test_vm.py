@@ -101,6 +101,14 @@ def test_ports_are_learned_from_the_running_machine(fakes: Fakes, tmp_path: Path
     ], "free ports on the loopback interface only"
 
 
+def test_a_long_path_is_no_hindrance(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
+    """The path of a socket is limited to 107 characters; that of a cache is not."""
+    home = tmp_path / ("long" * 25)
+    home.mkdir()
+    clone, _ = start(fakes, home, identity, Wish("bios", Firmware.BIOS))
+    assert clone.ports["ssh"] == 40022
+
+
 def test_ports_can_be_chosen(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
     _, argv = start(fakes, tmp_path, identity, Wish("bios", Firmware.BIOS), ports={"ssh": 2222, "http": 0})
     assert "hostfwd=tcp:127.0.0.1:2222-:22," in argv[argv.index("-netdev") + 1]
@@ -305,7 +313,7 @@ def test_clones_run_side_by_side_and_end_together(fakes: Fakes, tmp_path: Path, 
         kept = [call.argv[2:] for call in ssh.calls() if "-M" in call.argv]
         assert sorted(kept) == [["-M", "-N", "goldsmith-one"], ["-M", "-N", "goldsmith-two"]]
     assert gone(str(tmp_path / "c" / "one" / "ssh_config"))
-    assert gone(f"unix:{tmp_path}/c/one/qmp.sock,server=on,wait=off")
+    assert gone(f"file:{tmp_path}/c/one/console.log")
 
 
 def test_one_panic_ends_both_clones_and_is_what_is_told(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
@@ -318,7 +326,7 @@ def test_one_panic_ends_both_clones_and_is_what_is_told(fakes: Fakes, tmp_path: 
     ):
         pass
     assert time.monotonic() - begun < 60
-    assert gone(f"unix:{tmp_path}/c/one/qmp.sock,server=on,wait=off")
+    assert gone(f"file:{tmp_path}/c/one/console.log")
 
 
 def test_people_are_told_how_to_reach_a_clone(made: Clone) -> None:
