@@ -126,7 +126,7 @@ class Locksmith:
 
     def _netboot_kernel(self, apt: PrivateApt) -> str:
         shown = run.run(["apt-cache", "show", "--no-all-versions", NETBOOT], timeout=60, env=apt.environment()).stdout
-        match = re.search(r"^Built-Using:.*\blinux(?:-signed-amd64)? \(= ([0-9.]+)", shown, re.MULTILINE)
+        match = re.search(r"^Built-Using:.*[ ,]linux(?:-signed-amd64)? \(= ([0-9.]+)", shown, re.MULTILINE)
         if not match:
             raise StepFailed(f"{NETBOOT} does not say which kernel it was built with")
         kernels = {found["kernel"] for name in apt.names(MODULES.pattern) if (found := MODULES.fullmatch(name))}

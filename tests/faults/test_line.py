@@ -187,6 +187,7 @@ def prepare(root: Path, mirror: Mirror) -> None:
     """Fill ``root`` with a checkout, the files that its locks name, and the disk that will be installed."""
     project = make_checkout(root / "checkout")
     (project.packer / "tools" / "go.sum").touch()
+    (project.root / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (project.image_tests / "conftest.py").write_text(CONFTEST)
     (project.image_tests / "test_x.py").write_text(GOOD)
     spec = specs.load(project.spec)
@@ -457,6 +458,10 @@ def console_named_in(line: Line) -> str:
     return Path(line.err.rsplit("the whole console is in ", 1)[1].strip()).read_text()
 
 
+def tests_log_named_in(line: Line) -> str:
+    return Path(line.err.rsplit("  -> see ", 1)[1].partition(";")[0]).read_text()
+
+
 def test_clones_that_never_answer_are_given_up(
     line: Line, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,8 +513,7 @@ def test_an_image_that_fails_a_test_is_never_published(line: Line, capsys: pytes
     files.remove_tree(line.project.artifacts)
     assert line.run(capsys) == 3
     assert "error: the image failed 1 of 2 tests\n    tests.image.test_x::test_bad: " in line.err
-    log_file = Path(line.err.rsplit("  -> see ", 1)[1].split(";")[0])
-    assert "a default password" in log_file.read_text()
+    assert "a default password" in tests_log_named_in(line)
     line.assert_nothing_came_of_it()
     line.image_test(GOOD)
     assert line.run(capsys) == 0, "the image itself is kept, and judged anew"
@@ -519,7 +523,7 @@ def test_tests_that_cannot_be_run_are_no_success(line: Line, capsys: pytest.Capt
     line.image_test("import nonsense_that_is_not_there\n")
     files.remove_tree(line.project.artifacts)
     assert line.run(capsys) == 3
-    assert "nonsense_that_is_not_there" in line.err
+    assert "No module named 'nonsense_that_is_not_there'" in tests_log_named_in(line)
     line.assert_nothing_came_of_it()
 
 
