@@ -60,27 +60,36 @@ def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Mapping[
     """
     _require_keys(manifest, MANIFEST)
     final = root / name_of(manifest["name"], manifest["version"], manifest["image"]["sha256"])
-    if final.exists():
-        found = load(final)
-        if found.manifest["image"]["sha256"] != manifest["image"]["sha256"]:
-            raise StepFailed(f"{final} exists and holds another image", hint="raise the version in golden.yaml")
-        problems = check(final)
-        if problems:
-            raise StepFailed(f"{final} is damaged", details="\n".join(problems), hint="remove it, and build again")
-        return found
-    with files.scratch(root) as hidden:
-        for name, source in contents.items():
-            target = hidden / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, str):
-                target.write_text(source, encoding="utf-8")
-            else:
-                shutil.copyfile(source, target)
-        files.write_json(hidden / MANIFEST, manifest)
-        (hidden / SUMS).write_text(sums(hidden))
-        make_read_only(hidden)
-        files.commit_directory(hidden, final)
+    with files.lock(root / ".commit.lock", waiting="another build is committing its artifact: waiting for it"):
+        if final.exists():
+            return _same(final, manifest["image"]["sha256"])
+        with files.scratch(root) as hidden:
+            _write(hidden, contents, manifest)
+            make_read_only(hidden)
+            files.commit_directory(hidden, final)
     return load(final)
+
+
+def _same(path: Path, image_sha256: str) -> Artifact:
+    found = load(path)
+    if found.manifest["image"]["sha256"] != image_sha256:
+        raise StepFailed(f"{path} exists and holds another image", hint="raise the version in golden.yaml")
+    problems = check(path)
+    if problems:
+        raise StepFailed(f"{path} is damaged", details="\n".join(problems), hint="remove it, and build again")
+    return found
+
+
+def _write(directory: Path, contents: Mapping[str, Path | str], manifest: Mapping[str, Any]) -> None:
+    for name, source in contents.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, str):
+            target.write_text(source, encoding="utf-8")
+        else:
+            shutil.copyfile(source, target)
+    files.write_json(directory / MANIFEST, manifest)
+    (directory / SUMS).write_text(sums(directory))
 
 
 def sums(directory: Path) -> str:

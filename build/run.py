@@ -34,8 +34,9 @@ INHERITED = (
 
 Argv = Sequence[str | os.PathLike[str]]
 
-# The kernel's own promise to a child: when its parent dies, whatever the cause, it is killed.
-DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+# The kernel's own promise to a child: when its parent dies, whatever the cause, it is killed. util-linux is essential on
+# Debian, so the path holds whatever PATH says.
+DIE_WITH_US = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--")
 
 # Which Debian package brings a tool whose name is not the package's.
 PACKAGES = {

@@ -388,7 +388,7 @@ def test_a_full_disk_under_the_artifacts_publishes_nothing(line: Line) -> None:
     assert done.returncode == 2, done.stderr
     assert "error: No space left on device: " in done.stderr
     assert done.stderr.endswith("  -> free some space, or --cache DIRECTORY\n")
-    assert done.stdout == ".scratch.lock\n", "nothing was left on the small file system"
+    assert done.stdout == ".commit.lock\n.scratch.lock\n", "nothing was left on the small file system"
     line.assert_nothing_came_of_it()
 
 
@@ -458,7 +458,7 @@ def console_named_in(line: Line) -> str:
     return Path(line.err.rsplit("the whole console is in ", 1)[1].strip()).read_text()
 
 
-def tests_log_named_in(line: Line) -> str:
+def pytest_log_named_in(line: Line) -> str:
     return Path(line.err.rsplit("  -> see ", 1)[1].partition(";")[0]).read_text()
 
 
@@ -513,7 +513,7 @@ def test_an_image_that_fails_a_test_is_never_published(line: Line, capsys: pytes
     files.remove_tree(line.project.artifacts)
     assert line.run(capsys) == 3
     assert "error: the image failed 1 of 2 tests\n    tests.image.test_x::test_bad: " in line.err
-    assert "a default password" in tests_log_named_in(line)
+    assert "a default password" in pytest_log_named_in(line)
     line.assert_nothing_came_of_it()
     line.image_test(GOOD)
     assert line.run(capsys) == 0, "the image itself is kept, and judged anew"
@@ -523,7 +523,7 @@ def test_tests_that_cannot_be_run_are_no_success(line: Line, capsys: pytest.Capt
     line.image_test("import nonsense_that_is_not_there\n")
     files.remove_tree(line.project.artifacts)
     assert line.run(capsys) == 3
-    assert "No module named 'nonsense_that_is_not_there'" in tests_log_named_in(line)
+    assert "No module named 'nonsense_that_is_not_there'" in pytest_log_named_in(line)
     line.assert_nothing_came_of_it()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_a_half_made_artifact_is_never_visible(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="No space left"):
         commit(tmp_path)
     assert artifact.committed(root) == []
-    assert [path.name for path in root.iterdir()] == [".scratch.lock"]
+    assert sorted(path.name for path in root.iterdir()) == [".commit.lock", ".scratch.lock"]
 
 
 def test_the_same_image_again_is_the_same_artifact(tmp_path: Path) -> None:
@@ -104,6 +105,19 @@ def test_the_same_image_again_is_the_same_artifact(tmp_path: Path) -> None:
     assert commit(tmp_path).path == first.path
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before
     assert len(artifact.committed(tmp_path / "artifacts")) == 1
+
+
+def test_two_builds_may_commit_the_same_image_at_once(tmp_path: Path) -> None:
+    for _ in range(5):
+        made: list[Artifact] = []
+        crowd = [threading.Thread(target=lambda made=made: made.append(commit(tmp_path))) for _ in range(4)]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
+        (path,) = artifact.committed(tmp_path / "artifacts")
+        assert [one.path for one in made] == [path] * 4
+        files.remove_tree(tmp_path / "artifacts")
 
 
 def test_another_image_is_another_artifact(tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ def test_missing_tools_are_named_with_the_exact_command(
 ) -> None:
     good_host(only_fakes, monkeypatch)
     apt = only_fakes.command("apt-get", stdout="apt 2.6\n")
-    for name in ("xorriso", "mcopy"):
+    for name in ("xorriso", "mformat"):
         (only_fakes.directory / name).unlink()
     code, rows, text = report(tmp_path, capsys)
     assert code == 2
     assert rows["xorriso"] == "MISSING xorriso: to make the installation medium and the clones' seed"
-    assert rows["mcopy"] == "MISSING mtools: to make the medium bootable under UEFI"
+    assert rows["mformat"] == "MISSING mtools: to make the medium bootable under UEFI"
     assert text.endswith(
         "\n\nInstall what is missing, as root:\n"
         "    apt-get update && apt-get install --yes --no-install-recommends mtools xorriso\n"

@@ -55,7 +55,7 @@ def test_an_ordinary_user_needs_one_tool_more(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_container_needs_more_tools() -> None:
     more = {tool.probe for tool in host.needed(container=True)} - {tool.probe for tool in host.needed()}
-    assert more == {"systemd-nspawn", "unsquashfs"}
+    assert more == {"systemd-nspawn"}
 
 
 def test_tools_are_found_in_path_or_at_their_place(only_fakes: Fakes, tmp_path: Path) -> None:

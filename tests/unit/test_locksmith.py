@@ -235,6 +235,8 @@ def test_a_mirror_that_lacks_its_own_newest_files_is_refused(place: Place) -> No
 # --- the installer set ------------------------------------------------------------------------------------------------
 
 OLD, NEW = "6.12.94+deb13", "6.12.95+deb13"
+# As Debian writes it: other packages have "linux" in their names too.
+USING = "busybox (= 1:1.37), linux (= 6.12.95-1), syslinux (= 3:6.04), util-linux (= 2.41.5-0+deb13u1)"
 HINT = "keep the committed preseed/installer.lock and set a snapshot archive, or wait for the next point release"
 
 
@@ -242,7 +244,7 @@ def modules(kernel: str) -> list[str]:
     return [f"{name}-modules-{kernel}-amd64-di" for name in ("ata", "scsi-core")]
 
 
-def installer(place: Place, *, names: list[str], using: str = "linux (= 6.12.95-1), busybox (= 1:1.37)") -> Locksmith:
+def installer(place: Place, *, names: list[str], using: str = USING) -> Locksmith:
     """Commit an installer set of the old kernel whose files are gone, in an archive that has ``names``."""
     lock = place.root / "installer.lock"
     gone = [place.mirror.add(name, name.encode()) for name in (NETBOOT, "cdrom-detect", *modules(OLD))]
