@@ -76,7 +76,6 @@ d-i passwd/username string bench
 d-i passwd/user-password-crypted password {{ password }}
 d-i apt-setup/services-select multiselect security, updates
 d-i apt-setup/security_host string {{ security_host }}
-d-i apt-setup/security_path string {{ security_directory }}
 d-i pkgsel/run_tasksel boolean false
 d-i pkgsel/include string {{ packages }}
 d-i pkgsel/upgrade select none
@@ -114,19 +113,13 @@ def make_medium(
 
 def render(spec: Spec, *, packages: tuple[str, ...], mirrors: Mirrors) -> str:
     """Return the answers of the plain installation."""
-    host, directory = _split(mirrors.debian)
-    security_host, security_directory = _split(mirrors.security)
+    host, _, directory = mirrors.debian.removeprefix("http://").partition("/")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     return environment.from_string(_PRESEED).render(
-        spec=spec, host=host, directory=directory, recipe=preseed.recipe(spec.disk),
-        security_host=security_host, security_directory=security_directory,
+        spec=spec, host=host, directory=f"/{directory}", recipe=preseed.recipe(spec.disk),
+        # The installer appends the directory by itself.
+        security_host=mirrors.security.removeprefix("http://").removesuffix("/debian-security"),
         packages=" ".join(name for name in packages if name not in BOOT_PACKAGES),
         # Of no account that lives on: the disk is thrown away. The installer insists on a well-formed hash.
         password="$6$" + "bench" + "$" + "x" * 86,
     )  # fmt: skip
-
-
-def _split(address: str) -> tuple[str, str]:
-    """Return host and directory of an archive's address."""
-    host, _, directory = address.removeprefix("http://").partition("/")
-    return host, f"/{directory}"

@@ -14,6 +14,17 @@ from .facts import Fact, gather
 PORTS = {22: "sshd", 80: "nginx", 443: "nginx"}
 # UDP: the DHCP clients of systemd-networkd; they must hear answers.
 UDP = {("systemd-network", 68), ("systemd-network", 546)}
+# Where sockets with a name may listen, and whose they are; a path ending in "/" stands for all below it.
+UNIX_SOCKETS = {
+    "/run/chrony/chronyd.sock": "chronyc, as root or chrony's user",
+    "/run/cloud-init/share/": "cloud-init's stages, until it is done",
+    "/run/dbus/system_bus_socket": "D-Bus",
+    "/run/gunicorn.sock": "the application, for nginx",
+    "/run/nginx-syslog/socket": "the access log, for nginx",
+    "/run/systemd/": "systemd's own services",
+    "/run/udev/control": "systemd-udevd",
+    "/run/user/": "the administrator's session",
+}
 UNIX_SOCKETS_OF_SERVICES = ("/run/gunicorn.sock", "/run/postgresql/.s.PGSQL.5432", "/run/nginx-syslog/socket")
 
 
@@ -25,6 +36,8 @@ def facts(host: Host) -> dict[str, Fact]:
         {
             "sockets": "ss -Hlntup",
             "unix": "stat -c '%F %n' " + " ".join(UNIX_SOCKETS_OF_SERVICES),
+            "named": "ss -Hlx | awk '$5 ~ /^[/@]/ { print $5 }' | sort -u",
+            "vsock": "ss -Hl --vsock; ls /run/ssh-unix-local 2>/dev/null",
             "addresses": "ip -json address",
             "links": "networkctl --json=short list",
             "resolver": "readlink /etc/resolv.conf; systemd-analyze cat-config systemd/resolved.conf | grep -v '^#'",
@@ -47,6 +60,10 @@ def _listeners(fact: Fact) -> set[tuple[str, str, int, str]]:
     return found
 
 
+def _covers(known: str, path: str) -> bool:
+    return path.startswith(known) if known.endswith("/") else path == known
+
+
 @pytest.mark.req("R3", "R10", "R11", "R90")
 def test_tcp_listeners_are_known(facts: dict[str, Fact]) -> None:
     """Only ports 22, 80 and 443 listen, on IPv4 and IPv6, and nothing at all on the loopback interface"""
@@ -65,6 +82,14 @@ def test_udp_listeners_are_known(facts: dict[str, Fact]) -> None:
 def test_services_listen_on_unix_sockets(facts: dict[str, Fact]) -> None:
     """Application, database and log listen on UNIX sockets"""
     assert facts["unix"].lines == [f"socket {path}" for path in UNIX_SOCKETS_OF_SERVICES]
+
+
+@pytest.mark.req("R10")
+def test_unix_listeners_are_known(facts: dict[str, Fact]) -> None:
+    """Every named UNIX socket that listens is on the list, and nothing listens for the hypervisor (AF_VSOCK)"""
+    strangers = [path for path in facts["named"].lines if not any(_covers(known, path) for known in UNIX_SOCKETS)]
+    assert strangers == []
+    assert facts["vsock"].lines == []
 
 
 @pytest.mark.req("R10")

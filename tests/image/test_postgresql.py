@@ -93,6 +93,8 @@ def facts(host: Host) -> dict[str, Fact]:
         "log": "cat /var/log/postgresql/*",
         "tools": "pg_lsclusters --no-header",
         "marker": "stat -c '%U' /var/lib/golden-migrate/done",
+        "memory": f"pid=$(systemctl show -p MainPID --value {UNIT}); cat /proc/$pid/oom_score_adj; "
+        "for child in $(pgrep -P $pid); do cat /proc/$child/oom_score_adj; done",
         "snakeoil": "find /etc/ssl -name '*snakeoil*' -o -xtype l",
     }
     commands |= {
@@ -168,6 +170,16 @@ def test_unit(facts: dict[str, Fact]) -> None:
     assert unit["ActiveState"] == "active"
     assert (unit["Type"], unit["Restart"], unit["User"]) == ("notify", "on-failure", "postgres")
     assert unit["PrivateNetwork"] == "yes"
+
+
+@pytest.mark.vm
+@pytest.mark.req("F21")
+def test_server_survives_its_backends(facts: dict[str, Fact]) -> None:
+    """When memory runs out the kernel may take a backend, and spares the server"""
+    server, *backends = facts["memory"].words
+    assert server == "-900"
+    assert backends
+    assert set(backends) == {"0"}
 
 
 @pytest.mark.req("R8")

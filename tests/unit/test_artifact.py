@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,16 +109,20 @@ def test_the_same_image_again_is_the_same_artifact(tmp_path: Path) -> None:
 
 
 def test_two_builds_may_commit_the_same_image_at_once(tmp_path: Path) -> None:
-    for _ in range(5):
-        made: list[Artifact] = []
-        crowd = [threading.Thread(target=lambda made=made: made.append(commit(tmp_path))) for _ in range(4)]
+    parts, told = contents(tmp_path), manifest()
+    for number in range(5):
+        root, made = tmp_path / str(number), queue.SimpleQueue[Artifact]()
+
+        def build(root: Path = root, made: queue.SimpleQueue[Artifact] = made) -> None:
+            made.put(artifact.commit(root, contents=parts, manifest=told))
+
+        crowd = [threading.Thread(target=build) for _ in range(4)]
         for thread in crowd:
             thread.start()
         for thread in crowd:
             thread.join()
-        (path,) = artifact.committed(tmp_path / "artifacts")
-        assert [one.path for one in made] == [path] * 4
-        files.remove_tree(tmp_path / "artifacts")
+        (path,) = artifact.committed(root)
+        assert [made.get_nowait().path for _ in crowd] == [path] * 4
 
 
 def test_another_image_is_another_artifact(tmp_path: Path) -> None:
