@@ -107,7 +107,10 @@ def mmdebstrap(words: Sequence[str | Path], *, scratch: Path, epoch: int, log_fi
 
 
 def extract_command(tar: Path, target: str) -> str:
-    """Return the shell command that unpacks a root file system's archive with everything it carries."""
+    """Return the shell command that unpacks a root file system's archive with everything it carries.
+
+    Without device nodes: mmdebstrap makes its own in every mode, and an ordinary user may not.
+    """
     quoted = shlex.quote(str(tar))
-    options = '--extract --preserve-permissions --numeric-owner --xattrs --xattrs-include="*"'
+    options = '--extract --preserve-permissions --numeric-owner --xattrs --xattrs-include="*" --exclude="./dev/*"'
     return f'tar --directory "{target}" {options} --file {quoted}'

@@ -69,6 +69,7 @@ d-i partman/confirm boolean true
 d-i partman/confirm_nooverwrite boolean true
 d-i partman-basicfilesystems/no_swap boolean false
 d-i base-installer/kernel/image string {{ spec.kernel.package }}
+d-i base-installer/kernel/linux/initrd boolean true
 d-i base-installer/install-recommends boolean false
 d-i passwd/root-login boolean false
 d-i passwd/user-fullname string Bench

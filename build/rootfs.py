@@ -61,11 +61,11 @@ def make_rootfs(
             mmdebstrap(words, scratch=scratch, epoch=lock.epoch, log_file=log_file, timeout=LAYER_SECONDS)
         with log.step("Packing the root file system"):
             count = _write_manifest(tar, out / MANIFEST)
-            run.pipe(
-                ["cat", tar], ["env", f"SOURCE_DATE_EPOCH={lock.epoch}", "mksquashfs", "-", out / SQUASHFS, "-tar",
-                               *SQUASHFS_OPTIONS],
-                timeout=PACK_SECONDS, log=log_file,
-            )  # fmt: skip
+            # The archive says nothing of "/" itself: it becomes the packing user's, who therefore has to be root.
+            as_root = [] if run.is_root() else ["unshare", "--map-root-user", "--"]
+            dated = ["env", f"SOURCE_DATE_EPOCH={lock.epoch}"]
+            pack = ["mksquashfs", "-", str(out / SQUASHFS), "-tar", *SQUASHFS_OPTIONS]
+            run.pipe(["cat", tar], [*as_root, *dated, *pack], timeout=PACK_SECONDS, log=log_file)
         return {
             "paths": count,
             "tar_bytes": tar.stat().st_size,

@@ -257,7 +257,7 @@ def calls(line: Line) -> int:
 
 def test_a_finished_line_is_an_artifact(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     line.forget("base")
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     (path,) = line.published()
     assert line.out == f"{path}\n"
     assert artifact.check(path) == []
@@ -268,7 +268,7 @@ def test_a_finished_line_is_an_artifact(line: Line, capsys: pytest.CaptureFixtur
 
 def test_a_second_build_starts_nothing(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     before = line.published()
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     assert (line.published(), calls(line)) == (before, 0)
     assert "REUSE  artifact" in line.err
 
@@ -280,7 +280,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(line: Line, capsys: pytest
     line.forget("base")
     stored = line.stored(line.locked())
     stored.write_bytes(b"damaged")
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     assert "nginx_1.0-1_amd64.deb in the cache is damaged; it is fetched again" in line.err
     assert files.sha256_file(stored) == line.locked().sha256
     assert len(line.published()) == 1
@@ -437,7 +437,7 @@ def test_a_question_of_the_installer_ends_the_build(line: Line, capsys: pytest.C
 def test_a_panic_of_the_installer_is_tried_once_more_and_counted(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     line.forget("disk")
     line.packer(attempts=[{"syslog": COPYING, "console": [[0, PANIC]], "ending": "hang"}, INSTALLED])
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     (path,) = line.published()
     assert artifact.load(path).manifest["retries"] == {"installer": 1, "clones": 0}
     assert "warning: " in line.err
@@ -502,7 +502,7 @@ def test_a_clone_with_a_failed_unit_is_told(line: Line, capsys: pytest.CaptureFi
 def test_a_panic_of_a_clone_is_tried_once_more_and_counted(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     line.forget("verify")
     line.qemu([{"console": [[0, PANIC]]}, READY])
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     (path,) = line.published()
     assert artifact.load(path).manifest["retries"] == {"installer": 0, "clones": 1}
     assert "known under emulation; the clones are booted once more" in line.err
@@ -605,7 +605,7 @@ def test_what_a_kill_leaves_is_removed_by_the_next_build(held: Held, capsys: pyt
     assert line.published() == []
     assert line.scratch()
     install_fakes(line)
-    assert line.run(capsys) == 0
+    assert line.run(capsys) == 0, line.err
     assert len(line.published()) == 1
     assert line.scratch() == []
 
