@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 import time
@@ -43,6 +44,7 @@ and shared ones differ from themselves.
 | machine | {{ machine.cpu }}, {{ machine.cores }} cores, {{ machine.memory_gib }} GiB |
 | accelerator | {{ machine.accelerator }} |
 | host | {{ machine.host }} |
+| load | {{ machine.load }} |
 
 | what | took |
 |---|---|
@@ -182,6 +184,7 @@ def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit, "cpu": cpu, "cores": accel.usable_cpus(),
         "memory_gib": round(memory), "accelerator": f"{found.kind}, QEMU {found.qemu[0]}.{found.qemu[1]}, {found.cpus} CPUs",
         "host": system.get("PRETTY_NAME", "").strip('"'),
+        "load": f"{os.getloadavg()[1]:.1f} on average over the last five minutes",
     }  # fmt: skip
 
 
