@@ -10,6 +10,7 @@ Layout below the cache directory::
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -103,9 +104,10 @@ class Cache:
             try:
                 facts = dict(make(directory))
             except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 raise StepFailed(
                     f"{key.stage}: {error.strerror or error}: {error.filename or directory}",
-                    hint=f"is the disk full? df -h {self.root}",
+                    hint=f"free some space: df -h {self.root}" if full else "",
                 ) from error
             took = round(time.monotonic() - begun, 2)
             # Of this process so far, children left out: what our own code needs at most.

@@ -30,6 +30,7 @@ MEMORY_MIB = 2048
 # Times on a machine with KVM, in seconds; each is scaled by the accelerator.
 BOOT_SECONDS = 90
 COMMAND_SECONDS = 60
+MONITOR_SECONDS = 30
 POLL_SECONDS = 1.0
 LOOPBACK = "127.0.0.1"
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
@@ -170,12 +171,16 @@ def _forwards(ports: dict[str, int]) -> str:
 
 def _find_ports(monitor: Path, process: run.Process, qemu_log: Path) -> dict[str, int]:
     """Ask the running QEMU which ports it took."""
-    deadline = time.monotonic() + 30
-    while not monitor.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise StepFailed("QEMU did not start", details=run.tail(qemu_log.read_text(errors="replace")))
-        time.sleep(0.05)
-    text = monitor_command(monitor, "info usernet")
+    deadline = time.monotonic() + MONITOR_SECONDS
+    text = ""
+    while not text:
+        try:
+            text = monitor_command(monitor, "info usernet")
+        except (FileNotFoundError, ConnectionRefusedError):
+            # The socket has its name a moment before somebody listens to it.
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise StepFailed("QEMU did not start", details=run.tail(qemu_log.read_text(errors="replace"))) from None
+            time.sleep(0.05)
     by_guest = {int(guest): int(host) for host, guest in FORWARD.findall(text)}
     missing = sorted(name for name, guest in GUEST_PORTS.items() if guest not in by_guest)
     if missing:

@@ -121,8 +121,17 @@ def test_a_full_disk_is_a_failed_step_with_a_hint(cache: Cache) -> None:
     with pytest.raises(StepFailed) as caught:
         cache.obtain(key(), fail)
     assert caught.value.brief.startswith(f"base: No space left on device: {cache.root}/stages/base/.scratch-")
-    assert caught.value.hint == f"is the disk full? df -h {cache.root}"
+    assert caught.value.hint == f"free some space: df -h {cache.root}"
     assert visible(cache) == []
+
+
+def test_another_trouble_with_files_is_not_called_a_full_disk(cache: Cache) -> None:
+    def fail(_out: Path) -> Mapping[str, Any]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/etc/x")
+
+    with pytest.raises(StepFailed) as caught:
+        cache.obtain(key(), fail)
+    assert caught.value.render() == "base: Permission denied: /etc/x"
 
 
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"seconds": 1}'])

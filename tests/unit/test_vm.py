@@ -26,6 +26,10 @@ KEYS = (
     "[   12.3] audit: noise in between\r\nssh-ed25519 AAAAC3Nz root@bios\r\n"
     "-----END SSH HOST KEY KEYS-----\r\n"
 )
+USERNET = "".join(
+    f"  TCP[HOST_FORWARD]  12       127.0.0.1 {host}       10.0.2.15    {guest}     0     0\r\n"
+    for host, guest in ((1, 22), (2, 80), (3, 443))
+)
 TCG = accel.tcg((7, 2), reason="a test")
 
 
@@ -194,10 +198,46 @@ def test_a_monitor_that_goes_away_is_told(monitor: tuple[Path, list[bytes]]) -> 
         vm.monitor_command(path, "info usernet")
 
 
+def test_a_monitor_that_does_not_listen_yet_is_waited_for(made: Clone, tmp_path: Path) -> None:
+    path = tmp_path / "qmp.sock"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+
+    def serve() -> None:
+        time.sleep(0.2)
+        server.listen()
+        connection, _ = server.accept()
+        with connection, connection.makefile("rwb") as stream:
+            for line in (b'{"QMP": {}}\n', b'{"return": {}}\n', json.dumps({"return": USERNET}).encode() + b"\n"):
+                stream.write(line)
+                stream.flush()
+                stream.readline()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with server:
+        assert vm._find_ports(path, made.process, made.directory / "qemu.log") == {"ssh": 1, "http": 2, "https": 3}
+        thread.join(5)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_monitor_that_never_listens_is_given_up(
+    made: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, bound: bool
+) -> None:
+    monkeypatch.setattr(vm, "MONITOR_SECONDS", 0.1)
+    (made.directory / "qemu.log").write_text("qemu: stuck\n")
+    with socket.socket(socket.AF_UNIX) as server:
+        if bound:
+            server.bind(str(tmp_path / "qmp.sock"))
+        with pytest.raises(StepFailed) as caught:
+            vm._find_ports(tmp_path / "qmp.sock", made.process, made.directory / "qemu.log")
+    assert caught.value.render() == "QEMU did not start\n    qemu: stuck"
+
+
 def test_a_port_that_is_not_forwarded_is_told(made: Clone, monitor: tuple[Path, list[bytes]]) -> None:
     path, lines = monitor
-    text = "  TCP[HOST_FORWARD]  12       127.0.0.1 38977       10.0.2.15    22     0     0\r\n"
-    lines += [b'{"return": {}}\n', json.dumps({"return": text}).encode() + b"\n"]
+    only_ssh = USERNET.splitlines()[0]
+    lines += [b'{"return": {}}\n', json.dumps({"return": only_ssh}).encode() + b"\n"]
     with pytest.raises(StepFailed, match="QEMU forwards no port to http, https"):
         vm._find_ports(path, made.process, made.directory / "qemu.log")
 
