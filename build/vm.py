@@ -353,7 +353,9 @@ def _wait_in_thread(made: Clone, identity: seed.Identity, doing: dict[str, str],
         problems.append(error)
 
 
-def describe(made: Clone) -> str:
-    """Return how a person reaches the clone."""
+def describe(made: Clone, server_name: str) -> str:
+    """Return how a person reaches the clone: it answers to its own names only, so the address needs one."""
     ssh = shlex.join(["ssh", "-F", str(made.ssh_config), made.alias])
-    return f"{ssh}\nhttps://{LOOPBACK}:{made.ports['https']}/health"
+    port = made.ports["https"]
+    ask = f"curl --insecure --resolve {server_name}:{port}:{LOOPBACK} https://{server_name}:{port}/health"
+    return f"{ssh}\n{ask}"

@@ -62,13 +62,13 @@ def boot(
 ) -> int:
     """Start a clone of an image, say how to reach it, and keep it until Ctrl-C; then it is gone."""
     image = _unverified_disk(options) if unverified else _image(options, directory)
-    user = specs.load(options.project.spec).admin.user
+    spec = specs.load(options.project.spec)
     host.ensure(host.needed(), install=options.install)
     with ExitStack() as stack:
         scratch = stack.enter_context(files.scratch(options.cache.root / "clones"))
         with log.step("Probing the accelerator"):
             accelerator = accel.probe(workdir=scratch, wanted=options.accelerator)
-        identity = seed.make_identity(scratch / "identity", user)
+        identity = seed.make_identity(scratch / "identity", spec.admin.user)
         wish = vm.Wish("look", vm.Firmware.UEFI if uefi else vm.Firmware.BIOS)
         made = stack.enter_context(
             vm.clone(image, wish, directory=scratch / "look", accelerator=accelerator, identity=identity, ports=dict(ports))
@@ -77,7 +77,7 @@ def boot(
         with log.step(f"Booting a clone of {image}"):
             vm.wait_ready(made, identity, tell=progress.update)
             progress.finish()
-        print(vm.describe(made), flush=True)
+        print(vm.describe(made, spec.application.server_name), flush=True)
         log.info("Ctrl-C ends the clone and throws it away.")
         try:
             while made.process.wait(POLL_SECONDS) is None:

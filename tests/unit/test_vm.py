@@ -370,4 +370,6 @@ def test_one_panic_ends_both_clones_and_is_what_is_told(fakes: Fakes, tmp_path: 
 
 
 def test_people_are_told_how_to_reach_a_clone(made: Clone) -> None:
-    assert vm.describe(made) == f"ssh -F {made.ssh_config} goldsmith-bios\nhttps://127.0.0.1:3/health"
+    ssh, ask = vm.describe(made, "golden.example.org").splitlines()
+    assert ssh == f"ssh -F {made.ssh_config} goldsmith-bios"
+    assert ask == "curl --insecure --resolve golden.example.org:3:127.0.0.1 https://golden.example.org:3/health"
