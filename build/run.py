@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -144,10 +145,31 @@ def _start(
             hint=f"apt-get install --yes {PACKAGES.get(tool, tool)}   (as root)",
         )
     words = contained_argv(words) if contained else [*DIE_WITH_US, *words]
-    # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
-    return subprocess.Popen(
-        words, cwd=cwd, env=variables, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
-    )
+    with _interrupts_later() as came:
+        # A session of its own: Ctrl-C reaches Goldsmith alone, which then ends its children in order.
+        popen = subprocess.Popen(
+            words, cwd=cwd, env=variables, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+    if came:
+        _end(popen)
+        signal.raise_signal(came[0])
+    return popen
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[list[int]]:
+    """Note an interrupt instead of raising it: one between a child's start and our knowing of it would leave it behind."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread is ever interrupted
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(

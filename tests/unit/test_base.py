@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.fakes import Fakes
 from tests.unit.helpers import entry, make_deb, make_lock, make_spec, read_stack, write_layer
 
 # Keeps what it is given: its arguments, its environment, and the archive it would install from.
-MMDEBSTRAP = """#!/usr/bin/python3
+MMDEBSTRAP = """#!{python}
 import json, os, pathlib, shutil, sys
 note = pathlib.Path({note!r})
 repository = sys.argv[-1].removeprefix("deb [trusted=yes] copy://").removesuffix(" ./")
@@ -50,7 +51,7 @@ def fake_mmdebstrap(fakes: Fakes, tmp_path: Path) -> Path:
     note = tmp_path / "noted"
     note.mkdir()
     program = fakes.directory / "mmdebstrap"
-    program.write_text(MMDEBSTRAP.format(note=str(note)))
+    program.write_text(MMDEBSTRAP.format(python=sys.executable, note=str(note)))
     program.chmod(0o755)
     return note
 

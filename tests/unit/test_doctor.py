@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from build import accel, doctor, host, run
+from build import accel, doctor, host
 from build.apt import Mirrors
 from build.errors import HostError
 from build.project import Project
@@ -20,7 +20,7 @@ QEMU_SAYS = "QEMU emulator version {}\n"
 
 @pytest.fixture(autouse=True)
 def _big_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "is_root", lambda: True)
+    monkeypatch.setattr(host, "UNPRIVILEGED_TOOLS", ())
     monkeypatch.setattr(host, "free_bytes", lambda _path: 100 << 30)
     monkeypatch.setattr(host, "memory_mib", lambda: 16000)
 

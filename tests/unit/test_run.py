@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,6 +224,21 @@ def test_contained_children_die_when_goldsmith_is_killed(tmp_path: Path, token: 
         goldsmith.communicate()
 
 
+def test_other_children_die_too_when_goldsmith_is_killed(tmp_path: Path, token: str) -> None:
+    program = "[sys.executable, '-c', 'import time; time.sleep(300)', sys.argv[1]]"
+    goldsmith = start_python(HOLD.format(program=program, contained=False), token, tmp_path / "log", "10")
+    try:
+        assert goldsmith.stdout is not None
+        assert goldsmith.stdout.readline() == b"started\n"
+        assert wait_for(lambda: len(running(token)) == 2)
+        goldsmith.send_signal(signal.SIGKILL)
+        goldsmith.wait(10)
+        assert gone(token), running(token)
+    finally:
+        goldsmith.kill()
+        goldsmith.communicate()
+
+
 @pytest.mark.parametrize("contained", [False, True])
 def test_ctrl_c_leaves_nobody(tmp_path: Path, token: str, *, contained: bool) -> None:
     program = "['sh', '-c', 'sleep 300; :', sys.argv[1]]"
@@ -240,7 +257,9 @@ def test_ctrl_c_leaves_nobody(tmp_path: Path, token: str, *, contained: bool) ->
 def test_a_second_ctrl_c_does_not_wait_for_the_deaf(tmp_path: Path, token: str) -> None:
     goldsmith = start_python(HOLD.format(program=DEAF, contained=False), token, tmp_path / "log", "60")
     try:
-        assert wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text() == "deaf\n")
+        assert goldsmith.stdout is not None
+        assert goldsmith.stdout.readline() == b"started\n"
+        assert wait_for(lambda: (tmp_path / "log").read_text() == "deaf\n")
         goldsmith.send_signal(signal.SIGINT)
         time.sleep(0.5)  # so that the second one comes within the grace time of the first
         assert goldsmith.poll() is None
@@ -250,6 +269,24 @@ def test_a_second_ctrl_c_does_not_wait_for_the_deaf(tmp_path: Path, token: str) 
     finally:
         goldsmith.kill()
         goldsmith.communicate()
+
+
+def test_an_interrupt_while_a_child_starts_leaves_nobody(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """Between the child's first instruction and our first look at it there may be a tenth of a second."""
+    real = subprocess.Popen
+
+    def start_and_interrupt(*words: Any, **options: Any) -> Any:
+        started = real(*words, **options)
+        assert wait_for(lambda: running(token))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started
+
+    monkeypatch.setattr("build.run.subprocess.Popen", start_and_interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(sleeper(token), timeout=60)
+    assert gone(token)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- pipes ------------------------------------------------------------------------------------------------------------
