@@ -68,7 +68,7 @@ Image: {{ "%.0f" | format(results.cold.image_bytes / 1e6) }} MB compressed. Clon
 Packer with a preseed, Debian's netboot installer, debootstrap and apt inside the guest: the same packages (but Debian's
 usual grub-pc) on the same partitions, from the same mirror, nothing configured and nothing verified:
 {{ results.plain.seconds | seconds }}. Ours took {{ results.cold.unverified | seconds }} to the same point (base to disk),
-{{ part(results.cold.unverified) }} of it, and {{ results.cold.seconds | seconds }} with downloads, two clones and their tests,
+{{ part(results.cold.unverified) }} of it, and {{ results.cold.seconds | seconds }} with downloads, two clones and tests,
 {{ part(results.cold.seconds) }} of it.
 {% endif %}"""
 
