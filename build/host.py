@@ -101,7 +101,8 @@ def privilege() -> tuple[str, ...] | None:
     """Return what has to stand before a command to run it as root without a question, or None."""
     if run.is_root():
         return ()
-    if shutil.which("sudo") and run.run(["sudo", "--non-interactive", "true"], timeout=10, check=False).returncode == 0:
+    sudo = shutil.which("sudo", path=run.search_path())
+    if sudo and run.run(["sudo", "--non-interactive", "true"], timeout=10, check=False).returncode == 0:
         return ("sudo", "--non-interactive")
     return None
 
