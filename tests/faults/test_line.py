@@ -40,6 +40,8 @@ COPYING = "Nov 22 05:00:01 main-menu[215]: INFO: Menu item 'live-installer' sele
 FINISHING = "Nov 22 05:00:02 main-menu[215]: INFO: Menu item 'finish-install' selected\n"
 POWERED_OFF = "[  200.000000] reboot: Power down\r\n"
 PANIC = "[   12.345678] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\r\n"
+# How an ordinary user removes files of mapped user ids; a fake has made none.
+HELPER = {"when": ["--unshare-helper"]}
 INSTALLED = {"syslog": COPYING + FINISHING, "console": [[0, POWERED_OFF]]}
 READY = {"console": [[0, KEYS]]}
 
@@ -77,12 +79,12 @@ class Line:
     def mmdebstrap(self, **rule: Any) -> Fake:
         """Make the mmdebstrap that fills base.tar (by default well); the one that lays the layers works."""
         good = {"copy": str(self.root / "rootfs.tar"), "to": -2}
-        return self.tool("mmdebstrap", {"when": ["--variant=custom"], **good}, {**good, **rule})
+        return self.tool("mmdebstrap", HELPER, {"when": ["--variant=custom"], **good}, {**good, **rule})
 
     def layering(self, **rule: Any) -> Fake:
         """Make the mmdebstrap that lays the layers; the one that fills base.tar works."""
         good = {"copy": str(self.root / "rootfs.tar"), "to": -2}
-        return self.tool("mmdebstrap", {"when": ["--variant=custom"], **good, **rule}, good)
+        return self.tool("mmdebstrap", HELPER, {"when": ["--variant=custom"], **good, **rule}, good)
 
     def medium(self, **rule: Any) -> Fake:
         return self.tool(MEDIUM_TOOL, {"copy": str(self.root / "rootfs.tar"), "to": 0, **rule})
