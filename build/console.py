@@ -98,10 +98,14 @@ class Console:
 
 
 class Syslog:
-    """Recognises events in the lines of the installer's system log."""
+    """Recognises events in the lines of the installer's system log.
 
-    def __init__(self) -> None:
+    ``strict``: a script that the installer itself would go on after has failed the installation.
+    """
+
+    def __init__(self, *, strict: bool = True) -> None:
         self._context: deque[str] = deque(maxlen=CONTEXT_LINES)
+        self._failures = (ITEM_FAILED, SCRIPT_FAILED) if strict else (ITEM_FAILED,)
 
     def feed(self, line: str) -> Event | None:
         """Take the next whole line; return what it means."""
@@ -112,8 +116,9 @@ class Syslog:
         details = "\n".join(self._context)
         if found := MENU_ITEM.search(text):
             return Event(Kind.STEP, STEPS.get(found["item"], found["item"]))
-        if found := ITEM_FAILED.search(text) or SCRIPT_FAILED.search(text):
-            return Event(Kind.FAILED, found["text"], details)
+        for failure in self._failures:
+            if found := failure.search(text):
+                return Event(Kind.FAILED, found["text"], details)
         return None
 
 
@@ -149,11 +154,11 @@ def _text(line: bytes) -> str:
 
 
 class Watch:
-    """Both logs of a running installation."""
+    """Both logs of a running installation; ``strict`` as in Syslog."""
 
-    def __init__(self, *, console: Path, syslog: Path) -> None:
+    def __init__(self, *, console: Path, syslog: Path, strict: bool = True) -> None:
         self._console, self._console_file = Console(), Growing(console)
-        self._syslog, self._syslog_file = Syslog(), Growing(syslog)
+        self._syslog, self._syslog_file = Syslog(strict=strict), Growing(syslog)
         self._asked = ""
 
     @property

@@ -60,12 +60,13 @@ class Timings:
 
 def make_disk(
     *, iso: Path, spec: Spec, packer: Packer, templates: Path, accelerator: Accelerator, out: Path, logs: Path,
-    expected: float = 0.0, network: bool = False,
+    expected: float = 0.0, network: bool = False, strict: bool = True,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Install from ``iso`` onto an empty disk and leave ``image.qcow2`` in the directory ``out``.
 
     ``templates`` is the directory of Packer's templates; ``logs`` takes the logs, of a failed installation too;
-    ``expected`` is the probable duration in seconds (0: unknown); ``network`` lets the installer reach it. Returns facts
+    ``expected`` is the probable duration in seconds (0: unknown); ``network`` lets the installer reach it;
+    ``strict``: no script of the installer may fail, also where the installer would go on. Returns facts
     for the manifest: retries, seconds per step of the installer, bytes of the image. Raises StepFailed with the last
     lines that matter, and after a panic InstallerPanic.
     """
@@ -81,7 +82,7 @@ def make_disk(
         with files.scratch(out) as directory, _kept_logs(directory, logs):
             workspace = prepare(directory, packer=packer, templates=templates, job=job)
             try:
-                timings = _install(workspace, job=job, expected=expected)
+                timings = _install(workspace, job=job, expected=expected, strict=strict)
             except InstallerPanic as error:
                 panics.append(error.brief)
                 if len(panics) >= attempts:
@@ -112,11 +113,11 @@ def _kept_logs(directory: Path, logs: Path) -> Iterator[None]:
                 shutil.copyfile(path, logs / path.name)
 
 
-def _install(workspace: Workspace, *, job: Job, expected: float) -> Timings:
+def _install(workspace: Workspace, *, job: Job, expected: float, strict: bool) -> Timings:
     """Run Packer to its end under watch; return the timings of a complete installation, or raise StepFailed."""
     validate(workspace)
     timings = Timings()
-    watch = Watch(console=workspace.console, syslog=workspace.syslog)
+    watch = Watch(console=workspace.console, syslog=workspace.syslog, strict=strict)
     patience = _Patience(watch, total=job.timeout, silence=SILENCE_SECONDS * job.accelerator.timeout_scale)
     progress = log.Progress("installing", expected)
     output = workspace.directory / "packer-output.log"

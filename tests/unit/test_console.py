@@ -96,6 +96,7 @@ def test_ordinary_lines_mean_nothing(line: str) -> None:
 )
 def test_a_script_that_failed_on_the_way_fails_the_installation(line: str, text: str) -> None:
     assert Syslog().feed(line) == Event(Kind.FAILED, text, line.partition("00 ")[2])
+    assert Syslog(strict=False).feed(line) is None
 
 
 def test_information_of_the_installer_is_no_failure() -> None:
