@@ -89,3 +89,10 @@ def bench(session: nox.Session) -> None:
     """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "bench")
+
+
+@nox.session
+def requirements(session: nox.Session) -> None:
+    """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
+    install(session, *TOOL)
+    goldsmith(session, "requirements")

@@ -26,7 +26,10 @@ ASK_SECONDS = 60
 # From the inside out. A module imports only from rings further in, or from its own without a circle.
 RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
-    "nouns": {"tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report"},
+    "nouns": {
+        "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
+        "requirements",
+    },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
         "locksmith",
