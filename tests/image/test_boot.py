@@ -26,6 +26,7 @@ ENABLED = {
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-secrets.service": "makes the secret key",
+    "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
@@ -50,7 +51,7 @@ TIMERS = {
 }
 UNITS_OF_THE_FIRST_BOOT = (
     "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
-    "golden-tls",
+    "golden-site", "golden-tls",
 )  # fmt: skip
 
 
