@@ -6,7 +6,6 @@ Needs root.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -96,7 +95,7 @@ def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path)
     context = scratch / "context.json"
     machine = {"name": NAME, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
     files.write_json(
-        context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
+        context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""}
     )
     argv: list[str | Path] = [
         sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra",

@@ -28,11 +28,11 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "requirements",
+        "requirements", "cluster", "roles",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith",
+        "locksmith", "pve",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
     "top": {"pipeline", "workshop", "doctor", "bench", "cli", "__main__"},
