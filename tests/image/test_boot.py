@@ -23,15 +23,18 @@ ENABLED = {
     "golden-backup.timer": "a backup every night",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
+    "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-restore-drill.timer": "a restore drill every quarter",
     "golden-secrets.service": "makes the secret key",
+    "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
     "nginx.service": "the web server",
+    "nftables.service": "the packet filter",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
     "postgresql.service": "the database",
@@ -54,7 +57,7 @@ TIMERS = {
 }
 UNITS_OF_THE_FIRST_BOOT = (
     "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
-    "golden-tls",
+    "golden-site", "golden-tls",
 )  # fmt: skip
 
 
