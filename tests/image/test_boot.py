@@ -20,12 +20,14 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-backup.timer": "a backup every night",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
     "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "golden-secrets.service": "makes the secret key",
     "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
@@ -49,6 +51,8 @@ ENABLED = {
 }
 TIMERS = {
     "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "golden-backup.timer": "a backup every night",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
