@@ -20,8 +20,11 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-alert-send.path": "sends alerts",
+    "golden-alert-send.timer": "sends alerts that wait",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
+    "golden-disks.timer": "looks for full file systems",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
@@ -46,6 +49,8 @@ ENABLED = {
     "systemd-resolved.service": "name resolution",
 }
 TIMERS = {
+    "golden-alert-send.timer": "sends alerts that wait",
+    "golden-disks.timer": "looks for full file systems",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
