@@ -24,6 +24,11 @@ ENABLED = {
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
     "golden-firewall.service": "tells the packet filter who administers",
+    "golden-alert-send.path": "sends alerts",
+    "golden-alert-send.timer": "sends alerts that wait",
+    "golden-console-keys.service": "shows the host keys",
+    "golden-database.service": "makes the cluster",
+    "golden-disks.timer": "looks for full file systems",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
@@ -50,6 +55,8 @@ ENABLED = {
     "systemd-resolved.service": "name resolution",
 }
 TIMERS = {
+    "golden-alert-send.timer": "sends alerts that wait",
+    "golden-disks.timer": "looks for full file systems",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "golden-backup.timer": "a backup every night",
     "golden-restore-drill.timer": "a restore drill every quarter",
