@@ -37,6 +37,10 @@ class Project:
         return self.root / "tests" / "image"
 
     @property
+    def breakage_tests(self) -> Path:
+        return self.root / "tests" / "breakage"
+
+    @property
     def rootfs_lock(self) -> Path:
         return self.overlays / "rootfs.lock"
 
