@@ -28,11 +28,11 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "faults_report",
+        "requirements", "cluster", "roles", "faults_report",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "faults_machines",
+        "locksmith", "pve", "faults_machines",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
     "top": {"pipeline", "workshop", "doctor", "bench", "faults", "cli", "__main__"},
