@@ -40,6 +40,8 @@ class Project:
     def planes(self) -> Path:
         """The diagrams that an image test holds against the clones."""
         return self.root / "docs" / "planes.md"
+
+    @property
     def breakage_tests(self) -> Path:
         return self.root / "tests" / "breakage"
 
