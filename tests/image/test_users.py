@@ -25,7 +25,7 @@ NO_SHELL = {"/usr/sbin/nologin", "/bin/false"}
 SHELLS = {"root": "/bin/bash", "sync": "/bin/sync"}
 OWN_ACCOUNTS = ("nginx", "gunicorn", "app-migrate")
 # Files that may stand in /etc/sudoers.d.
-SUDOERS = {"README": "the package's", "90-cloud-init-users": "the administrator, by cloud-init"}
+SUDOERS = {"README": "the package's", "10-golden": "how, not who", "90-cloud-init-users": "the administrator, by cloud-init"}
 
 
 @pytest.fixture(scope="module")
