@@ -12,6 +12,10 @@ from .facts import Fact, gather, properties
 
 # Units that are enabled, and why. Whatever else is enabled is a mistake.
 ENABLED = {
+    "apt-daily-upgrade.timer": "security updates",
+    "apt-daily.timer": "security updates",
+    "audit-rules.service": "what the kernel records",
+    "auditd.service": "the audit log",
     "chrony.service": "time",
     "cloud-config.service": "cloud-init",
     "cloud-final.service": "cloud-init",
@@ -20,6 +24,9 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-aide-first.service": "remembers the files as they are after the first boot",
+    "golden-aide.service": "enabled for its other name only; its timer starts it",
+    "golden-aide.timer": "compares the files every day",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
     "golden-hostkeys.service": "makes the host keys",
@@ -29,6 +36,7 @@ ENABLED = {
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
+    "logrotate.timer": "rotates the logs that are files",
     "nginx.service": "the web server",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
@@ -45,7 +53,11 @@ ENABLED = {
     "systemd-resolved.service": "name resolution",
 }
 TIMERS = {
+    "apt-daily-upgrade.timer": "security updates",
+    "apt-daily.timer": "security updates",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "golden-aide.timer": "compares the files every day",
+    "logrotate.timer": "rotates the logs that are files",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
