@@ -16,6 +16,7 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra")
+AUDITORS = ("ssh-audit",)
 CHECKS = ("mypy", "ruff", "types-pyyaml", "nox")
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
@@ -75,6 +76,13 @@ def container(session: nox.Session) -> None:
     """Boot the root file system as a container and run the tests that hold there."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "container")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Run the field's auditors against a clone of the newest image, and compare with tests/peers/ledger.json."""
+    install(session, *TOOL, *AUDITORS)
+    goldsmith(session, "audit")
 
 
 @nox.session

@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build import __version__, accel, apt, artifact, bench, doctor, host, log, pipeline, workshop
+from build import __version__, accel, apt, artifact, audit, bench, doctor, host, log, pipeline, workshop
 from build.apt import Mirrors
+from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
 from build.project import Project
@@ -59,9 +60,19 @@ def parser() -> argparse.ArgumentParser:
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
+    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
+    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -151,6 +162,16 @@ def _boot(arguments: argparse.Namespace) -> int:
 
 def _container(arguments: argparse.Namespace) -> int:
     return workshop.container(_options(arguments), shell=arguments.shell)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.lock:
+        return audit.write_locks(_options(arguments))
+    wanted = audit.Wanted(
+        tuple(arguments.auditor) or tuple(AUDITORS), arguments.artifact, unverified=arguments.unverified,
+        context=arguments.context, update=arguments.update,
+    )  # fmt: skip
+    return audit.audit(_options(arguments), wanted)
 
 
 def _check(arguments: argparse.Namespace) -> int:

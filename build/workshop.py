@@ -61,7 +61,7 @@ def boot(
     options: Options, *, directory: Path | None, unverified: bool, uefi: bool, ports: Mapping[str, int]
 ) -> int:
     """Start a clone of an image, say how to reach it, and keep it until Ctrl-C; then it is gone."""
-    image = _unverified_disk(options) if unverified else _image(options, directory)
+    image = unverified_disk(options) if unverified else image_of(options, directory)
     spec = specs.load(options.project.spec)
     host.ensure(host.needed(), install=options.install)
     with ExitStack() as stack:
@@ -88,11 +88,13 @@ def boot(
     return 0
 
 
-def _image(options: Options, directory: Path | None) -> Path:
+def image_of(options: Options, directory: Path | None) -> Path:
+    """Return the image of an artifact; without ``directory`` that of the newest."""
     return (artifact.load(directory) if directory else artifact.newest(options.project.artifacts)).image
 
 
-def _unverified_disk(options: Options) -> Path:
+def unverified_disk(options: Options) -> Path:
+    """Return the newest disk of the cache, verified or not."""
     disks = sorted((options.cache.root / "stages" / "disk").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     if not disks:
         raise SpecError("the cache holds no disk", hint="build one: nox -s build")
