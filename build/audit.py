@@ -76,22 +76,22 @@ def audit(options: Options, wanted: Wanted) -> int:
         scratch = stack.enter_context(files.scratch(options.cache.root / "clones"))
         with log.step("Fetching the auditors"):
             tools = audit_tools.fetch(peers(options), store=store, mirrors=options.mirrors, into=scratch / "tools")
-        place, name = stack.enter_context(_place(options, wanted, spec, scratch))
+        place, image = stack.enter_context(_place(options, wanted, spec, scratch))
         job = Job(
             place, tools, out, scratch, layers.load_stack(options.project.overlays, spec), spec.application.server_name,
             peers(options) / TAILORING,
         )  # fmt: skip
         figures = _measure(job, wanted.auditors)
-    return conclude(options, wanted, figures, tools=tools, name=name, out=out)
+    return conclude(options, wanted, figures, tools=tools, image=image, out=out)
 
 
 @contextmanager
-def _place(options: Options, wanted: Wanted, spec: specs.Spec, scratch: Path) -> Iterator[tuple[Place, str]]:
-    """Yield the machine to audit and its name: one that a context file names, or a clone that ends with the audit."""
+def _place(options: Options, wanted: Wanted, spec: specs.Spec, scratch: Path) -> Iterator[tuple[Place, Path]]:
+    """Yield the machine to audit and its image: one that a context file names, or a clone that ends with the audit."""
     if wanted.context:
-        yield audit_place.of_context(wanted.context), str(wanted.context)
+        yield audit_place.of_context(wanted.context), wanted.context
         return
-    image = workshop.unverified_disk(options) if wanted.unverified else workshop.image_of(options, wanted.directory)
+    image = workshop.find_image(options, directory=wanted.directory, unverified=wanted.unverified)
     identity = seed.make_identity(scratch / "identity", spec.admin.user)
     with log.step("Probing the accelerator"):
         accelerator = accel.probe(workdir=scratch, wanted=options.accelerator)
@@ -101,11 +101,7 @@ def _place(options: Options, wanted: Wanted, spec: specs.Spec, scratch: Path) ->
             ready = stack.enter_context(
                 vm.clones(image, [wish], directory=scratch, accelerator=accelerator, identity=identity)
             )
-        yield audit_place.of_clone(ready[0]), _name(image)
-
-
-def _name(image: Path) -> str:
-    return image.parent.name if image.parent.parent.name != "disk" else f"unverified disk {image.parent.name}"
+        yield audit_place.of_clone(ready[0]), image
 
 
 def _measure(job: Job, auditors: Sequence[str]) -> list[Figure]:
@@ -122,7 +118,7 @@ def _measure(job: Job, auditors: Sequence[str]) -> list[Figure]:
 
 
 def conclude(
-    options: Options, wanted: Wanted, figures: Sequence[Figure], *, tools: audit_tools.Tools, name: str, out: Path
+    options: Options, wanted: Wanted, figures: Sequence[Figure], *, tools: audit_tools.Tools, image: Path, out: Path
 ) -> int:
     """Compare, write the report, update the ledger when asked to, and raise VerificationFailed when a figure fails."""
     path = peers(options) / LEDGER
@@ -130,11 +126,16 @@ def conclude(
     mine = {key: entry for key, entry in before.items() if key.split(".")[0] in wanted.auditors}
     # A machine that somebody else started may be any machine: only the limits hold there.
     lines = audit_ledger.compare(figures, {} if wanted.context else mine)
-    table = audit_ledger.render(lines, title=f"Audit of {name}", tools=tools.versions)
-    files.write_atomic(out / "audit.md", table)
-    files.write_json(out / "audit.json", _as_json(lines, figures, name=name, tools=tools))
+    table = audit_ledger.render(lines, title=f"Audit of {image.parent.name}", tools=tools.versions)
+    written = [out / "audit"]
+    if not (wanted.context or wanted.unverified) and set(wanted.auditors) == set(AUDITORS):
+        # The artifact itself is read-only.
+        written.append(image.parent.with_name(f"{image.parent.name}.audit"))
+    for base in written:
+        files.write_atomic(base.with_name(f"{base.name}.md"), table)
+        files.write_json(base.with_name(f"{base.name}.json"), _as_json(lines, figures, image=image, tools=tools))
     print(table)
-    log.info(f"written: {out / 'audit.md'}, audit.json, and what each auditor said")
+    log.info(f"written: {', '.join(f'{base}.md and .json' for base in written)}; {out} holds what each auditor said")
     if wanted.update:
         kept = {key: entry for key, entry in before.items() if key not in mine}
         audit_ledger.save(path, figures, kept=kept, tools=tools.versions)
@@ -160,10 +161,10 @@ def _complain(failed: Sequence[Line]) -> None:
     )  # fmt: skip
 
 
-def _as_json(lines: Sequence[Line], figures: Sequence[Figure], *, name: str, tools: audit_tools.Tools) -> dict[str, Any]:
+def _as_json(lines: Sequence[Line], figures: Sequence[Figure], *, image: Path, tools: audit_tools.Tools) -> dict[str, Any]:
     by_name = {figure.name: figure for figure in figures}
     return {
-        "image": name, "tools": tools.versions,
+        "image": image.parent.name, "tools": tools.versions,
         "figures": {
             line.name: {
                 "verdict": line.verdict, "shown": line.shown, "limit": line.limit, "ledger": line.before,

@@ -11,11 +11,27 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build import __version__, accel, apt, artifact, audit, bench, doctor, host, log, pipeline, workshop
+from build import (
+    __version__,
+    accel,
+    apt,
+    artifact,
+    audit,
+    bench,
+    doctor,
+    faults,
+    files,
+    host,
+    log,
+    pipeline,
+    requirements,
+    workshop,
+)  # fmt: skip
 from build.apt import Mirrors
 from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
+from build.faults_machines import Target
 from build.project import Project
 
 EXIT_BUG = 70
@@ -58,9 +74,20 @@ def parser() -> argparse.ArgumentParser:
         boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
     container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
+    breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
+    breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
+    breaking.add_argument(
+        "--target", type=Target, choices=list(Target), default=Target.VM,
+        help="clones of the newest image, or its root file system in a container, as far as that can show (default: vm)",
+    )  # fmt: skip
+    breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
-    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
+    table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
+    table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
@@ -164,6 +191,13 @@ def _container(arguments: argparse.Namespace) -> int:
     return workshop.container(_options(arguments), shell=arguments.shell)
 
 
+def _faults(arguments: argparse.Namespace) -> int:
+    return faults.run_faults(
+        _options(arguments), arguments.fault, target=arguments.target, directory=arguments.artifact,
+        unverified=arguments.unverified, squashfs=arguments.squashfs,
+    )  # fmt: skip
+
+
 def _audit(arguments: argparse.Namespace) -> int:
     if arguments.lock:
         return audit.write_locks(_options(arguments))
@@ -182,6 +216,20 @@ def _check(arguments: argparse.Namespace) -> int:
         log.warn(problem)
     print(f"{found.path}: {'changed' if problems else 'whole'}")
     return 1 if problems else 0
+
+
+def _requirements(arguments: argparse.Namespace) -> int:
+    project = Project(arguments.project.resolve())
+    made = artifact.newest(project.artifacts)
+    junit = arguments.junit or [made.path / "verification" / "junit.xml"]
+    files.write_json(
+        project.root / requirements.RESULTS, {"source": f"`{made.path.name}`", "results": requirements.results(junit)}
+    )
+    page = requirements.page(project.root)
+    files.write_atomic(project.root / requirements.PAGE, page)
+    missing = page.count("**nothing yet**")
+    log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:

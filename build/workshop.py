@@ -61,7 +61,7 @@ def boot(
     options: Options, *, directory: Path | None, unverified: bool, uefi: bool, ports: Mapping[str, int]
 ) -> int:
     """Start a clone of an image, say how to reach it, and keep it until Ctrl-C; then it is gone."""
-    image = unverified_disk(options) if unverified else image_of(options, directory)
+    image = find_image(options, directory=directory, unverified=unverified)
     spec = specs.load(options.project.spec)
     host.ensure(host.needed(), install=options.install)
     with ExitStack() as stack:
@@ -88,13 +88,14 @@ def boot(
     return 0
 
 
-def image_of(options: Options, directory: Path | None) -> Path:
-    """Return the image of an artifact; without ``directory`` that of the newest."""
+def find_image(options: Options, *, directory: Path | None, unverified: bool) -> Path:
+    """Return the sealed disk of an artifact (the newest one's without a directory), or the cache's newest disk."""
+    if unverified:
+        return _unverified_disk(options)
     return (artifact.load(directory) if directory else artifact.newest(options.project.artifacts)).image
 
 
-def unverified_disk(options: Options) -> Path:
-    """Return the newest disk of the cache, verified or not."""
+def _unverified_disk(options: Options) -> Path:
     disks = sorted((options.cache.root / "stages" / "disk").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     if not disks:
         raise SpecError("the cache holds no disk", hint="build one: nox -s build")

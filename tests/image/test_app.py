@@ -50,20 +50,20 @@ def facts(host: Host) -> dict[str, Fact]:
             "find /opt/app ! -type l ! -user root | head -3",
             "static": "find /var/www/static -printf '%m %u:%g %y\\n' | sort -u; find /var/www ! -name '*.css' -type f",
             "web root": "find /var/www \\( -name '*.py' -o -name '*.env' -o -name '*.key' -o -name '*.html' \\)",
-            "versions": '/opt/app/venv/bin/python -c "import importlib.metadata as m; '
+            "versions": '/opt/app/current/venv/bin/python -c "import importlib.metadata as m; '
             "print('\\n'.join(sorted(d.name.lower().replace('_', '-') + '==' + d.version "
             'for d in m.distributions())))"',
-            "bytecode": "find /opt/app/project /opt/app/pages -name '*.pyc' | wc -l; "
-            "find /opt/app/venv -name '*.pyc' | head -1 | wc -l",
+            "bytecode": "find /opt/app/current/code/ -name '*.pyc' | wc -l; "
+            "find /opt/app/current/venv/ -name '*.pyc' | head -1 | wc -l",
             "secret": f"stat -c '%a %U:%G %s' {SECRET}; ls -A /etc/credstore",
             "secret in sight": f"key=$(cat {SECRET}); pid=$(systemctl show -p MainPID --value gunicorn); "
             "tr '\\0' '\\n' </proc/$pid/environ | grep -cF \"$key\"; systemctl show gunicorn | grep -cF \"$key\"; "
             'journalctl -b -o cat | grep -cF "$key"; '
-            'grep -rcF "$key" /etc/gunicorn /opt/app/project | grep -vc :0$; true',
+            'grep -rcF "$key" /etc/gunicorn /opt/app/current/code | grep -vc :0$; true',
             "readers": f"for user in gunicorn nginx postgres; do runuser -u $user -- cat {SECRET}; done",
-            "settings": "cd /opt/app && SITE_HOSTS=x runuser -u gunicorn -- env SITE_HOSTS=x venv/bin/python -B -c "
+            "settings": "cd /opt/app/current/code && runuser -u gunicorn -- env SITE_HOSTS=x ../venv/bin/python -B -c "
             '"from project import settings as s; print(s.DEBUG, s.ALLOWED_HOSTS, repr(s.SECRET_KEY))"',
-            "no secret": "cd /opt/app && runuser -u gunicorn -- venv/bin/python -B -c 'import project.wsgi'",
+            "no secret": "cd /opt/app/current/code && runuser -u gunicorn -- ../venv/bin/python -B -c 'import project.wsgi'",
         },
     )
 
@@ -92,7 +92,7 @@ def test_unit(facts: dict[str, Fact]) -> None:
     unit = properties(facts["unit"])
     assert unit["ActiveState"] == "active"
     assert (unit["Type"], unit["User"], unit["Group"]) == ("notify", "gunicorn", "gunicorn")
-    assert (unit["WorkingDirectory"], unit["KillMode"], unit["Restart"]) == ("/opt/app", "mixed", "on-failure")
+    assert (unit["WorkingDirectory"], unit["KillMode"], unit["Restart"]) == ("/opt/app/current/code", "mixed", "on-failure")
     assert (unit["PrivateTmp"], unit["PrivateNetwork"]) == ("yes", "yes")
     assert unit["TimeoutStopUSec"] == "30s"
     assert unit["MemoryMax"] == str(1 << 30)

@@ -20,15 +20,23 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-alert-send.path": "sends alerts",
+    "golden-alert-send.timer": "sends alerts that wait",
+    "golden-backup.timer": "a backup every night",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
+    "golden-disks.timer": "looks for full file systems",
+    "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "golden-secrets.service": "makes the secret key",
+    "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
+    "nftables.service": "the packet filter",
     "nginx.service": "the web server",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
@@ -46,11 +54,15 @@ ENABLED = {
 }
 TIMERS = {
     "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "golden-alert-send.timer": "sends alerts that wait",
+    "golden-backup.timer": "a backup every night",
+    "golden-disks.timer": "looks for full file systems",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
     "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
-    "golden-tls",
+    "golden-site", "golden-tls",
 )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "translations": "find /usr/share/locale -name '*.mo' | head -3",
             "held": "apt-mark showhold",
             "override": "dpkg-statoverride --list",
-            "pip": "ls -d /usr/lib/python3/dist-packages/pip /opt/app/venv/lib/python3*/site-packages/pip 2>/dev/null",
+            "pip": "ls -d /usr/lib/python3/dist-packages/pip /opt/app/*/*/venv/lib/python3*/site-packages/pip 2>/dev/null",
             "setuid": "find / /var /home -xdev -type f -perm /6000 2>/dev/null | sort -u",
         },
     )
