@@ -16,6 +16,7 @@ from build import (
     accel,
     apt,
     artifact,
+    audit,
     bench,
     doctor,
     faults,
@@ -27,6 +28,7 @@ from build import (
     workshop,
 )  # fmt: skip
 from build.apt import Mirrors
+from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
 from build.faults_machines import Target
@@ -81,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
     breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
@@ -88,6 +91,15 @@ def parser() -> argparse.ArgumentParser:
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
+    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
+    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -184,6 +196,16 @@ def _faults(arguments: argparse.Namespace) -> int:
         _options(arguments), arguments.fault, target=arguments.target, directory=arguments.artifact,
         unverified=arguments.unverified, squashfs=arguments.squashfs,
     )  # fmt: skip
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.lock:
+        return audit.write_locks(_options(arguments))
+    wanted = audit.Wanted(
+        tuple(arguments.auditor) or tuple(AUDITORS), arguments.artifact, unverified=arguments.unverified,
+        context=arguments.context, update=arguments.update,
+    )  # fmt: skip
+    return audit.audit(_options(arguments), wanted)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from tests.fakes import Fakes
 from tests.unit.helpers import make_checkout
 
 VERBS = (
+    "audit",
     "bench",
     "boot",
     "build",
