@@ -18,6 +18,7 @@ ENABLED = {
     "cloud-init-local.service": "cloud-init",
     "cloud-init-main.service": "cloud-init",
     "cloud-init-network.service": "cloud-init",
+    "fail2ban.service": "bans",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
     "golden-console-keys.service": "shows the host keys",
