@@ -22,6 +22,7 @@ ENABLED = {
     "cloud-init-local.service": "cloud-init",
     "cloud-init-main.service": "cloud-init",
     "cloud-init-network.service": "cloud-init",
+    "fail2ban.service": "bans",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
     "golden-aide-first.service": "remembers the files as they are after the first boot",
