@@ -43,12 +43,15 @@ def facts(host: Host) -> dict[str, Fact]:
         host,
         {
             "unit": "systemctl show gunicorn -p ActiveState -p Type -p User -p Group -p WorkingDirectory -p KillMode "
-            "-p PrivateTmp -p PrivateNetwork -p Restart -p TimeoutStopUSec -p MemoryMax",
+            "-p PrivateTmp -p PrivateNetwork -p Restart -p TimeoutStopUSec -p MemoryMax "
+            "-p OOMPolicy -p ReadWritePaths; sed -nE 's/^MemTotal: *([0-9]+) kB/MemTotal=\\1/p' /proc/meminfo",
             "exposure": "systemd-analyze security --no-pager gunicorn.service | tail -1",
             "writable": "runuser -u gunicorn -- find /opt /var/www /etc/gunicorn /var/log -writable 2>/dev/null",
             "open": "find /opt/app ! -type l -perm /007 | head; find /opt/app ! -type l ! -group gunicorn | head -3; "
             "find /opt/app ! -type l ! -user root | head -3",
-            "static": "find /var/www/static -printf '%m %u:%g %y\\n' | sort -u; find /var/www ! -name '*.css' -type f",
+            "static": "find /var/www/static -printf '%m %u:%g %y\\n' | sort -u; "
+            "find /var/www -type f ! -path '/var/www/static/*' ! -path '/var/www/media/*'",
+            "media": "stat -c '%a %U:%G' /var/www/media; findmnt -no OPTIONS --target /var/www",
             "web root": "find /var/www \\( -name '*.py' -o -name '*.env' -o -name '*.key' -o -name '*.html' \\)",
             "versions": '/opt/app/current/venv/bin/python -c "import importlib.metadata as m; '
             "print('\\n'.join(sorted(d.name.lower().replace('_', '-') + '==' + d.version "
@@ -95,21 +98,29 @@ def test_unit(facts: dict[str, Fact]) -> None:
     assert (unit["WorkingDirectory"], unit["KillMode"], unit["Restart"]) == ("/opt/app/current/code", "mixed", "on-failure")
     assert (unit["PrivateTmp"], unit["PrivateNetwork"]) == ("yes", "yes")
     assert unit["TimeoutStopUSec"] == "30s"
-    assert unit["MemoryMax"] == str(1 << 30)
+
+
+@pytest.mark.req("F21")
+def test_memory_is_bounded(facts: dict[str, Fact]) -> None:
+    """The application has less than half of the machine's memory, and a worker that wants more is killed alone"""
+    unit = properties(facts["unit"])
+    assert int(unit["MemoryMax"]) < int(unit["MemTotal"]) * 1024 / 2
+    assert unit["OOMPolicy"] == "continue"
 
 
 @pytest.mark.req("R38", "R3")
 def test_exposure(facts: dict[str, Fact]) -> None:
-    """systemd rates the unit's sandbox 0.5 or better"""
+    """systemd rates the unit's sandbox 0.3 or better"""
     found = re.search(r"level for \S+: ([0-9.]+)", facts["exposure"].text)
     assert found, facts["exposure"].text
-    assert float(found.group(1)) <= 0.5
+    assert float(found.group(1)) <= 0.3
 
 
 @pytest.mark.req("R7", "R18", "R83")
 def test_code_cannot_be_changed(facts: dict[str, Fact]) -> None:
-    """Code and environment are root's, read by the application, closed to others; it can write none of it"""
-    assert facts["writable"].lines == []
+    """Code and environment are root's, read by the application, closed to others; it can write to its media, and no more"""
+    assert {line for line in facts["writable"].lines if not line.startswith("/var/www/media/")} == {"/var/www/media"}
+    assert properties(facts["unit"])["ReadWritePaths"] == "/var/www/media"
     assert facts["open"].lines == []
 
 
@@ -120,6 +131,15 @@ def test_static_files(facts: dict[str, Fact]) -> None:
     assert [line for line in lines if not line.startswith("/")] == ["640 root:www-data f", "750 root:www-data d"]
     assert [line for line in lines if line.startswith("/")] == []
     assert facts["web root"].lines == []
+
+
+@pytest.mark.req("R7", "R69")
+def test_media_directory(facts: dict[str, Fact], target: str) -> None:
+    """What users send is written by the application, read by the web server's group, and never run"""
+    access, options = facts["media"].lines
+    assert access == "2750 gunicorn:www-data"
+    if target == "vm":
+        assert {"noexec", "nosuid", "nodev"} <= set(options.split(","))
 
 
 @pytest.mark.req("R18")

@@ -25,6 +25,7 @@ ENABLED = {
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
+    "golden-postgresql-memory.service": "fits the database to the machine's memory",
     "golden-secrets.service": "makes the secret key",
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",

@@ -178,7 +178,7 @@ def test_no_example_sites(facts: dict[str, Fact]) -> None:
     """There is no example site, no module beyond the built-in ones, no directory listing"""
     assert facts["sites"].lines == [
         "/etc/nginx/modules-enabled:", "/etc/nginx/sites-enabled:", "00-default", "10-app",
-        *(["lost+found"] if "lost+found" in facts["sites"].lines else []), "static",
+        *(["lost+found"] if "lost+found" in facts["sites"].lines else []), "media", "static",
     ]  # fmt: skip
     assert facts["autoindex"].lines == []
 
