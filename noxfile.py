@@ -16,7 +16,8 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra")
-CHECKS = ("mypy", "ruff", "types-pyyaml", "nox")
+PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
+CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
@@ -44,7 +45,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
-    install(session, *TOOL, *IMAGE_TESTS, *CHECKS)
+    install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, *CHECKS)
     session.run("python", "-m", "build", "setup")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
 
@@ -89,3 +90,10 @@ def bench(session: nox.Session) -> None:
     """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "bench")
+
+
+@nox.session
+def requirements(session: nox.Session) -> None:
+    """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
+    install(session, *TOOL)
+    goldsmith(session, "requirements")

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build import __version__, accel, apt, artifact, bench, doctor, host, log, pipeline, workshop
+from build import __version__, accel, apt, artifact, bench, doctor, files, host, log, pipeline, requirements, workshop
 from build.apt import Mirrors
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
+    table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
@@ -161,6 +163,20 @@ def _check(arguments: argparse.Namespace) -> int:
         log.warn(problem)
     print(f"{found.path}: {'changed' if problems else 'whole'}")
     return 1 if problems else 0
+
+
+def _requirements(arguments: argparse.Namespace) -> int:
+    project = Project(arguments.project.resolve())
+    made = artifact.newest(project.artifacts)
+    junit = arguments.junit or [made.path / "verification" / "junit.xml"]
+    files.write_json(
+        project.root / requirements.RESULTS, {"source": f"`{made.path.name}`", "results": requirements.results(junit)}
+    )
+    page = requirements.page(project.root)
+    files.write_atomic(project.root / requirements.PAGE, page)
+    missing = page.count("**nothing yet**")
+    log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:

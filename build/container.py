@@ -6,7 +6,6 @@ Needs root.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ TEST_SECONDS = 900
 POLL_SECONDS = 1.0
 # As a clone's: not the image's own.
 NAME = "clone"
+# Addresses for documentation: a test plays an administrator from there.
+ADMIN_NETWORK = "203.0.113.0/24"
 # The host has no systemd to ask for the cgroup layout; and /tmp is the image's business.
 ENVIRONMENT = {"UNIFIED_CGROUP_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
 
@@ -56,7 +57,7 @@ def _plant_seed(root: Path, scratch: Path, spec: Spec) -> None:
     identity = seed.make_identity(scratch / "identity", spec.admin.user)
     home = root / "var" / "lib" / "cloud" / "seed" / "nocloud"
     home.mkdir(parents=True)
-    for name, content in seed.documents(NAME, identity).items():
+    for name, content in seed.documents(NAME, identity, admin_cidrs=[ADMIN_NETWORK]).items():
         (home / name).write_text(content)
 
 
@@ -96,7 +97,7 @@ def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path)
     context = scratch / "context.json"
     machine = {"name": NAME, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
     files.write_json(
-        context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
+        context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""}
     )
     argv: list[str | Path] = [
         sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra",

@@ -33,6 +33,8 @@ COMMAND_SECONDS = 60
 MONITOR_SECONDS = 30
 POLL_SECONDS = 1.0
 LOOPBACK = "127.0.0.1"
+# QEMU's user network: every connection from this machine reaches the guest from an address in it.
+USER_NETWORK = "10.0.2.0/24"
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
 PANIC = re.compile(r"Kernel panic - not syncing.*")
@@ -129,7 +131,7 @@ def clone(
     run.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.resolve(), "-F", "qcow2", disk, f"{disk_mib}M"], timeout=60
     )
-    seed_iso = seed.write(directory, wish.name, identity)
+    seed_iso = seed.write(directory, wish.name, identity, admin_cidrs=[USER_NETWORK])
     monitor = directory / "qmp.sock"
     arguments = [
         QEMU, *_machine(wish, accelerator, directory),
@@ -139,7 +141,8 @@ def clone(
         "-device", "scsi-hd,drive=disk,bus=scsi0.0,bootindex=1",
         "-drive", f"if=none,id=seed,file={seed_iso},format=raw,readonly=on",
         "-device", "scsi-cd,drive=seed,bus=scsi0.0",
-        "-netdev", f"user,id=net,{_forwards(ports or {})}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net,net={USER_NETWORK},{_forwards(ports or {})}",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
         "-serial", f"file:{directory / 'console.log'}", "-vga", "none",
         # Relative to its directory: the path of a socket may have no more than 107 characters.
         "-qmp", f"unix:{monitor.name},server=on,wait=off",

@@ -20,17 +20,22 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-backup.timer": "a backup every night",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
+    "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-postgresql-memory.service": "fits the database to the machine's memory",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "golden-secrets.service": "makes the secret key",
+    "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
     "nginx.service": "the web server",
+    "nftables.service": "the packet filter",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
     "postgresql.service": "the database",
@@ -47,11 +52,13 @@ ENABLED = {
 }
 TIMERS = {
     "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "golden-backup.timer": "a backup every night",
+    "golden-restore-drill.timer": "a restore drill every quarter",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
     "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
-    "golden-tls",
+    "golden-site", "golden-tls",
 )  # fmt: skip
 
 

@@ -26,10 +26,13 @@ ASK_SECONDS = 60
 # From the inside out. A module imports only from rings further in, or from its own without a circle.
 RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
-    "nouns": {"tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report"},
+    "nouns": {
+        "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
+        "requirements", "cluster", "roles",
+    },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith",
+        "locksmith", "pve",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
     "top": {"pipeline", "workshop", "doctor", "bench", "cli", "__main__"},

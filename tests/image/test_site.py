@@ -1,0 +1,108 @@
+"""Site settings: nothing given is safe, what is wrong is named and opens nothing, what is right is used at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, ask, browse, gather, properties
+
+EVERY_KEY = {
+    "admin_cidrs", "server_names", "certificate", "log_collector", "backup", "alerts", "application", "admin_proxy",
+}  # fmt: skip
+BAD = "/run/golden-test-site.yaml"
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> Iterator[dict[str, Fact]]:
+    """What the command and the unit say, with the clone's own settings and with a file full of faults."""
+    yield gather(
+        host,
+        {
+            "settings": "golden-site --show --json",
+            "access": "stat -c '%a %U:%G' /run/golden/site.json /etc/golden",
+            "unit": "systemctl show -p ActiveState -p Result -p OnFailure -p Before -p After golden-site.service",
+            "order": "systemctl show -p After -p Wants golden-names.service",
+            "exposure": "systemd-analyze security --no-pager golden-site.service | tail -1",
+            "bad": f"printf 'admin_cidrs: [0.0.0.0/0, 192.0.2.0/24]\\nserver_nam: [x]\\n' >{BAD}; chmod 600 {BAD}; "
+            f"golden-site --check {BAD} --json",
+            "bad status": f"golden-site --check {BAD} >&2",
+            "example": "golden-site --check /etc/golden/site.yaml.example",
+            "again": "sha256sum /run/golden/* >/run/golden-test.before; systemctl restart golden-site.service; "
+            "sha256sum /run/golden/* | diff /run/golden-test.before -",
+        },
+    )
+    host.run("rm -f %s /run/golden-test.before", BAD)
+
+
+@pytest.mark.req("R30", "R65")
+def test_settings_are_complete(facts: dict[str, Fact]) -> None:
+    """The settings in force name every key, and only root reads them"""
+    found = json.loads(facts["settings"].text)
+    assert set(found["settings"]) == EVERY_KEY
+    assert found["problems"] == []
+    assert facts["access"].lines == ["600 root:root", "755 root:root"]
+
+
+@pytest.mark.req("R9", "F33")
+def test_unit_works_before_those_that_use_it(facts: dict[str, Fact]) -> None:
+    """The settings are read after cloud-init's files are there and before the units that use them, without a network"""
+    unit = properties(facts["unit"])
+    assert (unit["ActiveState"], unit["Result"]) == ("active", "success")
+    assert "golden-alert@golden-site.service.service" in unit["OnFailure"]
+    assert "cloud-init-network.service" in unit["After"].split()
+    assert {"golden-names.service", "nginx.service", "rsyslog.service"} <= set(unit["Before"].split())
+    assert "network-online.target" not in unit["After"]
+    assert "golden-site.service" in properties(facts["order"])["Wants"].split()
+
+
+@pytest.mark.req("R30")
+def test_faults_are_named_and_open_nothing(facts: dict[str, Fact]) -> None:
+    """A file with faults: each is named with its key and a remedy, and what is wrong counts as not given"""
+    found = json.loads(facts["bad"].text)
+    assert facts["bad"].status == facts["bad status"].status == 3
+    assert [one["key"] for one in found["problems"]] == ["admin_cidrs[0]", "server_nam"]
+    assert all(one["remedy"] for one in found["problems"])
+    assert found["settings"]["admin_cidrs"] == ["192.0.2.0/24"]
+    assert "0.0.0.0/0" in facts["bad status"].text
+
+
+@pytest.mark.req("R4")
+def test_reading_again_changes_nothing(facts: dict[str, Fact]) -> None:
+    """Reading the settings a second time gives the same files"""
+    assert facts["again"].status == 0, facts["again"].text
+    assert float(facts["exposure"].text.split("service: ")[1].split()[0]) <= 2.0
+
+
+@pytest.mark.req("R4", "F30")
+def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
+    """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""
+    name = "site-test.example.org"
+    found = gather(
+        host,
+        {
+            "keep": "test ! -e /etc/golden/site.yaml || cp -p /etc/golden/site.yaml /run/golden-test.kept",
+            "bad": "echo 'admin_cidrs: 7' >/etc/golden/site.yaml; golden-site apply",
+            "unchanged": "systemctl is-active golden-site.service; cat /run/golden/names",
+            "good": f"echo 'server_names: [{name}]' >/etc/golden/site.yaml; golden-site apply",
+            "names": "cat /run/golden/names",
+        },
+    )
+    answers = browse(host, {"new": ask(name, "/", tls=False), "other": ask("elsewhere.example.org", "/", tls=False)})
+    restored = host.run(
+        "rm /etc/golden/site.yaml; test ! -e /run/golden-test.kept || mv /run/golden-test.kept /etc/golden/site.yaml; "
+        "golden-site apply >/dev/null; cat /run/golden/names"
+    )
+    assert found["bad"].status == 3
+    assert found["unchanged"].lines[0] == "active"
+    assert name not in found["unchanged"].text
+    assert found["good"].status == 0, found["good"].text
+    assert found["names"].words[0] == name
+    assert spec.application.server_name in found["names"].words
+    assert answers["new"].status == 308
+    assert answers["other"].error
+    assert restored.stdout.strip() == found["unchanged"].lines[-1]
