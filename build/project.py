@@ -42,6 +42,10 @@ class Project:
         return self.root / "docs" / "planes.md"
 
     @property
+    def breakage_tests(self) -> Path:
+        return self.root / "tests" / "breakage"
+
+    @property
     def rootfs_lock(self) -> Path:
         return self.overlays / "rootfs.lock"
 

@@ -20,9 +20,12 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-alert-send.path": "sends alerts",
+    "golden-alert-send.timer": "sends alerts that wait",
     "golden-backup.timer": "a backup every night",
     "golden-console-keys.service": "shows the host keys",
     "golden-database.service": "makes the cluster",
+    "golden-disks.timer": "looks for full file systems",
     "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
@@ -34,8 +37,8 @@ ENABLED = {
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
-    "nginx.service": "the web server",
     "nftables.service": "the packet filter",
+    "nginx.service": "the web server",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
     "postgresql.service": "the database",
@@ -52,7 +55,9 @@ ENABLED = {
 }
 TIMERS = {
     "fstrim.timer": "gives unused blocks back to the hypervisor",
+    "golden-alert-send.timer": "sends alerts that wait",
     "golden-backup.timer": "a backup every night",
+    "golden-disks.timer": "looks for full file systems",
     "golden-restore-drill.timer": "a restore drill every quarter",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
