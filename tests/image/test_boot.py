@@ -44,6 +44,7 @@ ENABLED = {
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-proxy.service": "writes down who may reach the administration",
+    "golden-postgresql-memory.service": "fits the database to the machine's memory",
     "golden-restore-drill.timer": "a restore drill every quarter",
     "golden-secrets.service": "makes the secret key",
     "golden-site.service": "reads the site settings",
