@@ -79,10 +79,24 @@ def container(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Break throw-away clones on purpose, with load running: all faults, or -- F04 F16; --target container is quicker."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    goldsmith(session, "faults")
+
+
+@nox.session
 def check(session: nox.Session) -> None:
     """Compare an artifact with its SHA256SUMS."""
     install(session, *TOOL)
     goldsmith(session, "check")
+
+
+@nox.session
+def bundle(session: nox.Session) -> None:
+    """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "bundle")
 
 
 @nox.session

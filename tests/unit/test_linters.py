@@ -28,14 +28,14 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "requirements", "cluster", "roles",
+        "requirements", "cluster", "roles", "faults_report",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "pve",
+        "locksmith", "bundle", "pve", "faults_machines",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
-    "top": {"pipeline", "workshop", "doctor", "bench", "cli", "__main__"},
+    "top": {"pipeline", "workshop", "doctor", "bench", "faults", "cli", "__main__"},
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.
