@@ -19,7 +19,9 @@ from build.errors import CommandFailed, GoldsmithError, HostError, SpecError, St
 from tests.fakes import Fakes
 from tests.unit.helpers import make_checkout
 
-VERBS = ("build", "plan", "setup", "doctor", "lock", "boot", "container", "faults", "check", "requirements", "bundle", "bench")
+VERBS = (
+    "build", "plan", "setup", "doctor", "lock", "boot", "container", "faults", "check", "requirements", "bundle", "bench",
+)  # fmt: skip
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")
 GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/debian-security")
 
