@@ -40,6 +40,7 @@ ENABLED = {
     "golden-database.service": "makes the cluster",
     "golden-disks.timer": "looks for full file systems",
     "golden-firewall.service": "tells the packet filter who administers",
+    "golden-deploy.service": "deploys the application that the site names",
     "golden-hostkeys.service": "makes the host keys",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
