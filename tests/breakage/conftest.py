@@ -21,8 +21,9 @@ from build.faults_machines import Clone, Machine, Ward
 from build.faults_report import LACKS
 from tests.image.conftest import _tell_report, connect, context, spec, target
 
-from .journal import Journal
+from .journal import AccessLog, Journal
 from .traffic import Load, Traffic
+from .visitor import Visitor
 
 __all__ = ["_tell_report", "context", "spec", "target"]
 
@@ -140,6 +141,12 @@ def journal(host: Host, record_property: Callable[[str, object], None], ward: Wa
 
 
 @pytest.fixture
+def access_log(host: Host, record_property: Callable[[str, object], None], ward: Ward) -> AccessLog:
+    """The web server's log from now on; a line that is found goes into the report."""
+    return AccessLog(host, lambda line: record_property("evidence", line), scale=min(ward.scale, 3.0))
+
+
+@pytest.fixture
 def numbers(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Takes figures for the report, by their names."""
 
@@ -169,6 +176,12 @@ def load(traffic: Traffic, numbers: Callable[..., None]) -> Callable[..., Any]:
         return traffic.load(paths or ("/", "/health"), note=note, **options)
 
     return begin
+
+
+@pytest.fixture
+def visitor(host: Host, traffic: Traffic) -> Visitor:
+    """Somebody who can get an account."""
+    return Visitor(host, traffic)
 
 
 @pytest.fixture
