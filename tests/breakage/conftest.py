@@ -77,6 +77,7 @@ class Stall:
             self.machine = self.ward.make("patient")
             self.machine.start()
             if isinstance(self.machine, Clone):
+                settle(connect(self.machine.entry()))
                 self.machine.save()
         elif self.unwell or module != self.module:
             self.machine.reset()
@@ -109,7 +110,12 @@ def machine(request: pytest.FixtureRequest, stall: Stall) -> Iterator[Machine]:
     found = stall.take(request.module.__name__)
     yield found
     if not stall.unwell:
-        stall.unwell = not is_well(Host(connect(found.entry()).backend), scale=stall.ward.scale)
+        stall.unwell = not is_well(connect(found.entry()), scale=stall.ward.scale)
+
+
+def settle(host: Host) -> None:
+    """Wait for what goes on in the background after a first boot: a snapshot would begin it anew each time."""
+    host.check_output("timeout 1800 sh -c 'while systemctl --quiet is-active golden-aide-first; do sleep 2; done'")
 
 
 def is_well(host: Host, *, scale: float) -> bool:

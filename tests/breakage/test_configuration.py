@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from build.faults_machines import Container, Machine
+from build.faults_machines import Machine
 
 from .conftest import wait_until
+from .freight import give
 from .journal import Journal
 from .traffic import Traffic
 
@@ -162,7 +162,7 @@ def test_install_again(host: Host, machine: Machine, context: dict[str, Any], lo
     assert not missing, f"not in the cache: {missing}"
     host.check_output("mkdir -p /root/debs")
     for path in debs:
-        give(machine, host, path, f"/root/debs/{path.name}.deb")
+        give(machine, path.read_bytes(), f"/root/debs/{path.name}.deb")
     before = host.check_output(STATE)
     with load() as going:
         host.check_output("DEBIAN_FRONTEND=noninteractive dpkg --install /root/debs/*.deb")
@@ -171,13 +171,3 @@ def test_install_again(host: Host, machine: Machine, context: dict[str, Any], lo
     assert host.check_output(STATE) == before
     assert host.run("ls /etc/nginx/sites-enabled/default /var/www/html").rc != 0
     assert host.check_output("grep -c ' configure nginx' /var/log/dpkg.log") != "0"
-
-
-def give(machine: Machine, host: Host, source: Path, target: str) -> None:
-    """Copy a file of the test host to the machine."""
-    if isinstance(machine, Container):
-        (machine.root / target.lstrip("/")).write_bytes(source.read_bytes())
-        return
-    with source.open("rb") as stream:
-        subprocess.run(machine.ssh(f"sudo tee {target} >/dev/null"), stdin=stream, check=True, timeout=600)
-
