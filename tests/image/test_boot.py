@@ -53,7 +53,6 @@ ENABLED = {
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
     "logrotate.timer": "rotates the access log",
-    "logrotate.timer": "rotates the logs that are files",
     "nftables.service": "the packet filter",
     "nginx.service": "the web server",
     "nginx.socket": "the web server",
@@ -84,7 +83,6 @@ TIMERS = {
     "golden-disks.timer": "looks for full file systems",
     "golden-restore-drill.timer": "a restore drill every quarter",
     "logrotate.timer": "rotates the access log",
-    "logrotate.timer": "rotates the logs that are files",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
