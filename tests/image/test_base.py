@@ -48,8 +48,6 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
         "sysctl": "sed -nE 's/^([a-z0-9_.-]+) *=.*/\\1/p' /etc/sysctl.d/6*-golden*.conf | while read -r name; do "
         'echo "$name = $(sysctl -n "$name")"; done',
         "command line": "cat /proc/cmdline; grep -c ' audit=1 ' /boot/grub/grub.cfg",
-        "grub": "stat -c '%a %U:%G' /boot/grub/grub.cfg; grep -cE '^password_pbkdf2 golden' /boot/grub/grub.cfg; "
-        "grep -cE '^set superusers=' /boot/grub/grub.cfg; grep -E '^menuentry_id_option=' /boot/grub/grub.cfg",
         "modules": "modprobe --showconfig | grep -E '^(install|blacklist) '",
         "loaded": "modprobe cramfs; echo status $?",
         "auth": "sed -n 's/^auth.*\\(pam_[a-z_]*\\.so\\).*/\\1/p' /etc/pam.d/common-auth",
@@ -117,16 +115,6 @@ def test_kernel_command_line(facts: dict[str, Fact]) -> None:
     line, count = facts["command line"].lines
     assert set(line.split()) >= COMMAND_LINE
     assert int(count) >= 1
-
-
-@pytest.mark.vm
-@pytest.mark.req("R98")
-def test_boot_loader_is_locked(facts: dict[str, Fact]) -> None:
-    """At the console the machine can be started, and how it starts cannot be changed"""
-    access, passwords, users, entries = facts["grub"].lines
-    assert access in ("400 root:root", "600 root:root")
-    assert (passwords, users) == ("1", "1")
-    assert "--unrestricted" in entries
 
 
 @pytest.mark.req("R24")
