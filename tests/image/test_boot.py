@@ -31,9 +31,11 @@ ENABLED = {
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-restore-drill.timer": "a restore drill every quarter",
+    "golden-verify.timer": "checks the machine against its requirements",
     "golden-secrets.service": "makes the secret key",
     "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
+    "golden-verify.timer": "checks the machine against its requirements",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
     "nftables.service": "the packet filter",
@@ -58,6 +60,7 @@ TIMERS = {
     "golden-backup.timer": "a backup every night",
     "golden-disks.timer": "looks for full file systems",
     "golden-restore-drill.timer": "a restore drill every quarter",
+    "golden-verify.timer": "checks the machine against its requirements",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
 UNITS_OF_THE_FIRST_BOOT = (
