@@ -101,6 +101,13 @@ def check(session: nox.Session) -> None:
 
 
 @nox.session
+def bundle(session: nox.Session) -> None:
+    """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "bundle")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
     install(session, *TOOL, *IMAGE_TESTS)

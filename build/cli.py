@@ -18,6 +18,7 @@ from build import (
     artifact,
     audit,
     bench,
+    bundle,
     doctor,
     faults,
     files,
@@ -88,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
+    packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
+    packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
+    packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
@@ -229,6 +233,11 @@ def _requirements(arguments: argparse.Namespace) -> int:
     files.write_atomic(project.root / requirements.PAGE, page)
     missing = page.count("**nothing yet**")
     log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    print(bundle.make(arguments.directory, arguments.output, cache=arguments.cache.resolve()))
     return 0
 
 

@@ -24,6 +24,7 @@ VERBS = (
     "bench",
     "boot",
     "build",
+    "bundle",
     "check",
     "container",
     "doctor",

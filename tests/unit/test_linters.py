@@ -32,7 +32,7 @@ RINGS = {
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "pve", "faults_machines", "audit_tools", "audit_place", "audit_field",
+        "locksmith", "bundle", "pve", "faults_machines", "audit_tools", "audit_place", "audit_field",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
     "top": {"pipeline", "workshop", "doctor", "audit", "bench", "faults", "cli", "__main__"},
