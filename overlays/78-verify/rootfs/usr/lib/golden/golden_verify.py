@@ -93,27 +93,30 @@ def _result(check: Check, system: System) -> dict[str, Any]:
 
 
 def failed_units(system: System, check: Check) -> list[str]:
-    """No unit has failed; ``but`` names those that may (this command's own last run)."""
+    """Find units that failed; ``but`` names those that may (this command's own last run)."""
     _, text = system.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager"])
-    return [f"{line.split()[0]} failed" for line in text.splitlines() if line.strip() and line.split()[0] not in check["but"]]
+    names = [line.split()[0] for line in text.splitlines() if line.strip()]
+    return [f"{name} failed" for name in names if name not in check["but"]]
 
 
 def units(system: System, check: Check) -> list[str]:
-    """Each unit has each property's value."""
+    """Find units whose properties have other values."""
     found = []
     for unit, wanted in check["units"].items():
         have = system.properties(unit, wanted)
-        found += [f"{unit}: {name} is {have.get(name, '?')}" for name, value in wanted.items() if have.get(name) != str(value)]
+        wrong = [name for name, value in wanted.items() if have.get(name) != str(value)]
+        found += [f"{unit}: {name} is {have.get(name, '?')}" for name in wrong]
     return found
 
 
 def presets(system: System, check: Check) -> list[str]:
-    """What the layers enable is active: every unit of one of ``kinds`` that a preset of /etc names."""
+    """Find units of ``kinds`` that the presets of /etc enable, and that are not active."""
+    endings = tuple(f".{kind}" for kind in check["kinds"])
     wanted = [
         words[1]
         for preset in sorted(system.path("/etc/systemd/system-preset").glob("*.preset"))
         for words in (line.split() for line in preset.read_text().splitlines())
-        if len(words) == 2 and words[0] == "enable" and words[1].rsplit(".", 1)[-1] in check["kinds"] and "@." not in words[1]
+        if words[:1] == ["enable"] and words[1].endswith(endings) and "@." not in words[1]
     ]
     if not wanted:
         raise LookupError("no preset enables anything")
@@ -130,7 +133,7 @@ def presets(system: System, check: Check) -> list[str]:
 
 
 def processes(system: System, check: Check) -> list[str]:
-    """The processes of a unit run as a user, with no more capabilities than named, no new privileges, and seccomp."""
+    """Find processes of a unit with another user, more capabilities than named, ways to privileges, or no seccomp."""
     found, running = [], system.processes(check["unit"])
     if len(running) < check["at_least"]:
         found.append(f"{check['unit']} has {len(running)} processes, should have {check['at_least']}")
@@ -149,13 +152,14 @@ def processes(system: System, check: Check) -> list[str]:
 
 
 def read_only(system: System, check: Check) -> list[str]:
-    """A unit's processes see a read-only file system, but for the mounts that are named and those in memory."""
+    """Find file systems that a unit's processes can write to, but for the mounts that are named, and kinds in memory."""
     found = []
     for process in system.processes(check["unit"]):
         for line in (process / "mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
             mount, options, kind = left.split()[4], left.split()[5].split(","), right.split()[0]
-            if "rw" in options and kind not in check["kinds"] and not any(fnmatch.fnmatch(mount, one) for one in check["but"]):
+            known = kind in check["kinds"] or any(fnmatch.fnmatch(mount, one) for one in check["but"])
+            if "rw" in options and not known:
                 found.append(f"process {process.name} can write to {mount} ({kind})")
         break
     else:
@@ -164,7 +168,7 @@ def read_only(system: System, check: Check) -> list[str]:
 
 
 def confined(system: System, check: Check) -> list[str]:
-    """AppArmor enforces a profile for every process of the units."""
+    """Find processes of the units for which AppArmor enforces no profile."""
     if not system.path("/sys/module/apparmor/parameters/enabled").exists():
         raise Skip("the kernel has no AppArmor")
     found = []
@@ -178,7 +182,7 @@ def confined(system: System, check: Check) -> list[str]:
 
 
 def secrets(system: System, check: Check) -> list[str]:
-    """No secret of the files is in the environment or the arguments of a process."""
+    """Find processes that have a secret of the files in their environment or arguments."""
     values = [
         value for name in check["files"] if system.path(name).exists()
         for value in [system.path(name).read_bytes().strip()] if len(value) >= 16
@@ -219,7 +223,7 @@ def _access(path: Path) -> str:
 
 
 def access(system: System, check: Check) -> list[str]:
-    """Each path (a pattern may name several, and must name one) has one of the owners and modes that are given."""
+    """Find paths with other owners or modes; a pattern may name several, and must name one."""
     found = []
     for pattern, wanted in check["paths"].items():
         matches = sorted(system.root.glob(pattern.lstrip("/")))
@@ -230,7 +234,7 @@ def access(system: System, check: Check) -> list[str]:
 
 
 def absent(system: System, check: Check) -> list[str]:
-    """Nothing of these names is there."""
+    """Find what must not be there."""
     return [str(path) for pattern in check["paths"] for path in sorted(system.root.glob(pattern.lstrip("/")))]
 
 
@@ -240,7 +244,7 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def trees(system: System, check: Check) -> list[str]:
-    """Below the directories nothing belongs to one of ``not_of``, and nothing has one of the bits of ``not_mode``."""
+    """Find what belongs to one of ``not_of`` below the directories, or has one of the bits of ``not_mode``."""
     bits, found = int(str(check["not_mode"]), 8), []
     for name in check["trees"]:
         if not system.path(name).is_dir():
@@ -260,7 +264,7 @@ def _need_own_kernel(system: System) -> None:
 
 
 def mounts(system: System, check: Check) -> list[str]:
-    """Each directory is a mount of its own with the options. Process 1 sees them as they are, whatever we are shut out of."""
+    """Find directories that are no mount of their own, or lack options. Process 1 sees them whatever we are shut out of."""
     _need_own_kernel(system)
     table = {}
     for line in system.path("/proc/1/mountinfo").read_text().splitlines():
@@ -278,7 +282,7 @@ def mounts(system: System, check: Check) -> list[str]:
 
 
 def accounts(system: System, check: Check) -> list[str]:
-    """Root alone has number 0, no account has a password, and only people and ``shells`` have a shell."""
+    """Find a second root, passwords, and shells of accounts that are no person's and not among ``shells``."""
     found = []
     for line in system.path("/etc/passwd").read_text().splitlines():
         name, _, number, _, _, _, shell = line.split(":")
@@ -293,7 +297,7 @@ def accounts(system: System, check: Check) -> list[str]:
 
 
 def sysctl(system: System, check: Check) -> list[str]:
-    """What the files of /etc/sysctl.d that match ``files`` ask for is in effect; the last file has the last word."""
+    """Find settings that differ from what the files of /etc/sysctl.d ask for; the last file has the last word."""
     _need_own_kernel(system)
     wanted: dict[str, str] = {}
     for path in sorted(path for name in check["files"] for path in system.path("/etc/sysctl.d").glob(name)):
@@ -313,7 +317,7 @@ def sysctl(system: System, check: Check) -> list[str]:
 
 
 def listeners(system: System, check: Check) -> list[str]:
-    """Beyond the loopback interface only the named ports listen, and all of them do."""
+    """Find ports that listen beyond the loopback interface and are not named, and named ones that do not listen."""
     status, text = system.run([*ELSEWHERE, "ss", "-Hltnu"])
     if status:
         raise ValueError(text.strip())
@@ -330,7 +334,7 @@ def listeners(system: System, check: Check) -> list[str]:
 
 
 def programs(system: System, check: Check) -> list[str]:
-    """Each program ends well, and says what it must say and nothing it must not (regular expressions).
+    """Find programs that do not end well, do not say what they must, or say what they must not (regular expressions).
 
     ``with``: in a unit of its own with these properties (``[]``: outside this one's sandbox).
     """
@@ -341,13 +345,13 @@ def programs(system: System, check: Check) -> list[str]:
         status, text = system.run([*outside, *one["run"]])
         last = (text.strip().splitlines() or ["nothing said"])[-1]
         found += [f"{name} ended with {status}: {last}"] if status else []
-        found += [f"{name} does not say {want}" for want in one.get("says", ()) if not re.search(want, text, re.M)]
-        found += [f"{name} says {said[0]}" for bad in one.get("never", ()) if (said := re.search(bad, text, re.M))]
+        found += [f"{name} does not say {want}" for want in one.get("says", ()) if not re.search(want, text, re.MULTILINE)]
+        found += [f"{name} says {said[0]}" for bad in one.get("never", ()) if (said := re.search(bad, text, re.MULTILINE))]
     return found
 
 
 def web(system: System, check: Check) -> list[str]:
-    """The web server answers each request as it must."""
+    """Find requests that the web server answers otherwise than it must."""
     found: list[str] = []
     answers = system.browse([one["ask"] for one in check["requests"]])
     for one, answer in zip(check["requests"], answers, strict=True):
