@@ -51,6 +51,7 @@ ENABLED = {
     "golden-secrets.service": "makes the secret key",
     "golden-site.service": "reads the site settings",
     "golden-tls.service": "makes the TLS key",
+    "golden-verify.timer": "checks the machine against its requirements",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
     "logrotate.timer": "rotates the access log",
@@ -84,6 +85,7 @@ TIMERS = {
     "golden-certificate-start.timer": "gets the first certificate",
     "golden-disks.timer": "looks for full file systems",
     "golden-restore-drill.timer": "a restore drill every quarter",
+    "golden-verify.timer": "checks the machine against its requirements",
     "logrotate.timer": "rotates the access log",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
