@@ -106,6 +106,12 @@ try:
     master = shown("MainPID")
     seen["reload"] = under_load(reload)
     seen["same master"] = shown("MainPID") == master
+    victim = workers()[0]
+    half = "/var/www/media/.incoming-%d-test" % victim
+    open(half, "w").close()
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(workers()) == 3 and not os.path.exists(half))
+    seen["half file"] = "removed"
     os.kill(int(master), signal.SIGKILL)
     until(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active")
     seen["after kill"] = get()
@@ -310,6 +316,12 @@ def test_reload_loses_nothing(life: dict[str, Any]) -> None:
     assert life["same master"]
 
 
+@pytest.mark.req("R69", "F01")
+def test_killed_worker_leaves_nothing(life: dict[str, Any]) -> None:
+    """A worker that is killed is replaced, and a file that it had not written to the end is removed"""
+    assert life["half file"] == "removed"
+
+
 @pytest.mark.req("R23", "F02")
 def test_killed_master_is_seen_and_replaced(life: dict[str, Any]) -> None:
     """systemd notes the death of the master with its cause, and starts the service again"""
@@ -372,6 +384,20 @@ def test_administration_wants_password_and_code(people: dict[str, list[dict[str,
     assert (stranger["status"], password["status"], after["status"], both["status"]) == (302, 200, 302, 302)
     assert inside["status"] == 200
     assert "Site administration" in inside["body"]
+
+
+@pytest.mark.req("R99")
+def test_accounts_are_listed_and_closed(host: Host, people: dict[str, list[dict[str, Any]]]) -> None:
+    """golden-app lists the accounts of the application with their last login, and closes one"""
+    closed = host.run("golden-app close test-chief")
+    accounts = {one["name"]: one for one in json.loads(host.check_output("golden-app --json accounts"))["accounts"]}
+    assert set(people) <= set(accounts)
+    assert closed.rc == 0
+    assert accounts["test-chief"]["administrator"]
+    assert not accounts["test-chief"]["active"]
+    assert accounts["test-sender"]["one_time_code"]
+    assert accounts["test-sender"]["last_login"]
+    assert host.run("golden-app close nobody-at-all").rc == 1
 
 
 @pytest.mark.req("R74")
