@@ -58,11 +58,9 @@ def test_line_is_json_with_the_requests_identity(configuration: ModuleType) -> N
 
 
 def test_trace_is_in_the_line_and_not_below_it(configuration: ModuleType) -> None:
-    try:
+    with pytest.raises(ValueError, match="broken") as broken:
         int("broken")
-    except ValueError as error:
-        cause = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("app", logging.ERROR, __file__, 1, "failed", (), cause)
+    record = logging.LogRecord("app", logging.ERROR, __file__, 1, "failed", (), (broken.type, broken.value, broken.tb))
     line = configuration.JsonFormatter().format(record)
     assert "\n" not in line
     assert "ValueError: invalid literal" in json.loads(line)["trace"]
