@@ -26,6 +26,7 @@ ENABLED = {
     "golden-database.service": "makes the cluster",
     "golden-disks.timer": "looks for full file systems",
     "golden-hostkeys.service": "makes the host keys",
+    "golden-logs.service": "tells the log service the collector",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-secrets.service": "makes the secret key",
@@ -33,6 +34,7 @@ ENABLED = {
     "golden-tls.service": "makes the TLS key",
     "gunicorn.service": "the application",
     "gunicorn.socket": "the application",
+    "logrotate.timer": "turns logs over",
     "nginx.service": "the web server",
     "nginx.socket": "the web server",
     "noexec-shm.service": "mount options of /dev/shm",
@@ -49,6 +51,7 @@ ENABLED = {
     "systemd-resolved.service": "name resolution",
 }
 TIMERS = {
+    "logrotate.timer": "turns logs over",
     "golden-alert-send.timer": "sends alerts that wait",
     "golden-disks.timer": "looks for full file systems",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
