@@ -16,7 +16,9 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra")
-CHECKS = ("mypy", "ruff", "types-pyyaml", "nox")
+AUDITORS = ("ssh-audit",)
+PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
+CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
@@ -44,7 +46,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
-    install(session, *TOOL, *IMAGE_TESTS, *CHECKS)
+    install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, *CHECKS)
     session.run("python", "-m", "build", "setup")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
 
@@ -78,6 +80,20 @@ def container(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Break throw-away clones on purpose, with load running: all faults, or -- F04 F16; --target container is quicker."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    goldsmith(session, "faults")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Run the field's auditors against a clone of the newest image, and compare with tests/peers/ledger.json."""
+    install(session, *TOOL, *AUDITORS)
+    goldsmith(session, "audit")
+
+
+@nox.session
 def check(session: nox.Session) -> None:
     """Compare an artifact with its SHA256SUMS."""
     install(session, *TOOL)
@@ -85,7 +101,21 @@ def check(session: nox.Session) -> None:
 
 
 @nox.session
+def bundle(session: nox.Session) -> None:
+    """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "bundle")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "bench")
+
+
+@nox.session
+def requirements(session: nox.Session) -> None:
+    """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
+    install(session, *TOOL)
+    goldsmith(session, "requirements")

@@ -11,10 +11,28 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build import __version__, accel, apt, artifact, bench, doctor, host, log, pipeline, workshop
+from build import (
+    __version__,
+    accel,
+    apt,
+    artifact,
+    audit,
+    bench,
+    bundle,
+    doctor,
+    faults,
+    files,
+    host,
+    log,
+    pipeline,
+    requirements,
+    workshop,
+)  # fmt: skip
 from build.apt import Mirrors
+from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
+from build.faults_machines import Target
 from build.project import Project
 
 EXIT_BUG = 70
@@ -57,11 +75,35 @@ def parser() -> argparse.ArgumentParser:
         boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
     container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
+    breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
+    breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
+    breaking.add_argument(
+        "--target", type=Target, choices=list(Target), default=Target.VM,
+        help="clones of the newest image, or its root file system in a container, as far as that can show (default: vm)",
+    )  # fmt: skip
+    breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
+    table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
+    packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
+    packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
+    packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
+    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
+    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -153,6 +195,23 @@ def _container(arguments: argparse.Namespace) -> int:
     return workshop.container(_options(arguments), shell=arguments.shell)
 
 
+def _faults(arguments: argparse.Namespace) -> int:
+    return faults.run_faults(
+        _options(arguments), arguments.fault, target=arguments.target, directory=arguments.artifact,
+        unverified=arguments.unverified, squashfs=arguments.squashfs,
+    )  # fmt: skip
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.lock:
+        return audit.write_locks(_options(arguments))
+    wanted = audit.Wanted(
+        tuple(arguments.auditor) or tuple(AUDITORS), arguments.artifact, unverified=arguments.unverified,
+        context=arguments.context, update=arguments.update,
+    )  # fmt: skip
+    return audit.audit(_options(arguments), wanted)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     project = Project(arguments.project.resolve())
     found = artifact.load(arguments.artifact) if arguments.artifact else artifact.newest(project.artifacts)
@@ -161,6 +220,25 @@ def _check(arguments: argparse.Namespace) -> int:
         log.warn(problem)
     print(f"{found.path}: {'changed' if problems else 'whole'}")
     return 1 if problems else 0
+
+
+def _requirements(arguments: argparse.Namespace) -> int:
+    project = Project(arguments.project.resolve())
+    made = artifact.newest(project.artifacts)
+    junit = arguments.junit or [made.path / "verification" / "junit.xml"]
+    files.write_json(
+        project.root / requirements.RESULTS, {"source": f"`{made.path.name}`", "results": requirements.results(junit)}
+    )
+    page = requirements.page(project.root)
+    files.write_atomic(project.root / requirements.PAGE, page)
+    missing = page.count("**nothing yet**")
+    log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    print(bundle.make(arguments.directory, arguments.output, cache=arguments.cache.resolve()))
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:

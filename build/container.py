@@ -6,9 +6,9 @@ Needs root.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from build import files, log, run, seed
@@ -21,6 +21,8 @@ TEST_SECONDS = 900
 POLL_SECONDS = 1.0
 # As a clone's: not the image's own.
 NAME = "clone"
+# Addresses for documentation: a test plays an administrator from there.
+ADMIN_NETWORK = "203.0.113.0/24"
 # The host has no systemd to ask for the cgroup layout; and /tmp is the image's business.
 ENVIRONMENT = {"UNIFIED_CGROUP_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
 
@@ -36,53 +38,58 @@ def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, she
         root, console = scratch / "root", scratch / "console.log"
         with log.step("Unpacking the root file system"):
             run.run(["unsquashfs", "-quiet", "-no-progress", "-dest", root, squashfs], timeout=UNPACK_SECONDS)
-        _plant_seed(root, scratch, spec)
-        argv = [
-            "systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no", "--keep-unit",
-            "--private-network", "--timezone=off", "--resolv-conf=off", f"--machine={NAME}", "--console=pipe",
-            # Read by systemd as a kernel's would be: a pipe is no terminal to log in at.
-            "systemd.mask=console-getty.service",
-        ]  # fmt: skip
-        with run.spawn(argv, log=console, env=ENVIRONMENT, contained=False) as process:
+        plant_seed(root, seed.make_identity(scratch / "identity", spec.admin.user))
+        with boot(root, console) as process:
             with log.step("Booting the container"):
-                leader = _await_running(process, console)
+                leader = await_running(process, console)
             if shell:
-                return run.attach(_enter(leader, "/bin/bash", "--login"))
+                return run.attach(enter(leader, "/bin/bash", "--login"))
             return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
 
 
-def _plant_seed(root: Path, scratch: Path, spec: Spec) -> None:
+def boot(root: Path, console: Path) -> AbstractContextManager[run.Process]:
+    """Start systemd in the tree ``root``; on leaving the block the container is gone."""
+    argv = [
+        "systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no", "--keep-unit",
+        "--private-network", "--timezone=off", "--resolv-conf=off", f"--machine={NAME}", "--console=pipe",
+        # Read by systemd as a kernel's would be: a pipe is no terminal to log in at.
+        "systemd.mask=console-getty.service",
+    ]  # fmt: skip
+    return run.spawn(argv, log=console, env=ENVIRONMENT, contained=False)
+
+
+def plant_seed(root: Path, identity: seed.Identity) -> None:
     """Give the container what a clone gets on its seed medium, where cloud-init looks for it without one."""
-    identity = seed.make_identity(scratch / "identity", spec.admin.user)
     home = root / "var" / "lib" / "cloud" / "seed" / "nocloud"
     home.mkdir(parents=True)
-    for name, content in seed.documents(NAME, identity).items():
+    for name, content in seed.documents(NAME, identity, admin_cidrs=[ADMIN_NETWORK]).items():
         (home / name).write_text(content)
 
 
-def _enter(leader: int, *words: str) -> list[str]:
+def enter(leader: int, *words: str) -> list[str]:
     """Return the argv that runs a command inside the container whose process 1 is ``leader`` on the host."""
     return ["nsenter", "--target", str(leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", *words]
 
 
-def _leader(nspawn: int) -> int | None:
+def find_leader(nspawn: int) -> int | None:
     """Return the host's number of the container's process 1, which is a child of systemd-nspawn."""
     children = Path(f"/proc/{nspawn}/task/{nspawn}/children")
     found = children.read_text().split() if children.exists() else []
     return int(found[-1]) if found else None
 
 
-def _await_running(process: run.Process, console: Path) -> int:
+def await_running(process: run.Process, console: Path) -> int:
+    """Wait until every service is up; return the host's number of the container's process 1."""
     deadline = time.monotonic() + BOOT_SECONDS
     state = ""
     while time.monotonic() < deadline and process.poll() is None:
-        leader = _leader(process.pid)
+        leader = find_leader(process.pid)
         if leader:
-            state = run.run(_enter(leader, "systemctl", "is-system-running"), timeout=60, check=False).stdout.strip()
+            state = run.run(enter(leader, "systemctl", "is-system-running"), timeout=60, check=False).stdout.strip()
             if state == "running":
                 return leader
             if state not in ("", "offline", "initializing", "starting"):
-                failed = run.run(_enter(leader, "systemctl", "--failed", "--plain"), timeout=60, check=False).stdout
+                failed = run.run(enter(leader, "systemctl", "--failed", "--plain"), timeout=60, check=False).stdout
                 raise StepFailed(f"the container booted, but systemd says {state}", details=failed)
         time.sleep(POLL_SECONDS)
     raise StepFailed(
@@ -94,9 +101,9 @@ def _await_running(process: run.Process, console: Path) -> int:
 
 def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path) -> int:
     context = scratch / "context.json"
-    machine = {"name": NAME, "enter": _enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
+    machine = {"name": NAME, "enter": enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
     files.write_json(
-        context, {"target": "container", "spec": dataclasses.asdict(spec), "clones": [machine], "sealed": ""}
+        context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""}
     )
     argv: list[str | Path] = [
         sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra",

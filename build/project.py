@@ -37,6 +37,15 @@ class Project:
         return self.root / "tests" / "image"
 
     @property
+    def planes(self) -> Path:
+        """The diagrams that an image test holds against the clones."""
+        return self.root / "docs" / "planes.md"
+
+    @property
+    def breakage_tests(self) -> Path:
+        return self.root / "tests" / "breakage"
+
+    @property
     def rootfs_lock(self) -> Path:
         return self.overlays / "rootfs.lock"
 

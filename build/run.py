@@ -7,6 +7,7 @@ too (``setpriv --pdeathsig``); a ``contained`` child is process 1 of its own PID
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -34,6 +35,10 @@ INHERITED = (
 )  # fmt: skip
 
 Argv = Sequence[str | os.PathLike[str]]
+
+# Children whose process group was not killed yet. An interrupt may come between any two steps of ours; what it kept from
+# being ended is ended on our way out.
+_unended: set[subprocess.Popen[bytes]] = set()
 
 # The kernel's own promise to a child: when its parent dies, whatever the cause, it is killed. util-linux is essential on
 # Debian, so the path holds whatever PATH says.
@@ -84,7 +89,7 @@ class Process:
                 self._popen.wait(timeout)
             except subprocess.TimeoutExpired:
                 return None
-            _signal_group(self._popen, signal.SIGKILL)
+            _kill_group(self._popen)
         return self._popen.returncode
 
     def terminate(self) -> None:
@@ -150,6 +155,7 @@ def _start(
         popen = subprocess.Popen(
             words, cwd=cwd, env=variables, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
         )
+        _unended.add(popen)
     if came:
         _end(popen)
         signal.raise_signal(came[0])
@@ -188,7 +194,7 @@ def run(
     )  # fmt: skip
     try:
         out, err = popen.communicate(stdin, timeout)
-        _signal_group(popen, signal.SIGKILL)
+        _kill_group(popen)
     except subprocess.TimeoutExpired as error:
         _end(popen)
         late = _done(popen, error.stdout, error.stderr)
@@ -297,14 +303,27 @@ def _end(popen: subprocess.Popen[bytes]) -> None:
         finally:
             # Those who are deaf, and those whom a command that ended left behind. A second Ctrl-C means "now": no
             # grace any more, but still nobody left.
-            _signal_group(popen, signal.SIGKILL)
+            _kill_group(popen)
             popen.wait()
+    _kill_group(popen)
     for stream in (popen.stdout, popen.stderr, popen.stdin):
         if stream is not None:
             stream.close()
 
 
+def _kill_group(popen: subprocess.Popen[bytes]) -> None:
+    """Kill the process group of ``popen``, once: soon after it was reaped, its number may be somebody else's."""
+    if popen in _unended:
+        _signal_group(popen, signal.SIGKILL)
+        _unended.discard(popen)
+
+
 def _signal_group(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # Only while the process is not reaped, or at once afterwards: later the number may be somebody else's.
     with suppress(ProcessLookupError):
         os.killpg(popen.pid, number)
+
+
+@atexit.register
+def _end_all() -> None:
+    for popen in list(_unended):
+        _end(popen)

@@ -12,6 +12,8 @@ import yaml
 from build import files, run
 
 LOOPBACK = "127.0.0.1"
+# Where a clone looks for what its operator decides.
+SITE_SETTINGS = "/etc/golden/site.yaml"
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,27 @@ def make_identity(directory: Path, user: str) -> Identity:
     return Identity(user, key)
 
 
-def user_data(name: str, identity: Identity) -> str:
-    """Return the clone's cloud-config: its name, and the administrator with one key. Nothing else is needed."""
-    config = {"hostname": name, "ssh_authorized_keys": [identity.public]}
+def user_data(name: str, identity: Identity, *, admin_cidrs: Sequence[str] = ()) -> str:
+    """Return the clone's cloud-config: its name, the administrator with one key, and the networks SSH is reached from."""
+    config: dict[str, object] = {"hostname": name, "ssh_authorized_keys": [identity.public]}
+    if admin_cidrs:
+        content = yaml.safe_dump({"admin_cidrs": list(admin_cidrs)})
+        config["write_files"] = [{"path": SITE_SETTINGS, "permissions": "0600", "content": content}]
     return "#cloud-config\n" + yaml.safe_dump(config)
 
 
-def documents(name: str, identity: Identity) -> dict[str, str]:
+def documents(name: str, identity: Identity, *, admin_cidrs: Sequence[str] = ()) -> dict[str, str]:
     """Return the NoCloud documents of a clone called ``name``, by file name."""
     # An instance id of its own for every start: cloud-init does its work once for each.
     meta = {"instance-id": f"{name}-{os.urandom(6).hex()}", "local-hostname": name}
-    return {"user-data": user_data(name, identity), "meta-data": yaml.safe_dump(meta)}
+    return {"user-data": user_data(name, identity, admin_cidrs=admin_cidrs), "meta-data": yaml.safe_dump(meta)}
 
 
-def write(directory: Path, name: str, identity: Identity) -> Path:
+def write(directory: Path, name: str, identity: Identity, *, admin_cidrs: Sequence[str] = ()) -> Path:
     """Write the seed of a clone called ``name`` as an ISO with the label that cloud-init looks for; return its path."""
     source = directory / "seed"
     source.mkdir(parents=True, exist_ok=True)
-    for file, content in documents(name, identity).items():
+    for file, content in documents(name, identity, admin_cidrs=admin_cidrs).items():
         (source / file).write_text(content)
     target = directory / "seed.iso"
     target.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from build import cluster
 from build.tables import PACKAGE, Table, load_yaml, raise_problems
 
 # GPT headers, bios_grub and the EFI system partition, and the alignment between partitions.
@@ -105,10 +106,11 @@ class Spec:
     packages: tuple[str, ...]
     admin: Admin
     application: Application
+    proxmox: cluster.Settings | None = None
 
     def as_inputs(self) -> dict[str, Any]:
-        """Return the spec as plain data for cache keys and manifests."""
-        return asdict(self)
+        """Return what shapes the image as plain data, for cache keys, manifests and tests; not where it is published."""
+        return {key: value for key, value in asdict(self).items() if key != "proxmox"}
 
 
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -137,7 +139,9 @@ def load(path: Path) -> Spec:
         packages=table.strings("packages", PACKAGE, "write the name of a Debian package"),
         admin=_admin(table),
         application=_application(table),
+        proxmox=cluster.read(table.take("proxmox", {}), problems=problems) if "proxmox" in table.value else None,
     )
+    table.known.add("proxmox")
     if list(spec.layers) != sorted(spec.layers):
         table.problem("layers", list(spec.layers), "write the layers in ascending order: it is the order they are laid in")
     table.finish()

@@ -6,7 +6,6 @@ over SSH, compare them with each other, and read the sealed disk from outside.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 import time
@@ -98,7 +97,7 @@ def write_context(
         }
         for one in clones
     ]  # fmt: skip
-    content = {"target": target, "spec": dataclasses.asdict(spec), "clones": machines, "sealed": str(raw) if raw else ""}
+    content = {"target": target, "spec": spec.as_inputs(), "clones": machines, "sealed": str(raw) if raw else ""}
     files.write_json(path, content)
     return path
 

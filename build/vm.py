@@ -33,6 +33,9 @@ COMMAND_SECONDS = 60
 MONITOR_SECONDS = 30
 POLL_SECONDS = 1.0
 LOOPBACK = "127.0.0.1"
+MONITOR = "qmp.sock"
+# QEMU's user network: every connection from this machine reaches the guest from an address in it.
+USER_NETWORK = "10.0.2.0/24"
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
 PANIC = re.compile(r"Kernel panic - not syncing.*")
@@ -92,6 +95,10 @@ class Clone:
         return self.directory / "ssh_config"
 
     @property
+    def monitor(self) -> Path:
+        return self.directory / MONITOR
+
+    @property
     def alias(self) -> str:
         return f"goldsmith-{self.wish.name}"
 
@@ -117,20 +124,19 @@ def sealed_disk_size_mib(image: Path) -> int:
 @contextmanager
 def clone(
     image: Path, wish: Wish, *, directory: Path, accelerator: Accelerator, identity: seed.Identity,
-    ports: dict[str, int] | None = None,
+    ports: dict[str, int] | None = None, again: bool = False, extra: Sequence[str] = (),
 ) -> Iterator[Clone]:  # fmt: skip
     """Start a clone of ``image``; on leaving the block it is gone, its files stay in ``directory``.
 
-    ``ports`` asks for ports on the loopback interface by service; without it QEMU takes free ones.
+    ``ports`` asks for ports on the loopback interface by service; without it QEMU takes free ones. ``again`` starts the
+    machine whose files ``directory`` holds, instead of a new one. ``extra`` are more arguments of QEMU.
     """
     directory.mkdir(parents=True, exist_ok=True)
     disk_mib = sealed_disk_size_mib(image) + wish.grow_gib * 1024
-    disk = directory / "disk.qcow2"
-    run.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.resolve(), "-F", "qcow2", disk, f"{disk_mib}M"], timeout=60
-    )
-    seed_iso = seed.write(directory, wish.name, identity)
-    monitor = directory / "qmp.sock"
+    disk, seed_iso, monitor = directory / "disk.qcow2", directory / "seed.iso", directory / MONITOR
+    if not again:
+        _new_disk(disk, image, disk_mib)
+        seed.write(directory, wish.name, identity, admin_cidrs=[USER_NETWORK])
     arguments = [
         QEMU, *_machine(wish, accelerator, directory),
         "-name", wish.name, "-m", str(wish.memory_mib), "-display", "none", "-no-user-config", "-nodefaults",
@@ -139,15 +145,21 @@ def clone(
         "-device", "scsi-hd,drive=disk,bus=scsi0.0,bootindex=1",
         "-drive", f"if=none,id=seed,file={seed_iso},format=raw,readonly=on",
         "-device", "scsi-cd,drive=seed,bus=scsi0.0",
-        "-netdev", f"user,id=net,{_forwards(ports or {})}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net,net={USER_NETWORK},{_forwards(ports or {})}",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
         "-serial", f"file:{directory / 'console.log'}", "-vga", "none",
         # Relative to its directory: the path of a socket may have no more than 107 characters.
-        "-qmp", f"unix:{monitor.name},server=on,wait=off",
+        "-qmp", f"unix:{monitor.name},server=on,wait=off", *extra,
     ]  # fmt: skip
     with run.spawn(arguments, log=directory / "qemu.log", cwd=directory) as process:
         made = Clone(wish, directory, process, accelerator, identity.user, {}, disk_mib)
         made.ports = _find_ports(monitor, process, directory / "qemu.log")
         yield made
+
+
+def _new_disk(disk: Path, image: Path, mib: int) -> None:
+    """Make a disk that holds what differs from the image."""
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.resolve(), "-F", "qcow2", disk, f"{mib}M"], timeout=60)
 
 
 def _machine(wish: Wish, accelerator: Accelerator, directory: Path) -> list[str]:
@@ -188,10 +200,10 @@ def _find_ports(monitor: Path, process: run.Process, qemu_log: Path) -> dict[str
     return {name: by_guest[guest] for name, guest in GUEST_PORTS.items()}
 
 
-def monitor_command(monitor: Path, line: str) -> str:
+def monitor_command(monitor: Path, line: str, *, timeout: float = MONITOR_SECONDS) -> str:
     """Run one human monitor command over QMP and return what it says. The protocol is one JSON object a line."""
     with _directory(monitor.parent) as short, socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(30)
+        connection.settimeout(timeout)
         connection.connect(f"{short}/{monitor.name}")
         stream = connection.makefile("rw")
         stream.readline()
@@ -327,12 +339,12 @@ def clones(
                 thread.join()
             raise problems[0]
         for one in started:
-            stack.enter_context(_shared_connection(one))
+            stack.enter_context(shared_connection(one))
         yield tuple(started)
 
 
 @contextmanager
-def _shared_connection(made: Clone) -> Iterator[None]:
+def shared_connection(made: Clone) -> Iterator[None]:
     """Keep one SSH connection open that every later command goes through: a login costs an emulated guest a second.
 
     A child of ours rather than ssh's own ControlPersist, which would leave a process behind.

@@ -61,7 +61,7 @@ def boot(
     options: Options, *, directory: Path | None, unverified: bool, uefi: bool, ports: Mapping[str, int]
 ) -> int:
     """Start a clone of an image, say how to reach it, and keep it until Ctrl-C; then it is gone."""
-    image = _unverified_disk(options) if unverified else _image(options, directory)
+    image = find_image(options, directory=directory, unverified=unverified)
     spec = specs.load(options.project.spec)
     host.ensure(host.needed(), install=options.install)
     with ExitStack() as stack:
@@ -88,7 +88,10 @@ def boot(
     return 0
 
 
-def _image(options: Options, directory: Path | None) -> Path:
+def find_image(options: Options, *, directory: Path | None, unverified: bool) -> Path:
+    """Return the sealed disk of an artifact (the newest one's without a directory), or the cache's newest disk."""
+    if unverified:
+        return _unverified_disk(options)
     return (artifact.load(directory) if directory else artifact.newest(options.project.artifacts)).image
 
 

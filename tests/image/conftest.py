@@ -79,12 +79,12 @@ def spec(context: dict[str, Any]) -> SimpleNamespace:
 def machines(context: dict[str, Any]) -> list[Machine]:
     """Every clone with what it was made from."""
     return [
-        Machine(one["name"], _connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"])
+        Machine(one["name"], connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"])
         for one in context["clones"]
     ]
 
 
-def _connect(one: dict[str, Any]) -> Host:
+def connect(one: dict[str, Any]) -> Host:
     """Return root's view of a clone; the connection is one that Goldsmith keeps open."""
     if "enter" in one:
         return Host(_Entered(one["enter"]))

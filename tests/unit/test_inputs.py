@@ -62,6 +62,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], str]] = {
     "the domain": (lambda root: write_spec(root, golden(layers=["10-base"], domain="b.example")), "verify"),
     "the answers": (lambda root: edit(root / "preseed/preseed.cfg.j2", "preseed", "other"), "media"),
     "the template": (lambda root: edit(root / "packer/qemu.pkr.hcl", "packer", "other"), "disk"),
+    "the planes": (lambda root: edit(root / "docs/planes.md", "planes", "other"), "verify"),
     "an image test": (lambda root: (root / "tests/image/test_x.py").write_text("assert 1\n"), "verify"),
 }
 

@@ -289,6 +289,20 @@ def test_an_interrupt_while_a_child_starts_leaves_nobody(monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_interrupt_just_after_a_command_ended_leaves_nobody(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """The command is reaped already, and what it started in the background is not ended yet."""
+    real = subprocess.Popen.communicate
+
+    def communicate_and_interrupt(popen: Any, *words: Any, **options: Any) -> Any:
+        real(popen, *words, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("build.run.subprocess.Popen.communicate", communicate_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} >/dev/null 2>&1 &"], timeout=10)
+    assert gone(token)
+
+
 # --- pipes ------------------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,13 @@ def test_the_seed_is_what_cloud_init_looks_for(identity: Identity, tmp_path: Pat
     assert meta["local-hostname"] == "bios"
 
 
+def test_the_seed_names_the_networks_of_administrators(identity: Identity) -> None:
+    config = yaml.safe_load(seed.documents("bios", identity, admin_cidrs=["192.0.2.0/24", "2001:db8::/64"])["user-data"])
+    (written,) = config["write_files"]
+    assert (written["path"], written["permissions"]) == ("/etc/golden/site.yaml", "0600")
+    assert yaml.safe_load(written["content"]) == {"admin_cidrs": ["192.0.2.0/24", "2001:db8::/64"]}
+
+
 def test_every_start_is_an_instance_of_its_own(identity: Identity, tmp_path: Path) -> None:
     seen = set()
     for number in range(2):

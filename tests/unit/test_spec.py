@@ -75,7 +75,9 @@ def test_the_committed_spec_is_valid() -> None:
 
 # --- one mistake ------------------------------------------------------------------------------------------------------
 
-KEYS = "admin, application, disk, domain, hostname, kernel, layers, locale, name, packages, release, timezone, version"
+KEYS = (
+    "admin, application, disk, domain, hostname, kernel, layers, locale, name, packages, proxmox, release, timezone, version"
+)
 HOST = "write a DNS label: lower case letters, digits and hyphens"
 WRONG_VALUES = [
     ("name", "Golden", f"name: 'Golden': {HOST}"),

@@ -99,6 +99,7 @@ def test_ports_are_learned_from_the_running_machine(fakes: Fakes, tmp_path: Path
     assert clone.ports == {"ssh": 40022, "http": 40080, "https": 40443}
     forwards = argv[argv.index("-netdev") + 1]
     assert forwards.split(",")[2:] == [
+        f"net={vm.USER_NETWORK}",
         "hostfwd=tcp:127.0.0.1:0-:22",
         "hostfwd=tcp:127.0.0.1:0-:80",
         "hostfwd=tcp:127.0.0.1:0-:443",

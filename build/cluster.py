@@ -1,0 +1,158 @@
+"""Where images are published: the section ``proxmox`` of golden.yaml, and the tokens, which are never in it.
+
+A token comes from the environment or from a file that only its owner may read. It is never an argument, never logged,
+and never in an artifact.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from build.errors import SpecError
+from build.tables import Table, load_yaml, raise_problems
+
+# The API's own format (pve-access-control, RPCEnvironment): user@realm!tokenid=secret.
+TOKEN = re.compile(
+    r"(?P<user>[^\s:/@!]+@[A-Za-z][A-Za-z0-9._-]*)!(?P<name>[A-Za-z][A-Za-z0-9._-]+)=(?P<secret>[0-9a-fA-F-]{36})"
+)
+TOKEN_VARIABLE = "GOLDSMITH_PVE_TOKEN"  # noqa: S105 (the variable's name)
+STORAGE = r"[a-z][a-z0-9._-]*[a-z0-9]"
+NODE = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+LOWEST_VMID, HIGHEST_VMID = 100, 999_999_999
+
+
+class Role(StrEnum):
+    """Who does what on the cluster; each has a token of its own."""
+
+    PUBLISHER = "publisher"
+    VERIFIER = "verifier"
+    OPERATOR = "operator"
+
+
+class Firmware(StrEnum):
+    """What a template boots with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A cluster and the places on it. ``vmids``: first and last VM id that Goldsmith may take; sizes in MiB."""
+
+    host: str
+    port: int
+    ca: Path | None
+    nodes: tuple[str, ...]
+    storage: str
+    media: str
+    bridge: str
+    vlan: int
+    pool: str
+    vmids: tuple[int, int]
+    firmware: Firmware
+    cores: int
+    memory_mib: int
+
+
+def read(value: object, *, problems: list[str]) -> Settings:
+    """Read the section ``proxmox`` of golden.yaml; every problem goes onto the list."""
+    table = Table(value, where="proxmox", problems=problems)
+    ca = table.text("ca", r".*", "write the path of a PEM file, or leave it out", default="")
+    first, last = _vmids(table)
+    settings = Settings(
+        host=table.text("host", r"[A-Za-z0-9.:\[\]-]+", "write the name or address of one node of the cluster"),
+        port=table.number("port", 1, 65535) if "port" in table.value else _default(table, "port", 8006),
+        ca=Path(ca) if ca else None,
+        nodes=table.strings("nodes", NODE, "write the name of a node"),
+        storage=table.text("storage", STORAGE, "write the id of the storage that takes the disks"),
+        media=table.text("media", STORAGE, "write the id of a file storage with content type import"),
+        bridge=table.text("bridge", r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "write a bridge such as vmbr0", default="vmbr0"),
+        vlan=table.number("vlan", 1, 4094) if "vlan" in table.value else _default(table, "vlan", 0),
+        pool=table.text("pool", r"[A-Za-z0-9._/-]+", "write the pool that the templates belong to"),
+        vmids=(first, last),
+        firmware=Firmware(table.text("firmware", "|".join(Firmware), "write bios or uefi", default="uefi") or "uefi"),
+        cores=table.number("cores", 1, 512) if "cores" in table.value else _default(table, "cores", 2),
+        memory_mib=table.size("memory") if "memory" in table.value else _default(table, "memory", 2048),
+    )
+    if not settings.nodes:
+        table.problem("nodes", [], "name at least one node")
+    table.finish()
+    return settings
+
+
+def _default(table: Table, key: str, value: int) -> int:
+    table.known.add(key)
+    return value
+
+
+def _vmids(table: Table) -> tuple[int, int]:
+    text = table.text("vmids", r"[0-9]{3,9}-[0-9]{3,9}", "write a range of VM ids such as 9000-9099", default="9000-9099")
+    first, last = (int(part) for part in (text or "9000-9099").split("-"))
+    if not LOWEST_VMID <= first <= last <= HIGHEST_VMID:
+        table.problem("vmids", text, f"write a range within {LOWEST_VMID}-{HIGHEST_VMID}, the lower id first")
+    return first, last
+
+
+@dataclass(frozen=True)
+class Token:
+    """An API token in its parts; ``secret`` is not shown."""
+
+    user: str
+    name: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Token({self.user}!{self.name})"
+
+    @property
+    def identity(self) -> str:
+        """Who acts, in Proxmox's own form."""
+        return f"{self.user}!{self.name}"
+
+
+def token(role: Role, *, secrets: Path, environment: Mapping[str, str]) -> Token:
+    """Return the token of a role: from ``$GOLDSMITH_PVE_TOKEN_<ROLE>``, ``$GOLDSMITH_PVE_TOKEN`` or the secrets file.
+
+    Raises SpecError when there is none, when it is malformed (without showing it), or when others may read the file.
+    """
+    for name in (f"{TOKEN_VARIABLE}_{role.upper()}", TOKEN_VARIABLE):
+        if name in environment:
+            return _parse(environment[name].strip(), where=f"${name}")
+    if not secrets.exists():
+        raise SpecError(
+            f"there is no token for the {role}",
+            hint=f"set ${TOKEN_VARIABLE}_{role.upper()}, or write it to {secrets} (mode 0600): "
+            f"tokens: {{{role}: user@realm!name=secret}}",
+        )  # fmt: skip
+    status = secrets.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise SpecError(f"{secrets} can be read by others", hint=f"chmod 600 {secrets}, owned by the user who runs this")
+    problems: list[str] = []
+    table = Table(load_yaml(secrets), where="", problems=problems)
+    inner = Table(table.take("tokens"), where="tokens", problems=problems)
+    text = inner.take(role.value)
+    for other in Role:
+        inner.known.add(other.value)
+    inner.finish()
+    table.finish()
+    # What stands in the file is not repeated: it may be a secret with a typing error.
+    raise_problems(secrets, [re.sub(r": .*?: ", ": ", problem, count=1) for problem in problems])
+    return _parse(str(text), where=f"{secrets}: tokens.{role}")
+
+
+def _parse(text: str, *, where: str) -> Token:
+    found = TOKEN.fullmatch(text)
+    if not found:
+        raise SpecError(f"{where} is no API token", hint="write user@realm!tokenname=00000000-0000-0000-0000-000000000000")
+    return Token(found["user"], found["name"], found["secret"])
+
+
+def default_secrets(environment: Mapping[str, str]) -> Path:
+    """Return where the secrets file is looked for (XDG base directory specification)."""
+    return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "goldsmith" / "proxmox.yaml"

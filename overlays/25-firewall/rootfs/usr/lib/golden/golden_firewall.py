@@ -1,0 +1,92 @@
+"""What the packet filter is told on a clone: rules in nft's language, made from the site settings."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+TABLE = "inet golden"
+PORTS = {"http": 80, "https": 443, "scp": 22, "smtp": 587}
+# As long as one of these lies in the directory that /etc/nftables.conf includes, the machine starts fenced.
+ISOLATE = (
+    f"flush chain {TABLE} gate_in\n"
+    f"flush chain {TABLE} gate_out\n"
+    f"add rule {TABLE} gate_in jump isolated_in\n"
+    f"add rule {TABLE} gate_out jump isolated_out\n"
+)
+RELEASE = f"flush chain {TABLE} gate_in\nflush chain {TABLE} gate_out\n"
+
+
+def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str]) -> str:
+    """Return the rules that fill the sets of the packet filter, in place of what they held.
+
+    Raises ValueError for a network that is none.
+    """
+    networks = [ipaddress.ip_network(cidr) for cidr in site.get("admin_cidrs") or default_cidrs]
+    by_version = {version: [str(net) for net in networks if net.version == version] for version in (4, 6)}
+    return (
+        _fill("admin_inet4", by_version[4])
+        + _fill("admin_inet6", by_version[6])
+        + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site))])
+    )
+
+
+def _fill(name: str, elements: Iterable[str]) -> str:
+    text = ", ".join(elements)
+    return f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {text} }}\n" if text else "")
+
+
+def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """Return who may open connections to which TCP port outside: only what the site settings ask for.
+
+    The commands behind these settings run as root, in units that have a network of their own when they need none.
+    """
+    found: set[tuple[str, int]] = set()
+    acme = (site.get("certificate") or {}).get("acme")
+    alerts = site.get("alerts") or {}
+    if site.get("log_collector"):
+        found.add(("root", int(site["log_collector"]["port"])))
+    for address in (
+        acme and acme["directory"],
+        site.get("backup") and site["backup"]["target"],
+        alerts.get("mail") and f"smtp://{alerts['mail']['server']}",
+        alerts.get("webhook"),
+        site.get("application") and site["application"]["bundle"],
+    ):
+        port = _port(address or "")
+        if port:
+            found.add(("root", port))
+    return found
+
+
+def _port(address: str) -> int | None:
+    """Return the TCP port that an address names or means; None for a path or nothing."""
+    if address.startswith("rclone:"):
+        return PORTS["https"]
+    parts = urlsplit(address)
+    return parts.port or PORTS.get(parts.scheme)
+
+
+def describe(ruleset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `nft -j list table` says about the sets, the counters, and whether the machine is fenced."""
+    items = ruleset["nftables"]
+    sets = {one["set"]["name"]: one["set"].get("elem", []) for one in items if "set" in one}
+    return {
+        "isolated": any(one["rule"]["chain"] == "gate_in" for one in items if "rule" in one),
+        "administrators": [_network(elem) for name in ("admin_inet4", "admin_inet6") for elem in sets[name]],
+        "site_out": [":".join(map(str, elem["concat"])) for elem in sets["site_out"]],
+        "dropped": {
+            one["counter"]["name"].removeprefix("dropped_"): one["counter"]["packets"] for one in items if "counter" in one
+        },
+    }
+
+
+def _network(element: object) -> str:
+    """Return an element of a set of networks as text: an address, a prefix, or a range of both."""
+    if isinstance(element, Mapping):
+        if "prefix" in element:
+            return f"{element['prefix']['addr']}/{element['prefix']['len']}"
+        return "-".join(map(str, element["range"]))
+    return str(element)

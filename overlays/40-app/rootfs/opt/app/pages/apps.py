@@ -1,9 +1,0 @@
-"""The application's entry in Django's registry."""
-
-from django.apps import AppConfig
-
-
-class PagesConfig(AppConfig):
-    """Pages and the health check."""
-
-    name = "pages"

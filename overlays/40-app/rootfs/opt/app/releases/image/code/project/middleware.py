@@ -1,0 +1,74 @@
+"""What surrounds every request: its line in the log, and the page for a database that is away."""
+
+import ipaddress
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from project.logs import request_id
+
+logger = logging.getLogger("app.request")
+# nginx's $request_id; anything else did not come from nginx.
+REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def client_address(request: HttpRequest) -> str:
+    """Return the client's address as nginx saw it, or nothing: a UNIX socket's peer has none."""
+    given = request.headers.get("X-Forwarded-For", "")
+    try:
+        return str(ipaddress.ip_address(given))
+    except ValueError:
+        return ""
+
+
+class RequestLog:
+    """Logs each request under the identity that nginx gave it, and tells the application the client's address."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer the request, and log it."""
+        given = request.headers.get("X-Request-ID", "")
+        request.META["REMOTE_ADDR"] = client_address(request)
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else "-")
+        started = time.monotonic()
+        try:
+            response = self.get_response(request)
+            logger.info(
+                "request",
+                extra={
+                    "fields": {
+                        "method": request.method,
+                        "path": request.path,
+                        "status": response.status_code,
+                        "ms": round((time.monotonic() - started) * 1000),
+                    }
+                },
+            )
+            return response
+        finally:
+            request_id.reset(token)
+
+
+class DatabaseDown:
+    """Answers 503 with a plain page when the database does not answer a page's query."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer the request."""
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Turn a lost database into the page; leave every other exception to Django."""
+        if not isinstance(exception, OperationalError | InterfaceError):
+            return None
+        logger.error("the database does not answer", extra={"fields": {"error": type(exception).__name__}})
+        return render(request, "pages/unavailable.html", status=503)

@@ -1,0 +1,218 @@
+"""What the tests that break a machine get: the machine, its journal, load on its web server, and a place for figures.
+
+Each module begins with a machine as it was when it was ready for the first time, and so does each test after one that
+failed or left the machine unwell. A test mends what it broke.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from build.faults_machines import Clone, Machine, Ward
+from build.faults_report import LACKS
+from tests.image.conftest import _tell_report, connect, context, spec, target
+
+from .journal import AccessLog, Journal
+from .traffic import Load, Traffic
+from .visitor import Visitor
+
+__all__ = ["_tell_report", "context", "spec", "target"]
+
+WELL_SECONDS = 60
+TIERS = "nginx gunicorn postgresql@17-main rsyslog"
+# Where nobody listens for the fault any more: units that failed and were mended.
+MEND = "systemctl reset-failed; if command -v fail2ban-client >/dev/null; then fail2ban-client unban --all; fi"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--context", type=Path, help="what to break: a file that Goldsmith writes")
+    parser.addoption("--faults", default="", help="only the tests of these faults, such as F04,F16")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--context") is None and items:
+        raise pytest.UsageError("tests/breakage breaks a running image: run `nox -s faults`")
+    chosen = {name for name in config.getoption("--faults").split(",") if name}
+    if chosen:
+        kept = [item for item in items if chosen & set(faults_of(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def faults_of(item: pytest.Item) -> list[str]:
+    """Return the faults that a test tries."""
+    return [name for marker in item.iter_markers("req") for name in marker.args if name.startswith("F")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Note on the machine's stall that a test failed: what it left behind is not used again."""
+    report = yield
+    if getattr(report, "failed", False) and hasattr(item.session, "stall"):
+        item.session.stall.unwell = True
+    return report
+
+
+class Stall:
+    """Holds the one machine that most tests share, and resets it between modules and after a test that spoilt it."""
+
+    def __init__(self, ward: Ward) -> None:
+        self.ward = ward
+        self.machine: Machine | None = None
+        self.module = ""
+        self.unwell = False
+
+    def take(self, module: str) -> Machine:
+        """Return the machine, fit for a test of ``module``."""
+        if self.machine is None:
+            self.machine = self.ward.make("patient")
+            self.machine.start()
+            if isinstance(self.machine, Clone):
+                settle(connect(self.machine.entry()))
+                self.machine.save()
+        elif self.unwell or module != self.module:
+            self.machine.reset()
+        self.module, self.unwell = module, False
+        return self.machine
+
+    def close(self) -> None:
+        if self.machine is not None:
+            self.machine.stop()
+
+
+@pytest.fixture(scope="session")
+def ward(context: dict[str, Any]) -> Ward:
+    """Makes machines of the image."""
+    return Ward.from_context(context)
+
+
+@pytest.fixture(scope="session")
+def stall(request: pytest.FixtureRequest, ward: Ward) -> Iterator[Stall]:
+    """The shared machine's place."""
+    made = Stall(ward)
+    request.session.stall = made  # type: ignore[attr-defined]
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, stall: Stall) -> Iterator[Machine]:
+    """The shared machine; a test that leaves it unwell gives the next one a machine as new."""
+    found = stall.take(request.module.__name__)
+    yield found
+    if not stall.unwell:
+        stall.unwell = not is_well(connect(found.entry()), scale=stall.ward.scale)
+
+
+def settle(host: Host) -> None:
+    """Wait for what goes on in the background after a first boot: a snapshot would begin it anew each time."""
+    host.check_output("timeout 1800 sh -c 'while systemctl --quiet is-active golden-aide-first; do sleep 2; done'")
+
+
+def is_well(host: Host, *, scale: float) -> bool:
+    """Say whether nothing is failed and every tier serves, after a while at the latest."""
+    ask = (
+        "import http.client as c, ssl; n = open('/run/golden/names').read().split()[0]; "
+        "h = c.HTTPSConnection('127.0.0.1', timeout=20, context=ssl._create_unverified_context()); "
+        "h.request('GET', '/health', headers={'Host': n}); raise SystemExit(h.getresponse().status != 200)"
+    )
+    script = f"""{MEND} >/dev/null 2>&1
+    for i in $(seq {int(WELL_SECONDS * min(scale, 3))}); do
+        systemctl --quiet is-active {TIERS} && python3 -c {shlex.quote(ask)} 2>/dev/null && break
+        sleep 1
+    done
+    test "$(systemctl is-system-running)" = running && systemctl --quiet is-active {TIERS}"""
+    return bool(host.run(f"timeout 600 sh -c {shlex.quote(script)}").rc == 0)
+
+
+@pytest.fixture
+def host(machine: Machine) -> Host:
+    """The machine, as root."""
+    return connect(machine.entry())
+
+
+@pytest.fixture
+def journal(host: Host, record_property: Callable[[str, object], None], ward: Ward) -> Journal:
+    """The machine's journal from now on; a line that is found goes into the report."""
+    return Journal(host, lambda line: record_property("evidence", line), scale=min(ward.scale, 3.0))
+
+
+@pytest.fixture
+def access_log(host: Host, record_property: Callable[[str, object], None], ward: Ward) -> AccessLog:
+    """The web server's log from now on; a line that is found goes into the report."""
+    return AccessLog(host, lambda line: record_property("evidence", line), scale=min(ward.scale, 3.0))
+
+
+@pytest.fixture
+def numbers(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Takes figures for the report, by their names."""
+
+    def note(**figures: object) -> None:
+        record_property("numbers", json.dumps({name.replace("_", " "): value for name, value in figures.items()}))
+
+    return note
+
+
+@pytest.fixture
+def traffic(machine: Machine, spec: SimpleNamespace, ward: Ward, tmp_path: Path) -> Traffic:
+    """Sends requests to the machine from where its clients are."""
+    return Traffic(machine.door(), spec.application.server_name, tmp_path, scale=ward.scale)
+
+
+@pytest.fixture
+def load(traffic: Traffic, numbers: Callable[..., None]) -> Callable[..., Any]:
+    """Begins load on the machine: ``with load() as going``; its figures go into the report."""
+
+    def begin(*paths: str, **options: Any) -> Any:
+        def note(done: Load) -> None:
+            numbers(
+                requests=done.count["sent"], lost=done.count["bad"], retried=done.count["retried"],
+                longest_s=done.count["longest"], median_s=done.count["median"],
+            )  # fmt: skip
+
+        return traffic.load(paths or ("/", "/health"), note=note, **options)
+
+    return begin
+
+
+@pytest.fixture
+def visitor(host: Host, traffic: Traffic) -> Visitor:
+    """Somebody who can get an account."""
+    return Visitor(host, traffic)
+
+
+@pytest.fixture
+def patience(ward: Ward) -> Callable[[float], float]:
+    """Stretches a promised time for a machine without real processors."""
+    return lambda seconds: seconds * ward.scale
+
+
+@pytest.fixture
+def needs(host: Host) -> Callable[..., None]:
+    """Fails a test whose layer the image does not have: names commands or paths that have to be there."""
+
+    def check(*wanted: str) -> None:
+        missing = [name for name in wanted if host.run(f"command -v {name} || test -e {name}").rc != 0]
+        if missing:
+            pytest.fail(f"{LACKS} {', '.join(missing)}", pytrace=False)
+
+    return check
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float, what: str, pause: float = 0.5) -> float:
+    """Wait until ``condition`` holds and return the seconds it took; fail with ``what`` when the time is up."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > seconds:
+            pytest.fail(f"{what} did not happen within {seconds:.0f} s")
+        time.sleep(pause)
+    return time.monotonic() - begun

@@ -1,0 +1,353 @@
+"""Backups: encrypted for a key that is elsewhere, sent off the clone, refused when broken, and restored row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+UNITS = ("golden-backup.service", "golden-backup-send.service", "golden-restore-drill.service")
+ROWS = 2000
+MARK = "a row that must not be read by others"
+
+# Runs on the clone, as root, in one go: a round trip costs more than most of the steps. Prints what each step said.
+STORY = r'''
+import contextlib, hashlib, json, os, pathlib, subprocess, sys, time
+
+ROWS, MARK = int(sys.argv[1]), sys.argv[2]
+SITE = pathlib.Path("/run/golden/site.json")
+BACKUPS = pathlib.Path("/var/backups/golden")
+ETC = pathlib.Path("/etc/golden")
+MEDIA = pathlib.Path("/var/www/media")
+WORK = pathlib.Path("/run/golden-test-backup")
+TARGET = WORK / "target"
+PORT = "2222"
+said = {}
+
+def run(*argv, stdin=b""):
+    done = subprocess.run([str(word) for word in argv], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return {"code": done.returncode, "text": done.stdout.decode(errors="replace")}
+
+def step(name, *argv, **options):
+    said[name] = run(*argv, **options)
+    return said[name]
+
+def sql(statements):
+    argv = ["runuser", "-u", "postgres", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql", "app"]
+    return run(*argv, stdin=statements.encode())
+
+def settings(backup):
+    content = {"backup": backup}
+    with contextlib.suppress(FileNotFoundError):
+        content = json.loads(before) | content if before else content
+    SITE.write_text(json.dumps(content))
+
+def prints():
+    """What the clone holds, read independently of the commands under test."""
+    tables = sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")["text"].split()
+    asked = " ".join(
+        f"SELECT '{t}', count(*), md5(coalesce(string_agg(x::text, chr(10) ORDER BY x::text), '')) FROM public.{t} x;"
+        for t in tables)
+    rights = "SELECT relname, relacl::text, pg_get_userbyid(relowner) FROM pg_class " \
+             "WHERE relnamespace = 'public'::regnamespace ORDER BY 1;" \
+             "SELECT defaclacl::text FROM pg_default_acl ORDER BY 1;" \
+             "SELECT nspacl::text, pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'public';" \
+             "SELECT datacl::text, pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'app';" \
+             "SELECT count(*) FROM pg_database WHERE NOT datistemplate;"
+    files = {}
+    for path in sorted(MEDIA.rglob("*")) if MEDIA.is_dir() else []:
+        found = path.lstat()
+        body = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        files[str(path)] = [oct(found.st_mode), path.owner(), path.group(), body]
+    return {"rows": sql(asked)["text"], "rights": sql(rights)["text"], "files": files,
+            "beside": sorted(p.name for p in MEDIA.parent.iterdir())}
+
+def upload(path, content):
+    path.write_bytes(content)
+    path.chmod(0o640)
+
+before = SITE.read_text() if SITE.exists() else ""
+had_media, had_etc = MEDIA.is_dir(), ETC.is_dir()
+sshd = None
+try:
+    TARGET.mkdir(parents=True, mode=0o700)
+    keys = {}
+    for name in ("right", "wrong"):
+        run("age-keygen", "-o", WORK / name)
+        keys[name] = run("age-keygen", "-y", WORK / name)["text"].strip()
+    for name in ("host", "other", "login"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", WORK / name)
+    host, other = ((WORK / f"{name}.pub").read_text() for name in ("host", "other"))
+    ETC.mkdir(exist_ok=True)
+    (ETC / "backup_key").write_bytes((WORK / "login").read_bytes())
+    (ETC / "backup_key").chmod(0o600)
+    (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {host}")
+    place = f"scp://root@127.0.0.1:{PORT}{TARGET}"
+
+    # Nothing is set.
+    settings(None)
+    step("unset by hand", "golden-backup")
+    step("unset unit", "systemctl", "start", "golden-backup.service")
+    step("unset result", "systemctl", "show", "-p", "Result", "-p", "ActiveState", "golden-backup.service")
+
+    # What is backed up.
+    sql("CREATE TABLE public.golden_test (id int PRIMARY KEY, text text);"
+        f"INSERT INTO public.golden_test SELECT i, '{MARK} ' || i || E'\\t\\n\\\\ä' FROM generate_series(1, {ROWS}) AS i;")
+    (MEDIA / "golden-test").mkdir(parents=True)
+    run("chown", "-R", "gunicorn:www-data", MEDIA)
+    run("chmod", "2750", MEDIA, MEDIA / "golden-test")
+    upload(MEDIA / "golden-test" / "one.bin", os.urandom(5 << 20))
+    upload(MEDIA / "golden-test" / "a name with spaces \u00e4.txt", b"text")
+    upload(MEDIA / "golden-test" / "empty", b"")
+    upload(MEDIA / "golden-test" / ".incoming", b"not complete")
+    (MEDIA / "golden-test" / "link").symlink_to("/etc/shadow")
+    run("chown", "-Rh", "gunicorn:www-data", MEDIA)
+    # Neither is an upload: they are left out.
+    original = prints()
+    original["files"] = {name: of for name, of in original["files"].items() if not name.endswith(("/link", "/.incoming"))}
+    said["original"] = original
+
+    # The target does not answer: the backup is made and waits.
+    settings({"recipient": keys["right"], "target": place, "keep_days": 14})
+    step("first", "systemctl", "start", "golden-backup.service")
+    step("unreachable", "systemctl", "start", "golden-backup-send.service")
+    step("unreachable log", "journalctl", "-b", "-o", "cat", "-u", "golden-backup-send.service", "-n", "20")
+    step("alert", "systemctl", "show", "-p", "OnFailure", "golden-backup.service", "golden-backup-send.service")
+    made = sorted(BACKUPS.glob("*.age"))
+    said["made"] = [path.name for path in made]
+    archive = made[0]
+    said["access"] = run("stat", "-c", "%a %U:%G", BACKUPS, archive)["text"].split("\n")
+    content = archive.read_bytes()
+    said["head"] = content[:21].decode()
+    said["plain"] = [MARK.encode() in content, b"COPY public" in content, b"golden_test" in content]
+    said["listing"] = json.loads(run("golden-backup", "--list", "--json")["text"])
+
+    # It answers with a key that is not the known one; then with its own, and what was waiting is sent.
+    (WORK / "sshd.conf").write_text(
+        f"Port {PORT}\nListenAddress 127.0.0.1\nHostKey {WORK}/host\nAuthorizedKeysFile {WORK}/login.pub\nUsePAM yes\n"
+        f"PermitRootLogin prohibit-password\nStrictModes no\nPidFile none\nSubsystem sftp internal-sftp\n")
+    sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", WORK / "sshd.conf"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while PORT not in run("ss", "-Hltn")["text"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {other}")
+    step("other host key", "golden-backup", "--send")
+    said["sent to other"] = sorted(path.name for path in TARGET.iterdir())
+    (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {host}")
+    run("systemctl", "reset-failed", "golden-backup-send.service")
+    step("catch up", "systemctl", "start", "golden-backup-send.service")
+    said["sent"] = sorted(path.name for path in TARGET.iterdir())
+    said["sent sums"] = run("sh", "-c", f"cd {TARGET} && sha256sum -c *.sha256")
+    sshd.terminate()
+
+    settings({"recipient": keys["right"], "target": "rclone:far:backups", "keep_days": 14})
+    step("rclone", "golden-backup", "--send")
+    with open("/run/lock/golden-backup.lock", "w") as lock:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        step("two at once", "golden-backup")
+
+    # Everything is lost.
+    sql("DROP TABLE public.golden_test; DELETE FROM public.pages_page;")
+    run("rm", "-rf", MEDIA)
+    said["lost"] = lost = prints()
+
+    # What must be refused, and change nothing.
+    flipped, truncated = WORK / "flipped.tar.age", WORK / "truncated.tar.age"
+    middle = len(content) // 2
+    flipped.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:])
+    truncated.write_bytes(content[:-100])
+    step("wrong key", "golden-restore", archive, "--identity", WORK / "wrong")
+    step("flipped", "golden-restore", flipped, "--identity", WORK / "right")
+    step("truncated", "golden-restore", truncated, "--identity", WORK / "right")
+    step("no key", "golden-restore", archive)
+    said["after refusals"] = prints()
+
+    # Not healthy afterwards: all goes back.
+    step("rollback", "python3", "-c", "import sys; sys.path.insert(0, '/usr/lib/golden')\n"
+         "import golden, golden_restore, pathlib\n"
+         "golden_restore.wait_healthy = lambda: 'said by the test'\n"
+         "try: golden_restore.restore(*map(pathlib.Path, sys.argv[1:]))\n"
+         "except golden.Problem as problem: print(problem)", archive, WORK / "right")
+    said["after rollback"] = prints()
+
+    step("restore", "golden-restore", archive, "--identity", WORK / "right", "--json")
+    said["restored"] = prints()
+    # The key from standard input touches no disk of the clone.
+    step("again", "golden-restore", archive, "--identity", "-", "--json", stdin=(WORK / "right").read_bytes())
+    said["restored again"] = prints()
+
+    step("drill", "systemctl", "start", "golden-restore-drill.service")
+    said["drilled"] = json.loads(pathlib.Path("/var/lib/golden-restore/last.json").read_text())
+    step("drill left", "find", "/var/lib/golden-restore", "/run/golden-restore", "-mindepth", "1", "!", "-name", "last.json")
+finally:
+    if sshd:
+        sshd.terminate()
+    sql("DROP TABLE IF EXISTS public.golden_test")
+    run("rm", "-rf", WORK, MEDIA / "golden-test", ETC / "backup_key", ETC / "backup_known_hosts", *BACKUPS.iterdir())
+    if not had_media:
+        run("rm", "-rf", MEDIA)
+    if not had_etc:
+        run("rmdir", ETC)
+    SITE.write_text(before) if before else SITE.unlink(missing_ok=True)
+    run("systemctl", "reset-failed", "golden-backup.service", "golden-backup-send.service")
+print(json.dumps(said))
+'''
+
+
+@pytest.fixture(scope="module")
+def story(host: Host) -> dict[str, Any]:
+    """A backup, its way off the clone, the loss of everything, and the restore."""
+    output = host.check_output("python3 -c %s %s %s", STORY, str(ROWS), MARK)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What systemd says of the units."""
+    commands = {f"unit {unit}": f"systemctl show -p OnFailure -p CapabilityBoundingSet {unit}" for unit in UNITS}
+    commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager {unit} | tail -1" for unit in UNITS}
+    timers = ("golden-backup.timer", "golden-restore-drill.timer")
+    commands |= {
+        f"timer {timer}": f"systemctl show -p ActiveState -p Persistent -p RandomizedDelayUSec -p TimersCalendar {timer}"
+        for timer in timers
+    }
+    return gather(host, commands)
+
+
+@pytest.mark.req("R92", "R97", "R77")
+def test_timers(facts: dict[str, Fact]) -> None:
+    """A backup every night and a restore drill every quarter, made up for when the machine was off"""
+    for timer, calendar in (("golden-backup", "*-*-* 02:00:00"), ("golden-restore-drill", "*-01,04,07,10-02 04:00:00")):
+        found = properties(facts[f"timer {timer}.timer"])
+        assert (found["ActiveState"], found["Persistent"]) == ("active", "yes")
+        assert found["RandomizedDelayUSec"] != "0"
+        assert calendar in found["TimersCalendar"]
+
+
+@pytest.mark.req("R92", "F31")
+@pytest.mark.parametrize("unit", UNITS)
+def test_units(facts: dict[str, Fact], unit: str) -> None:
+    """Each unit raises an alert when it fails, and systemd rates its sandbox 2.0 or better"""
+    assert properties(facts[f"unit {unit}"])["OnFailure"] == f"golden-alert@{unit}.service"
+    found = re.search(r"level for \S+: ([0-9.]+)", facts[f"exposure {unit}"].text)
+    assert found, facts[f"exposure {unit}"].text
+    assert float(found.group(1)) <= 2.0
+
+
+@pytest.mark.req("R92", "R97")
+def test_without_a_recipient(story: dict[str, Any]) -> None:
+    """Without a recipient the nightly unit is skipped, and the command says what to set where"""
+    assert story["unset unit"]["code"] == 0
+    assert "ActiveState=inactive" in story["unset result"]["text"]
+    assert "Result=exec-condition" in story["unset result"]["text"]
+    assert story["unset by hand"]["code"] == 1
+    assert "/etc/golden/site.yaml" in story["unset by hand"]["text"]
+    assert "recipient: age1" in story["unset by hand"]["text"]
+
+
+@pytest.mark.req("R92", "R97")
+def test_backup_is_encrypted(story: dict[str, Any]) -> None:
+    """A backup is an age file that root alone can open, and holds nothing in clear"""
+    assert story["first"]["code"] == 0
+    assert story["head"] == "age-encryption.org/v1"
+    assert story["plain"] == [False, False, False]
+    assert story["access"][:2] == ["700 root:root", "600 root:root"]
+    assert [one["sent"] for one in story["listing"]["archives"]] == [""]
+
+
+@pytest.mark.req("R92", "F31")
+def test_unreachable_target_fails_the_unit_and_the_next_run_catches_up(story: dict[str, Any]) -> None:
+    """A target that does not answer fails the unit, the backup is kept, and the next run sends it whole"""
+    assert story["unreachable"]["code"] != 0
+    assert re.search(r"1 not sent; they are kept and sent by the next run", story["unreachable log"]["text"])
+    assert story["catch up"]["code"] == 0
+    (name,) = story["made"]
+    assert story["sent"] == [name, f"{name}.sha256"]
+    assert story["sent sums"]["code"] == 0, story["sent sums"]["text"]
+
+
+@pytest.mark.req("R92")
+def test_unknown_host_is_refused(story: dict[str, Any]) -> None:
+    """A target with another host key than the known one gets nothing"""
+    assert story["other host key"]["code"] == 1
+    assert "Host key verification failed" in story["other host key"]["text"]
+    assert story["sent to other"] == []
+
+
+@pytest.mark.req("R92")
+def test_missing_rclone_is_named(story: dict[str, Any]) -> None:
+    """A target of rclone without rclone says which package is missing"""
+    assert story["rclone"]["code"] == 1
+    assert "apt-get install rclone" in story["rclone"]["text"]
+
+
+@pytest.mark.req("R92", "F30")
+def test_two_at_once(story: dict[str, Any]) -> None:
+    """While one backup runs, another is refused"""
+    assert story["two at once"]["code"] == 1
+    assert "another golden-backup is running" in story["two at once"]["text"]
+
+
+@pytest.mark.req("F20")
+@pytest.mark.parametrize(
+    ("what", "said"), [("wrong key", "no identity matched"), ("flipped", "age on"), ("truncated", "age on")]
+)
+def test_broken_backups_are_refused(story: dict[str, Any], what: str, said: str) -> None:
+    """A wrong key, one changed bit or a missing end is found before anything is touched"""
+    assert story[what]["code"] == 3, story[what]["text"]
+    assert said in story[what]["text"]
+    assert story["after refusals"] == story["lost"]
+
+
+@pytest.mark.req("F20")
+def test_restore_without_a_key(story: dict[str, Any]) -> None:
+    """A restore without a key is a mistake of the caller, and says what is missing"""
+    assert story["no key"]["code"] == 2
+    assert "--identity" in story["no key"]["text"]
+
+
+@pytest.mark.req("F20")
+def test_unhealthy_restore_goes_back(story: dict[str, Any]) -> None:
+    """When the application is not healthy with what was restored, database and media are as before"""
+    assert story["rollback"]["code"] == 0
+    assert "is not healthy" in story["rollback"]["text"], story["rollback"]["text"]
+    assert story["after rollback"] == story["lost"]
+
+
+@pytest.mark.req("F20", "R92", "R97")
+def test_restore_gives_everything_back(story: dict[str, Any]) -> None:
+    """After the loss of database and media, rows, rights and files are equal to what was there, and the time is told"""
+    assert story["lost"]["rows"] != story["original"]["rows"]
+    assert story["restore"]["code"] == 0, story["restore"]["text"]
+    assert story["restored"] == story["original"]
+    result = json.loads(story["restore"]["text"])["restored"]
+    assert result["tables"]["public.golden_test"] == ROWS
+    assert result["media_files"] == 3
+    assert 0 < result["downtime_seconds"] <= result["rto_seconds"]
+
+
+@pytest.mark.req("F20")
+def test_restoring_twice_gives_the_same(story: dict[str, Any]) -> None:
+    """A second restore of the same backup, with the key from standard input, ends in the same state"""
+    assert story["again"]["code"] == 0, story["again"]["text"]
+    assert story["restored again"] == story["original"]
+
+
+@pytest.mark.req("R77", "R92", "F20")
+def test_drill(story: dict[str, Any]) -> None:
+    """The quarterly drill restores a backup into a cluster of its own, compares every table, and leaves its result"""
+    assert story["drill"]["code"] == 0, story["drill"]["text"]
+    result = story["drilled"]
+    assert result["ok"]
+    assert result["differences"] == []
+    assert result["tables"]["public.golden_test"]["rows"] == ROWS
+    assert result["media"]["files"] == 3
+    assert result["rto_seconds"] > 0
+    assert story["drill left"]["text"].split() == ["/var/lib/golden-restore/cluster"]

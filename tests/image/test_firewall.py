@@ -1,0 +1,255 @@
+"""The packet filter: what it lets in, through and out, its limits, and its fence for an incident."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+from .neighbours import play
+
+POLICIES = {"input": "drop", "forward": "drop", "output": "drop"}
+STRANGER = [22, 25, 80, 111, 443, 5432, 8000]
+# (user, port, whether a connection may leave): what stands in the table of overlays/README.md, and what must not.
+OUTGOING = [
+    ("_apt", 80, True), ("_apt", 443, True), ("_apt", 25, False), ("_chrony", 4460, True), ("_chrony", 443, False),
+    ("systemd-resolve", 53, True), ("systemd-resolve", 853, True), ("systemd-resolve", 80, False), ("root", 80, False),
+    ("root", 22, False), ("root", 53, False), ("nginx", 443, False), ("gunicorn", 443, False), ("postgres", 53, False),
+    ("nobody", 53, False),
+]  # fmt: skip
+IDLE = 130
+LIMIT = 100
+
+SCENE = r"""
+def leave(user, port):
+    # A child, because a process does not get its user back.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        account = pwd.getpwnam(user)
+        os.setgroups([])
+        os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+        os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+        os.write(writing, outcomes([begin("", THERE["stranger"], port)], SECONDS)[0].encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    return said
+
+def answer(connection):
+    connection.setblocking(True)
+    connection.settimeout(2)
+    try:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: nobody\r\n\r\n")
+        return "closed" if connection.recv(1) == b"" else "answered"
+    except OSError as error:
+        return type(error).__name__
+
+sys.path.insert(0, "/usr/lib/golden")
+import golden_firewall
+
+def state():
+    listed = subprocess.run(["nft", "-j", "list", "table", "inet", "golden"], check=True, capture_output=True)
+    return golden_firewall.describe(json.loads(listed.stdout))
+
+def scene(questions, facts):
+    facts["before"] = state()
+    ports = questions["ports"]
+    facts["asked"], _, sockets = ask(stranger=ports, stranger6=ports, admin=[22, 80], admin6=[22, 80])
+    close(sockets)
+    facts["out"] = [leave(user, port) for user, port in questions["out"]]
+    _, words, crowd = ask(stranger=[80] * questions["idle"])
+    facts["crowd"] = words.count("open")
+    facts["beside the crowd"], _, sockets = ask(admin=[80])
+    close(crowd + sockets)
+    facts["counted"] = state()["dropped"]
+    _, _, (held,) = ask(admin=[80])
+    run("golden-firewall", "isolate")
+    facts["isolated"] = state()["isolated"]
+    facts["isolation lasts"] = os.path.exists("/etc/golden/isolation.nft")
+    run("systemctl", "reload", "nftables")
+    facts["isolated after reload"] = state()["isolated"]
+    run("nft", "add element inet golden admin_inet4 { %s }" % THERE["admin"])
+    facts["held"] = answer(held)
+    facts["fenced"], _, sockets = ask(stranger=[22, 80, 443], admin=[22, 80])
+    close(sockets)
+    facts["out, isolated"] = leave("_apt", 80)
+    facts["counted, isolated"] = state()["dropped"]
+    run("golden-firewall", "release")
+    facts["released"], _, sockets = ask(stranger=[443])
+    close(sockets)
+    run("systemctl", "reload", "golden-firewall")
+    facts["after"] = state()
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """The rules as the kernel has them, the units, and the settings."""
+    return gather(
+        host,
+        {
+            "table": "nft -j list table inet golden",
+            "order": "for unit in nftables systemd-networkd golden-firewall; do "
+            "systemctl show -p ActiveEnterTimestampMonotonic --value $unit; done",
+            "needs": "systemctl show -p Requires --value systemd-networkd",
+            "stop": "systemctl show -p ExecStop --value nftables",
+            "settings": "cat /run/golden/site.json 2>/dev/null || echo '{}'",
+            "state": "golden-firewall --json status",
+            "exposure": "for unit in golden-firewall nftables; do "
+            "systemd-analyze security $unit.service --no-pager | tail -1; done",
+            "access": "stat -c '%a %U:%G %n' /etc/nftables.conf /run/golden-firewall /run/golden-firewall/site.nft",
+            "usage": "golden-firewall; echo $?; runuser -u nobody -- golden-firewall status; echo $?",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def probe(host: Host) -> dict[str, Any]:
+    """What other machines see of this one."""
+    questions = {"ports": STRANGER, "out": [[user, port] for user, port, _ in OUTGOING], "idle": IDLE}
+    return play(host, SCENE, questions)
+
+
+@pytest.mark.req("R3", "R30")
+def test_everything_is_refused_by_default(facts: dict[str, Fact]) -> None:
+    """What no rule names is dropped: in, through, and out"""
+    chains = [one["chain"] for one in json.loads(facts["table"].text)["nftables"] if "chain" in one]
+    assert {chain["hook"]: chain["policy"] for chain in chains if "hook" in chain} == POLICIES
+
+
+@pytest.mark.req("R30")
+def test_rules_come_before_the_network(facts: dict[str, Fact]) -> None:
+    """The rules are loaded before the network comes up, it needs them, and stopping the unit does not open it"""
+    rules, network, networks_of_administrators = map(int, facts["order"].lines)
+    assert 0 < rules < network
+    assert networks_of_administrators > rules
+    assert "nftables.service" in facts["needs"].words
+    assert facts["stop"].text == ""
+
+
+@pytest.mark.req("R3", "R30", "R80")
+def test_administrators_are_the_settings(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """Port 22 is open to the networks of the site settings; without any, to those of the spec; without any, to nobody"""
+    wanted = json.loads(facts["settings"].text).get("admin_cidrs") or spec.admin.cidrs
+    found = json.loads(facts["state"].text)["administrators"]
+    assert {ipaddress.ip_network(one) for one in found} == {ipaddress.ip_network(one) for one in wanted}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R3", "R80")
+def test_administrators_come_in(host: Host, facts: dict[str, Fact]) -> None:
+    """This test's own connection comes from one of the administrators' networks"""
+    peers = {line.split()[-1].rpartition(":")[0] for line in host.check_output("ss -Htn 'sport = 22'").splitlines()}
+    networks = [ipaddress.ip_network(one) for one in json.loads(facts["state"].text)["administrators"]]
+    assert peers
+    for peer in peers:
+        address = ipaddress.ip_address(peer.strip("[]"))
+        assert any(address in network for network in networks), peer
+
+
+@pytest.mark.req("R3", "R10", "R30", "R90")
+@pytest.mark.parametrize("who", ["stranger", "stranger6"])
+def test_strangers_reach_the_web_server_only(probe: dict[str, Any], who: str) -> None:
+    """From any other address ports 80 and 443 are open, and no other port answers at all"""
+    assert probe["asked"][who] == {str(port): "open" if port in (80, 443) else "silent" for port in STRANGER}
+
+
+@pytest.mark.req("R30", "R80")
+@pytest.mark.parametrize("who", ["admin", "admin6"])
+def test_administrators_reach_ssh(probe: dict[str, Any], who: str) -> None:
+    """From an administrator's network port 22 is open too"""
+    assert probe["asked"][who] == {"22": "open", "80": "open"}
+
+
+@pytest.mark.req("R14")
+def test_connections_per_address_are_limited(probe: dict[str, Any]) -> None:
+    """One address holds so many connections that send nothing, and no more; another address is served meanwhile"""
+    assert LIMIT - 5 <= probe["crowd"] <= LIMIT + 1
+    assert probe["beside the crowd"] == {"admin": {"80": "open"}}
+
+
+@pytest.mark.req("R30")
+@pytest.mark.parametrize(("user", "port", "may"), OUTGOING)
+def test_outgoing_by_user(probe: dict[str, Any], user: str, port: int, *, may: bool) -> None:
+    """A service reaches the ports outside that it needs; everything else is refused at once"""
+    # Nothing listens there: a connection that may leave is refused by the other side.
+    found = dict(zip([(name, number) for name, number, _ in OUTGOING], probe["out"], strict=True))
+    assert found[user, port] == ("refused" if may else "rejected")
+
+
+@pytest.mark.req("R100")
+def test_isolation_leaves_administrators_only(probe: dict[str, Any]) -> None:
+    """An isolated machine answers administrators on port 22 and nobody else, not even on connections from before"""
+    assert probe["isolated"]
+    assert set(probe["fenced"]["stranger"].values()) == {"silent"}
+    assert probe["fenced"]["admin"] == {"22": "open", "80": "silent"}
+    assert probe["out, isolated"] == "silent"
+    assert probe["held"] == "TimeoutError"
+
+
+@pytest.mark.req("R100")
+def test_isolation_lasts_until_it_is_ended(probe: dict[str, Any]) -> None:
+    """An isolation outlives a reload of the rules, is written down for the next boot, and ends when it is told to"""
+    assert probe["isolation lasts"]
+    assert probe["isolated after reload"]
+    assert not probe["after"]["isolated"]
+    assert probe["released"] == {"stranger": {"443": "open"}}
+
+
+@pytest.mark.req("R9", "R30")
+def test_refusals_are_counted(probe: dict[str, Any], facts: dict[str, Fact]) -> None:
+    """Each kind of refusal has its counter; afterwards the administrators' networks are as before"""
+    gained = {name: packets - probe["before"]["dropped"][name] for name, packets in probe["counted"].items()}
+    assert gained["in"] >= 2 * (len(STRANGER) - 2)
+    assert gained["out"] >= len([may for _, _, may in OUTGOING if not may])
+    assert gained["web_limit"] >= IDLE - LIMIT - 1
+    assert probe["counted, isolated"]["isolated"] > 0
+    assert probe["after"]["administrators"] == json.loads(facts["state"].text)["administrators"]
+
+
+@pytest.mark.vm
+@pytest.mark.req("R9", "R30")
+def test_refusals_are_logged(probe: dict[str, Any], host: Host) -> None:
+    """Refused packets leave lines in the journal, with the user for what wanted to leave"""
+    lines = host.check_output("journalctl -k -b --no-pager -o cat --grep golden-firewall | tail -200")
+    assert probe["crowd"]
+    for mark in (
+        "golden-firewall in: ",
+        "golden-firewall out: ",
+        "golden-firewall web limit: ",
+        "golden-firewall isolated in: ",
+    ):
+        assert mark in lines, mark
+    assert any("golden-firewall out: " in line and "UID=" in line for line in lines.splitlines())
+
+
+@pytest.mark.req("R30")
+def test_rules_are_roots(facts: dict[str, Fact]) -> None:
+    """Only root reads the rules"""
+    assert [line.split()[:2] for line in facts["access"].lines] == [
+        ["600", "root:root"], ["700", "root:root"], ["600", "root:root"],
+    ]  # fmt: skip
+
+
+@pytest.mark.req("R38")
+def test_units_are_sandboxed(facts: dict[str, Fact]) -> None:
+    """The units that change the packet filter can do little else"""
+    scores = [float(line.split()[-3]) for line in facts["exposure"].lines if "Overall exposure" in line]
+    assert len(scores) == 2
+    assert max(scores) <= 2.0
+
+
+@pytest.mark.req("R30")
+def test_command_explains_itself(facts: dict[str, Fact]) -> None:
+    """golden-firewall says how it is used, and refuses those who are not root"""
+    assert facts["usage"].lines[0].startswith("usage: golden-firewall")
+    assert [line for line in facts["usage"].lines if line.isdigit()] == ["2", "2"]
+    assert properties(facts["usage"]) == {}

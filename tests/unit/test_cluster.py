@@ -1,0 +1,130 @@
+"""Settings of a cluster, tokens that stay secret, and the least privileges of each role."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from build import cluster, roles
+from build import spec as specs
+from build.cluster import Role
+from build.errors import SpecError
+
+GOOD: dict[str, Any] = {
+    "host": "pve.example.org", "nodes": ["pve1", "pve2"], "storage": "local-lvm", "media": "local", "pool": "golden",
+}  # fmt: skip
+SECRET = "01234567-89ab-cdef-0123-456789abcdef"
+TEXT = f"goldsmith@pve!publisher={SECRET}"
+
+
+def read(**changes: Any) -> tuple[cluster.Settings, list[str]]:
+    problems: list[str] = []
+    return cluster.read(GOOD | changes, problems=problems), problems
+
+
+def test_defaults() -> None:
+    settings, problems = read()
+    assert problems == []
+    assert (settings.port, settings.bridge, settings.vlan, settings.vmids) == (8006, "vmbr0", 0, (9000, 9099))
+    assert (settings.firmware, settings.cores, settings.memory_mib) == ("uefi", 2, 2048)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nodes", []), ("nodes", ["-x"]), ("storage", "no spaces"), ("vmids", "9099-9000"), ("vmids", "1-2"), ("port", 0),
+        ("firmware", "coreboot"), ("bridge", "a bridge"), ("vlan", 4095), ("memory", "lots"), ("tokem", "x"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(key: str, value: Any) -> None:
+    assert any(f"proxmox.{key}" in problem for problem in read(**{key: value})[1])
+
+
+def test_a_token_of_its_own_comes_before_the_common_one(tmp_path: Path) -> None:
+    environment = {"GOLDSMITH_PVE_TOKEN": TEXT, "GOLDSMITH_PVE_TOKEN_OPERATOR": TEXT.replace("publisher", "operator")}
+    found = {role: cluster.token(role, secrets=tmp_path / "none", environment=environment).name for role in Role}
+    assert found == {Role.PUBLISHER: "publisher", Role.VERIFIER: "publisher", Role.OPERATOR: "operator"}
+
+
+def test_the_secret_is_never_shown(tmp_path: Path) -> None:
+    found = cluster.token(Role.PUBLISHER, secrets=tmp_path, environment={"GOLDSMITH_PVE_TOKEN": TEXT})
+    assert found.secret == SECRET
+    assert SECRET not in repr(found) + str(found)
+    with pytest.raises(SpecError) as caught:
+        cluster.token(Role.PUBLISHER, secrets=tmp_path, environment={"GOLDSMITH_PVE_TOKEN": f"goldsmith={SECRET}"})
+    assert SECRET not in caught.value.render()
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_the_secrets_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "proxmox.yaml", f"tokens: {{publisher: '{TEXT}'}}\n")
+    assert cluster.token(Role.PUBLISHER, secrets=path, environment={}).secret == SECRET
+    path.chmod(0o640)
+    with pytest.raises(SpecError, match="read by others"):
+        cluster.token(Role.PUBLISHER, secrets=path, environment={})
+
+
+@pytest.mark.parametrize(
+    "text", [f"tokens: {{publisher: '{SECRET}'}}", f"tokens: {{verifier: '{TEXT}'}}", f"token: '{TEXT}'"]
+)
+def test_problems_of_the_secrets_file_do_not_show_secrets(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cluster.token(Role.PUBLISHER, secrets=write(tmp_path / "proxmox.yaml", text), environment={})
+    assert SECRET not in caught.value.render()
+
+
+def test_no_token_says_where_to_put_one(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no token for the operator") as caught:
+        cluster.token(Role.OPERATOR, secrets=tmp_path / "proxmox.yaml", environment={})
+    assert "GOLDSMITH_PVE_TOKEN_OPERATOR" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("major", "privilege", "other"), [(8, "VM.Monitor", "VM.GuestAgent"), (9, "VM.GuestAgent.Audit", "VM.Monitor")]
+)
+def test_the_agent_privilege_follows_the_version(major: int, privilege: str, other: str) -> None:
+    text = "\n".join(roles.commands(read()[0], major=major))
+    assert privilege in text
+    assert other not in text
+
+
+def test_no_role_reaches_beyond_the_pool_the_storages_and_the_bridge() -> None:
+    settings = read()[0]
+    for role in Role:
+        for grant in roles.grants(role, settings, major=9):
+            assert grant.path in {"/pool/golden", "/storage/local", "/storage/local-lvm", "/sdn/zones/localnetwork/vmbr0"}
+            assert not any(name.startswith(("Sys.", "Permissions.", "Realm.", "User.")) for name in grant.privileges)
+
+
+def test_what_is_not_granted_is_found() -> None:
+    wanted = roles.grants(Role.PUBLISHER, read()[0], major=9)
+    everything = {grant.path: dict.fromkeys(grant.privileges, 1) for grant in wanted}
+    assert roles.missing(wanted, everything) == []
+    del everything["/pool/golden"]["VM.Clone"]
+    [(grant, names)] = roles.missing(wanted, everything)
+    assert (grant.path, sorted(names)) == ("/pool/golden", ["VM.Clone"])
+
+
+def test_an_entry_of_its_own_replaces_what_parents_propagate() -> None:
+    wanted = roles.grants(Role.OPERATOR, read()[0], major=9)
+    all_names = {name for grant in wanted for name in grant.privileges}
+    assert roles.missing(wanted, {"/": dict.fromkeys(all_names, 1)}) == []
+    assert roles.missing(wanted, {"/": dict.fromkeys(all_names, 0)}) != []
+    assert roles.missing(wanted, {"/": dict.fromkeys(all_names, 1), "/pool/golden": {"VM.Audit": 1}}) != []
+
+
+def test_where_an_image_is_published_shapes_no_stage(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "golden.yaml").read_text()
+    plain, published = tmp_path / "plain.yaml", tmp_path / "published.yaml"
+    plain.write_text(text)
+    published.write_text(text + yaml.safe_dump({"proxmox": GOOD}))
+    assert specs.load(published).proxmox == read()[0]
+    assert specs.load(plain).as_inputs() == specs.load(published).as_inputs()

@@ -1,0 +1,95 @@
+"""What golden-firewall tells the packet filter, made from site settings."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.unit.helpers import ROOT
+
+LIBRARY = ROOT / "overlays" / "25-firewall" / "rootfs" / "usr" / "lib" / "golden"
+NOTHING: dict[str, Any] = {
+    "admin_cidrs": [], "certificate": {"acme": None}, "log_collector": None, "backup": None,
+    "alerts": {"mail": None, "webhook": None}, "application": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    sys.path.insert(0, str(LIBRARY))
+    try:
+        return importlib.import_module("golden_firewall")
+    finally:
+        sys.path.pop(0)
+
+
+def test_nothing_given_empties_every_set(module: ModuleType) -> None:
+    wanted = "".join(f"flush set inet golden {name}\n" for name in ("admin_inet4", "admin_inet6", "site_out"))
+    assert module.site_rules(NOTHING, default_cidrs=[]) == wanted
+    assert module.site_rules({}, default_cidrs=[]) == wanted
+
+
+def test_networks_go_into_the_set_of_their_family(module: ModuleType) -> None:
+    rules = module.site_rules(
+        {"admin_cidrs": ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7"]}, default_cidrs=["10.0.0.0/8"]
+    )
+    assert "add element inet golden admin_inet4 { 192.0.2.0/24, 198.51.100.7/32 }\n" in rules
+    assert "add element inet golden admin_inet6 { 2001:db8::/32 }\n" in rules
+    assert "10.0.0.0" not in rules
+
+
+def test_the_spec_decides_when_the_site_does_not(module: ModuleType) -> None:
+    assert "{ 10.0.0.0/8 }" in module.site_rules(NOTHING, default_cidrs=["10.0.0.0/8"])
+
+
+@pytest.mark.parametrize("bad", ["192.0.2.1/24", "0.0.0.0/33", "} ; flush ruleset", "example.org"])
+def test_what_is_no_network_is_refused(module: ModuleType, bad: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        module.site_rules({"admin_cidrs": [bad]}, default_cidrs=[])
+
+
+@pytest.mark.parametrize(
+    ("settings", "port"),
+    [
+        ({"log_collector": {"host": "logs.example.org", "port": 6514}}, 6514),
+        ({"certificate": {"acme": {"directory": "https://ca.example.org/directory"}}}, 443),
+        ({"certificate": {"acme": {"directory": "https://ca.example.org:14000/dir"}}}, 14000),
+        ({"backup": {"target": "scp://store@backup.example.org/srv/golden"}}, 22),
+        ({"backup": {"target": "rclone:remote:path"}}, 443),
+        ({"alerts": {"mail": {"server": "mail.example.org:25"}, "webhook": None}}, 25),
+        ({"alerts": {"mail": None, "webhook": "https://hooks.example.org/x"}}, 443),
+        ({"application": {"bundle": "https://files.example.org:8443/app.tar"}}, 8443),
+    ],
+)
+def test_a_service_outside_opens_its_port(module: ModuleType, settings: dict[str, Any], port: int) -> None:
+    assert module.site_out(NOTHING | settings) == {("root", port)}
+    assert f"add element inet golden site_out {{ root . {port} }}\n" in module.site_rules(settings, default_cidrs=[])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"backup": {"target": ""}}, {"application": {"bundle": "/srv/app.tar"}}, {"backup": None}]
+)
+def test_what_stays_on_the_machine_opens_nothing(module: ModuleType, settings: dict[str, Any]) -> None:
+    assert module.site_out(NOTHING | settings) == set()
+
+
+def test_the_state_is_read_from_what_nft_lists(module: ModuleType) -> None:
+    listed = {
+        "nftables": [
+            {"set": {"name": "admin_inet4", "elem": [{"prefix": {"addr": "192.0.2.0", "len": 24}}, "198.51.100.7"]}},
+            {"set": {"name": "admin_inet6"}},
+            {"set": {"name": "site_out", "elem": [{"concat": ["root", 6514]}]}},
+            {"counter": {"name": "dropped_in", "packets": 7}},
+            {"rule": {"chain": "gate_in"}},
+        ]
+    }
+    assert module.describe(listed) == {
+        "isolated": True,
+        "administrators": ["192.0.2.0/24", "198.51.100.7"],
+        "site_out": ["root:6514"],
+        "dropped": {"in": 7},
+    }
