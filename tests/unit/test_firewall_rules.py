@@ -66,8 +66,9 @@ def test_what_is_no_network_is_refused(module: ModuleType, bad: str) -> None:
     ],
 )
 def test_a_service_outside_opens_its_port(module: ModuleType, settings: dict[str, Any], port: int) -> None:
-    assert module.site_out(NOTHING | settings) == {("root", port)}
-    assert f"add element inet golden site_out {{ root . {port} }}\n" in module.site_rules(settings, default_cidrs=[])
+    user = "golden-alert" if "alerts" in settings else "root"
+    assert module.site_out(NOTHING | settings) == {(user, port)}
+    assert f"add element inet golden site_out {{ {user} . {port} }}\n" in module.site_rules(settings, default_cidrs=[])
 
 
 @pytest.mark.parametrize(

@@ -41,23 +41,24 @@ def _fill(name: str, elements: Iterable[str]) -> str:
 def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
     """Return who may open connections to which TCP port outside: only what the site settings ask for.
 
-    The commands behind these settings run as root, in units that have a network of their own when they need none.
+    The commands behind these settings run as root, in units that have a network of their own when they need none; alerts
+    are sent by a user of their own.
     """
     found: set[tuple[str, int]] = set()
     acme = (site.get("certificate") or {}).get("acme")
     alerts = site.get("alerts") or {}
     if site.get("log_collector"):
         found.add(("root", int(site["log_collector"]["port"])))
-    for address in (
-        acme and acme["directory"],
-        site.get("backup") and site["backup"]["target"],
-        alerts.get("mail") and f"smtp://{alerts['mail']['server']}",
-        alerts.get("webhook"),
-        site.get("application") and site["application"]["bundle"],
+    for user, address in (
+        ("root", acme and acme["directory"]),
+        ("root", site.get("backup") and site["backup"]["target"]),
+        ("golden-alert", alerts.get("mail") and f"smtp://{alerts['mail']['server']}"),
+        ("golden-alert", alerts.get("webhook")),
+        ("root", site.get("application") and site["application"]["bundle"]),
     ):
         port = _port(address or "")
         if port:
-            found.add(("root", port))
+            found.add((user, port))
     return found
 
 
