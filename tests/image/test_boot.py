@@ -43,6 +43,7 @@ ENABLED = {
     "golden-disks.timer": "looks for full file systems",
     "golden-firewall.service": "tells the packet filter who administers",
     "golden-hostkeys.service": "makes the host keys",
+    "golden-logs.service": "tells the log service the collector",
     "golden-migrate.service": "makes the tables",
     "golden-names.service": "writes the host names",
     "golden-postgresql-memory.service": "fits the database to the machine's memory",
