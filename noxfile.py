@@ -16,6 +16,7 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra")
+AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
 CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")
 # A build that is interrupted gives its children this long to end in order.
@@ -86,10 +87,24 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Run the field's auditors against a clone of the newest image, and compare with tests/peers/ledger.json."""
+    install(session, *TOOL, *AUDITORS)
+    goldsmith(session, "audit")
+
+
+@nox.session
 def check(session: nox.Session) -> None:
     """Compare an artifact with its SHA256SUMS."""
     install(session, *TOOL)
     goldsmith(session, "check")
+
+
+@nox.session
+def bundle(session: nox.Session) -> None:
+    """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "bundle")
 
 
 @nox.session

@@ -16,7 +16,9 @@ from build import (
     accel,
     apt,
     artifact,
+    audit,
     bench,
+    bundle,
     doctor,
     faults,
     files,
@@ -27,6 +29,7 @@ from build import (
     workshop,
 )  # fmt: skip
 from build.apt import Mirrors
+from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
 from build.faults_machines import Target
@@ -81,13 +84,26 @@ def parser() -> argparse.ArgumentParser:
     breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
     breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
+    packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
+    packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
+    packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
+    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
+    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -186,6 +202,16 @@ def _faults(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.lock:
+        return audit.write_locks(_options(arguments))
+    wanted = audit.Wanted(
+        tuple(arguments.auditor) or tuple(AUDITORS), arguments.artifact, unverified=arguments.unverified,
+        context=arguments.context, update=arguments.update,
+    )  # fmt: skip
+    return audit.audit(_options(arguments), wanted)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     project = Project(arguments.project.resolve())
     found = artifact.load(arguments.artifact) if arguments.artifact else artifact.newest(project.artifacts)
@@ -207,6 +233,11 @@ def _requirements(arguments: argparse.Namespace) -> int:
     files.write_atomic(project.root / requirements.PAGE, page)
     missing = page.count("**nothing yet**")
     log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    print(bundle.make(arguments.directory, arguments.output, cache=arguments.cache.resolve()))
     return 0
 
 

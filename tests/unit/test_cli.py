@@ -20,9 +20,11 @@ from tests.fakes import Fakes
 from tests.unit.helpers import make_checkout
 
 VERBS = (
+    "audit",
     "bench",
     "boot",
     "build",
+    "bundle",
     "check",
     "container",
     "doctor",

@@ -91,7 +91,10 @@ class Writer:
         return meter.facts()
 
     def add_media(self, root: Path) -> dict[str, Any]:
-        """Copy the tree below ``root``; return what it adds up to. Links and devices are counted, never followed."""
+        """Copy the tree below ``root``; return what it adds up to.
+
+        Links, devices and hidden files, which are uploads that are not complete yet, are counted and left out.
+        """
         digest = TreeDigest()
         for path, found, descriptor in walk(root):
             info = tarfile.TarInfo(f"{MEDIA}/{path}")
@@ -155,6 +158,9 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result, int]]:
         if base != ".":
             yield base, os.fstat(here), -1
         for name in sorted(names):
+            if name.startswith("."):
+                yield os.path.normpath(f"{base}/{name}"), os.stat(name, dir_fd=here, follow_symlinks=False), -1
+                continue
             try:
                 # Without O_NONBLOCK, opening a named pipe would wait for its writer.
                 descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)

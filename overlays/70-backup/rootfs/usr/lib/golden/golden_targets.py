@@ -20,8 +20,8 @@ RCLONE_CONFIGURATION = Path("/etc/golden/rclone.conf")
 SEND_SECONDS = 6 * 3600
 CONNECT_SECONDS = 20
 SCP = (
-    r"scp://(?P<login>[a-z_][a-z0-9_.-]*@([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]))(:(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>/[A-Za-z0-9_./-]*)"
+    r"scp://(?P<login>[A-Za-z0-9_.][A-Za-z0-9_.-]*@([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]))(:(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>/[A-Za-z0-9_.@+/-]*)"
 )
 RCLONE = r"rclone:(?P<remote>[A-Za-z0-9_][A-Za-z0-9_.-]*):(?P<path>[A-Za-z0-9_./-]*)"
 

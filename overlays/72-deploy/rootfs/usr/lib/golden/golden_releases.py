@@ -1,0 +1,198 @@
+"""The releases of the application on this clone, and which of them serves.
+
+::
+
+    /opt/app/current -> releases/0123456789ab    what serves; changed by one rename
+    /opt/app/previous -> releases/image          where --rollback goes
+    /opt/app/releases/0123456789ab/code, venv    root's, read by the application, changed by nobody
+    /opt/app/releases/0123456789ab/release.json  written last: without it a release is not complete
+
+A release has the name of its bundle's hash; the one that came with the image is called ``image``.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import re
+import shutil
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from golden import Problem, write_whole
+
+ROOT = Path("/opt/app")
+STATIC = Path("/var/www/static")
+RECORD = "release.json"
+GROUP, STATIC_GROUP = "gunicorn", "www-data"
+KEEP = 3
+DIGEST = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The releases below one directory."""
+
+    root: Path = ROOT
+    static: Path = STATIC
+
+    def path(self, name: str) -> Path:
+        """Return the directory of a release."""
+        return self.root / "releases" / name
+
+    def current(self) -> str:
+        """Return the name of the release that serves."""
+        return self._linked("current")
+
+    def previous(self) -> str:
+        """Return the name of the release that served before, or nothing."""
+        return self._linked("previous")
+
+    def _linked(self, link: str) -> str:
+        try:
+            name = (self.root / link).readlink().name
+        except OSError:
+            return ""
+        return name if self.path(name).is_dir() else ""
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Return what is known of a complete release; None when there is none of that name."""
+        try:
+            found: dict[str, Any] = json.loads((self.path(name) / RECORD).read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return the complete releases, the newest first, and what each is."""
+        known = {name: self.record(name) for name in self._names()}
+        current, previous = self.current(), self.previous()
+        found = [
+            {"release": name, "name": record["name"], "deployed": record["deployed"], "current": name == current,
+             "previous": name == previous}
+            for name, record in known.items() if record
+        ]  # fmt: skip
+        return sorted(found, key=lambda one: str(one["deployed"]), reverse=True)
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "releases").iterdir() if path.is_dir())
+
+    def complete(self, name: str, facts: dict[str, Any]) -> None:
+        """Say that a release is all there."""
+        content = {"deployed": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        write_whole(self.path(name) / RECORD, json.dumps(content, indent=1, sort_keys=True).encode(), mode=0o640)
+
+    def adopt(self) -> None:
+        """Record the release that came with the image, and the static files that are its own."""
+        name = self.current()
+        if name and self.record(name) is None:
+            static = sorted(str(path.relative_to(self.static)) for path in self.static.rglob("*") if path.is_file())
+            built = datetime.fromtimestamp((self.path(name) / "code").stat().st_mtime, UTC)
+            facts = {"name": name, "sha256": "", "static": static, "deployed": built.isoformat(timespec="seconds")}
+            self.complete(name, facts)
+
+    def switch(self, name: str) -> None:
+        """Let a release serve from the next start on, and remember the one before."""
+        before = self.current()
+        if before == name:
+            return
+        self._link("current", name)
+        if before:
+            self.remember(before)
+
+    def remember(self, name: str) -> None:
+        """Say which release --rollback goes to."""
+        self._link("previous", name)
+
+    def _link(self, link: str, name: str) -> None:
+        fresh = self.root / f".{link}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(f"releases/{name}")
+        fresh.replace(self.root / link)
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove_incomplete(self) -> None:
+        """Remove what a deployment left that was cut off."""
+        for name in self._names():
+            if DIGEST.fullmatch(name) and self.record(name) is None and name != self.current():
+                shutil.rmtree(self.path(name))
+
+    def prune(self, keep: int = KEEP) -> list[str]:
+        """Keep the newest releases, the one that serves and the one before; remove the others and their static files."""
+        listed = self.listed()
+        kept = {self.current(), self.previous(), *(one["release"] for one in listed[:keep])}
+        removed = [one["release"] for one in listed if one["release"] not in kept]
+        static = {file for name in removed for file in (self.record(name) or {}).get("static", [])}
+        static -= {file for name in kept for file in (self.record(name) or {}).get("static", [])}
+        for file in sorted(static):
+            (self.static / file).unlink(missing_ok=True)
+        for name in removed:
+            # Without its record it is an incomplete one, which the next deployment removes should this one be cut off.
+            (self.path(name) / RECORD).unlink()
+            shutil.rmtree(self.path(name))
+        return removed
+
+    def publish(self, static: Path) -> list[str]:
+        """Copy static files to where the web server reads them; return their names.
+
+        The names that are served carry the hash of their content, so that the files of two releases stand side by side.
+        """
+        names = []
+        for path in sorted(static.rglob("*")):
+            name = str(path.relative_to(static))
+            target = self.static / name
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise Problem(f"{name}: collectstatic made something that is no plain file")
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+                shutil.chown(target, "root", STATIC_GROUP)
+                target.chmod(0o750)
+            else:
+                self._publish_one(path, target)
+                names.append(name)
+        return names
+
+    def _publish_one(self, path: Path, target: Path) -> None:
+        fresh = target.with_name(f".{target.name}.new")
+        shutil.copyfile(path, fresh)
+        shutil.chown(fresh, "root", STATIC_GROUP)
+        fresh.chmod(0o640)
+        fresh.replace(target)
+
+    def close(self, name: str) -> None:
+        """Give a built release to root; the application's group reads it, and nobody else.
+
+        Raises Problem when a link leads out of the release: only the interpreter is somebody else's.
+        """
+        top = self.path(name)
+        give(top, "root")
+        for entry in (top, *top.rglob("*")):
+            mode = entry.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                _check_link(entry, top)
+            elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+                entry.chmod(0o750 if stat.S_ISDIR(mode) or mode & 0o100 else 0o640)
+            else:
+                raise Problem(f"{entry} is neither a file nor a directory")
+
+
+def give(top: Path, user: str) -> None:
+    """Give a tree to a user, and to the application's group; links themselves, not what they lead to."""
+    uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(GROUP).gr_gid
+    for entry in (top, *top.rglob("*")):
+        os.chown(entry, uid, gid, follow_symlinks=False)
+
+
+def _check_link(link: Path, top: Path) -> None:
+    target = Path(os.path.normpath(link.parent / link.readlink()))
+    if not (target.is_relative_to(top) or target.is_relative_to("/usr/bin")):
+        raise Problem(f"{link} leads to {target}, out of its release")

@@ -1,0 +1,405 @@
+"""Deployments: refused when not as announced, built beside what serves, switched in one step, and taken back when ill."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+UNITS = ("golden-deploy.service", "golden-deploy-build@0123456789ab.service", "golden-deploy-migrate@0123456789ab.service")
+
+# A small application, so that emulated machines build it in seconds: what golden-deploy asks of any (manage.py with
+# check, collectstatic and migrate; a WSGI callable; /health), and gunicorn, whose wheel is put together again from the
+# installed package, so that no package index is needed.
+STORY = r'''
+import base64, csv, hashlib, io, json, os, pathlib, re, subprocess, sys, tarfile, threading, time, zipfile
+
+WORK = pathlib.Path("/root/golden-test-deploy")
+APP = pathlib.Path("/opt/app")
+STATIC = pathlib.Path("/var/www/static")
+STATE = pathlib.Path("/var/lib/golden-deploy")
+SITE = pathlib.Path("/run/golden/site.json")
+BACKUPS = pathlib.Path("/var/backups/golden")
+said = {}
+
+MANAGE = """
+import os, pathlib, sys
+verb, here = sys.argv[1], pathlib.Path(__file__).parent
+def attempt(act):
+    try:
+        act()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+if verb == "collectstatic":
+    static = pathlib.Path("/var/www/static")
+    (static / "golden-test").mkdir()
+    (static / "golden-test" / "app.@NAME@00000000.css").write_text("/* @NAME@ */")
+    (here / "staticfiles.json").write_text("{}")
+    import socket
+    print("probe root:", attempt(lambda: os.listdir("/root")), "etc:", attempt(lambda: open("/etc/golden-test", "w")),
+          "other release:", attempt(lambda: open("/opt/app/releases/image/code/x", "w")),
+          "database:", attempt(lambda: socket.socket(socket.AF_UNIX).connect("/run/postgresql/.s.PGSQL.5432")),
+          "network:", attempt(lambda: socket.create_connection(("127.0.0.1", 443), 2)), "uid:", os.getuid())
+if verb == "migrate":
+    print("role:", os.environ["DATABASE_ROLE"], "migrations of @NAME@")
+sys.exit(@STATUS@ if verb == "@FAILS@" else 0)
+"""
+WSGI = """
+def application(environ, start_response):
+    start_response("@ANSWER@", [("Content-Type", "text/plain")])
+    return [b"release @NAME@"]
+"""
+LOGS = """
+import logging
+
+class JsonFormatter(logging.Formatter):
+    pass
+"""
+
+def run(*argv):
+    done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    return {"code": done.returncode, "text": done.stdout.decode(errors="replace")}
+
+def repacked(name):
+    """Return a wheel with the files of an installed package."""
+    site = next((APP / "current" / "venv" / "lib").glob("python3.*")) / "site-packages"
+    record = next(site.glob(f"{name}-*.dist-info/RECORD"))
+    rows, body = [], io.BytesIO()
+    with zipfile.ZipFile(body, "w") as wheel:
+        for path, *_ in csv.reader(record.read_text().splitlines()):
+            own = path.split("/")[-1]
+            if path.startswith("..") or path.endswith(".pyc") or own in ("RECORD", "INSTALLER", "REQUESTED"):
+                continue
+            content = (site / path).read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            rows.append(f"{path},sha256={digest},{len(content)}")
+            wheel.writestr(path, content)
+        inside = f"{record.parent.name}/RECORD"
+        wheel.writestr(inside, "\n".join([*rows, f"{inside},,", ""]))
+    version = record.parent.name.removesuffix(".dist-info")
+    return f"{version}-py3-none-any.whl", body.getvalue()
+
+def packed(name, *, files=None, changes=None, link=""):
+    """Write a bundle and return its path and hash; ``changes`` are made to the archive behind its manifest's back."""
+    content = dict(files)
+    facts = {path: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in content.items()}
+    content |= changes or {}
+    manifest = json.dumps({"format": 1, "name": name, "files": facts}).encode()
+    path = WORK / f"{name}.bundle"
+    with tarfile.open(path, "w") as archive:
+        for inside, data in [("manifest.json", manifest), *sorted(content.items())]:
+            info = tarfile.TarInfo(inside)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        if link:
+            info = tarfile.TarInfo("code/link")
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            archive.addfile(info)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+def application(name, *, answer="200 OK", fails="", status=0):
+    def fill(text):
+        for key, value in {"NAME": name, "ANSWER": answer, "FAILS": fails, "STATUS": str(status)}.items():
+            text = text.replace(f"@{key}@", value)
+        return text.encode()
+    files = {"code/manage.py": fill(MANAGE), "code/project/__init__.py": b"", "code/project/wsgi.py": fill(WSGI),
+             "code/project/logs.py": LOGS.encode(), "requirements.lock": LOCK, f"wheels/{WHEEL}": BODY}
+    return files
+
+def deploy(path, digest, *words):
+    return run("golden-deploy", path, "--sha256", digest, *words)
+
+class Visitor(threading.Thread):
+    """Asks for a page again and again, and keeps what was no answer."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.names, self.failed, self.going = [], [], True
+
+    def run(self):
+        import http.client, socket
+        while self.going:
+            try:
+                connection = http.client.HTTPConnection("localhost", timeout=60)
+                connection.sock = socket.socket(socket.AF_UNIX)
+                connection.sock.settimeout(60)
+                connection.sock.connect("/run/gunicorn.sock")
+                connection.request("GET", "/", headers={"Host": HOST, "X-Forwarded-Proto": "https"})
+                answer = connection.getresponse()
+                body = answer.read().decode(errors="replace")
+                if answer.status != 200:
+                    self.failed.append(f"{answer.status}")
+                found = body if body.startswith("release ") else "release image"
+                if found not in self.names:
+                    self.names.append(found)
+                connection.close()
+            except Exception as error:
+                self.failed.append(repr(error))
+            time.sleep(0.1)
+
+def state():
+    links = {name: os.readlink(APP / name) if (APP / name).is_symlink() else "" for name in ("current", "previous")}
+    releases = sorted(path.name for path in (APP / "releases").iterdir())
+    return {"links": links, "releases": releases,
+            "static": sorted(str(p.relative_to(STATIC)) for p in STATIC.rglob("*") if "golden-test" in str(p))}
+
+HOST = pathlib.Path("/run/golden/names").read_text().split()[0]
+before = SITE.read_text() if SITE.exists() else ""
+first = os.readlink(APP / "current").split("/")[-1]
+record = APP / "releases" / first / "release.json"
+adopted = not record.exists()
+kept = {path.name for path in BACKUPS.iterdir()}
+try:
+    WORK.mkdir(mode=0o700)
+    WHEEL, BODY = repacked("gunicorn")
+    name, version = WHEEL.split("-")[:2]
+    LOCK = f"{name}=={version} --hash=sha256:{hashlib.sha256(BODY).hexdigest()}\n".encode()
+    said["start"] = state()
+
+    # What is not as announced changes nothing.
+    good = application("one")
+    one, one_hash = packed("one", files=good)
+    said["no hash"] = run("golden-deploy", one)
+    said["other hash"] = deploy(one, "0" * 64)
+    bad = {"changed": dict(files=good, changes={"code/manage.py": b"print()"}),
+           "added": dict(files=good, changes={"code/more.py": b"print()"}),
+           "traversal": dict(files=good | {"code/../../x": b"x"}),
+           "absolute": dict(files=good | {"/etc/x": b"x"}),
+           "hidden": dict(files=good | {"code/.env": b"x"}),
+           "linked": dict(files=good, link="/etc/shadow"),
+           "without code": dict(files={"requirements.lock": LOCK})}
+    said["refused"] = {name: deploy(*packed(name.replace(" ", "-"), **how)) for name, how in bad.items()}
+    said["after refusals"] = state()
+    unhashed = application("unhashed") | {"requirements.lock": f"{name}=={version}\n".encode()}
+    said["unhashed"] = deploy(*packed("unhashed", files=unhashed))
+    said["after unhashed"] = state()
+
+    # A deployment under load, with a backup before it.
+    run("age-keygen", "-o", WORK / "key")
+    recipient = run("age-keygen", "-y", WORK / "key")["text"].strip()
+    content = json.loads(before) if before else {}
+    SITE.write_text(json.dumps(content | {"backup": {"recipient": recipient, "target": "", "keep_days": 14}}))
+    visitor = Visitor()
+    visitor.start()
+    said["one"] = deploy(one, one_hash)
+    said["backups"] = len({path.name for path in BACKUPS.glob("*.age")} - kept)
+    said["one state"] = state()
+    said["one hash"] = one_hash
+    top = APP / "releases" / one_hash[:12]
+    said["owners"] = sorted(set(run("find", top, "-printf", "%u:%g %y %m\\n")["text"].split("\n")) - {""})
+    said["held"] = sorted(path.name for path in top.iterdir())
+    said["pip"] = run("find", top / "venv", "-name", "pip", "-o", "-name", "setuptools")["text"]
+    said["compiled"] = len(list(top.rglob("*.pyc")))
+    said["writable"] = run("runuser", "-u", "gunicorn", "--", "find", APP, STATIC, "-writable", "!", "-type", "l")["text"]
+    said["again"] = deploy(one, one_hash)
+    said["probe"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-build@{one_hash[:12]}.service")["text"]
+    said["migrated"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-migrate@{one_hash[:12]}.service")["text"]
+
+    # Three that fail: while migrating, while serving, while starting. The release before goes on.
+    SITE.write_text(json.dumps(content | {"backup": None}))
+    said["bad migration"] = deploy(*packed("two", files=application("two", fails="migrate", status=7)))
+    said["bad migration state"] = state()
+    said["ill"] = deploy(*packed("ill", files=application("ill", answer="503 Service Unavailable")))
+    said["ill state"] = state()
+    visitor.going = False
+    visitor.join()
+    said["visitor"] = {"names": visitor.names, "failed": visitor.failed[:5]}
+
+    # Back, and what the command says of itself.
+    said["rollback"] = run("golden-deploy", "--rollback")
+    said["rollback state"] = state()
+    said["list"] = json.loads(run("golden-deploy", "--list", "--json")["text"])
+    with open("/run/lock/golden-deploy.lock", "w") as lock:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said["two at once"] = deploy(one, one_hash)
+
+    # The site names a bundle: deployed once by the unit; a power cut had left half a release.
+    (APP / "releases" / "0123456789ab" / "code").mkdir(parents=True)
+    wish = {"bundle": str(one), "sha256": one_hash}
+    SITE.write_text(json.dumps(content | {"backup": None, "application": wish}))
+    said["wanted"] = run("golden-deploy", "--wanted")
+    said["site"] = run("golden-deploy", "--site")
+    said["wanted again"] = run("golden-deploy", "--wanted")
+    said["site state"] = state()
+finally:
+    if os.readlink(APP / "current").split("/")[-1] != first:
+        (APP / ".back").symlink_to(f"releases/{first}")
+        (APP / ".back").rename(APP / "current")
+        run("systemctl", "restart", "gunicorn.service")
+    (APP / "previous").unlink(missing_ok=True)
+    for path in (APP / "releases").iterdir():
+        if re.fullmatch("[0-9a-f]{12}", path.name) and path.name != first and path.name not in said["start"]["releases"]:
+            run("rm", "-rf", path)
+    if adopted:
+        record.unlink(missing_ok=True)
+    run("rm", "-rf", WORK, STATIC / "golden-test", STATE / "site.sha256",
+        *(path for path in BACKUPS.iterdir() if path.name not in kept))
+    SITE.write_text(before) if before else SITE.unlink(missing_ok=True)
+    run("sh", "-c", "systemctl reset-failed 'golden-deploy*' 'golden-backup*'")
+print(json.dumps(said))
+'''
+
+
+@pytest.fixture(scope="module")
+def story(host: Host) -> dict[str, Any]:
+    """Bundles that are refused, one that is deployed, those that fail, and the way back."""
+    found: dict[str, Any] = json.loads(host.check_output("python3 -c %s", STORY).splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What systemd says of the units."""
+    commands = {f"unit {unit}": f"systemctl show -p OnFailure -p User {unit}" for unit in UNITS}
+    commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager '{unit}' | tail -1" for unit in UNITS}
+    return gather(host, commands)
+
+
+@pytest.mark.req("R18", "R75")
+@pytest.mark.parametrize("unit", UNITS)
+def test_units(facts: dict[str, Fact], unit: str) -> None:
+    """Each unit raises an alert when it fails, and systemd rates its sandbox 2.0 or better"""
+    assert properties(facts[f"unit {unit}"])["OnFailure"] == f"golden-alert@{unit}.service"
+    found = re.search(r"level for \S+: ([0-9.]+)", facts[f"exposure {unit}"].text)
+    assert found, facts[f"exposure {unit}"].text
+    assert float(found.group(1)) <= 2.0
+
+
+@pytest.mark.req("R18")
+def test_a_hash_is_required_and_must_be_the_one(story: dict[str, Any]) -> None:
+    """A bundle without a hash, or with another one, is not even opened"""
+    assert story["no hash"]["code"] == 2
+    assert "--sha256" in story["no hash"]["text"]
+    assert story["other hash"]["code"] == 3
+    assert "was asked for" in story["other hash"]["text"]
+
+
+@pytest.mark.req("R18", "R37")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("changed", "is not what the manifest says"),
+        ("added", "is not in the manifest"),
+        ("traversal", "is not a name for a file of a bundle"),
+        ("absolute", "is not a name for a file of a bundle"),
+        ("hidden", "is not a name for a file of a bundle"),
+        ("linked", "is not a plain file"),
+        ("without code", "code/manage.py is missing"),
+    ],
+)
+def test_bundles_that_are_refused(story: dict[str, Any], how: str, said: str) -> None:
+    """A bundle with a changed, added, hidden or linked file, or a way out of its directory, changes nothing"""
+    assert story["refused"][how]["code"] == 3
+    assert said in story["refused"][how]["text"]
+    assert story["after refusals"] == story["start"]
+
+
+@pytest.mark.req("R18")
+def test_wheels_need_hashes(story: dict[str, Any]) -> None:
+    """A requirement without a hash ends the build, and nothing of the release is left"""
+    assert story["unhashed"]["code"] == 1
+    assert "the release cannot be built" in story["unhashed"]["text"]
+    assert "hash" in story["unhashed"]["text"]
+    assert story["after unhashed"] == story["start"]
+
+
+@pytest.mark.req("R18", "R75", "R83")
+def test_deployment(story: dict[str, Any]) -> None:
+    """A release is built offline from its bundle, made root's, and serves after one change of a link"""
+    assert story["one"]["code"] == 0, story["one"]["text"]
+    name = story["one hash"][:12]
+    assert story["one state"]["links"]["current"] == f"releases/{name}"
+    assert story["one state"]["links"]["previous"] == story["start"]["links"]["current"]
+    assert story["held"] == ["code", "release.json", "requirements.lock", "venv"]
+    kinds = {line.rpartition(" ")[0] for line in story["owners"]}
+    assert kinds <= {"root:gunicorn d", "root:gunicorn f", "root:gunicorn l"}
+    assert all(line.endswith(("0", "l 777")) for line in story["owners"])
+    assert story["pip"] == ""
+    assert story["compiled"] > 10
+    assert [line for line in story["writable"].split() if not line.startswith("find:")] == []
+    assert "golden-test/app.one00000000.css" in story["one state"]["static"]
+
+
+@pytest.mark.req("R18", "R92")
+def test_backup_before_migrations(story: dict[str, Any]) -> None:
+    """With a recipient for backups, one is made before the migrations, which run as the tables' owner"""
+    assert story["backups"] == 1
+    assert "role: app_owner migrations of one" in story["migrated"]
+
+
+@pytest.mark.req("R18", "R37")
+def test_code_is_built_without_rights(story: dict[str, Any]) -> None:
+    """What a bundle's code does while it is built, it does without root, network, database and other releases"""
+    found = re.search(
+        r"probe root: (\w+) etc: (\w+) other release: (\w+) database: (\w+) network: (\w+) uid: (\d+)", story["probe"]
+    )
+    assert found, story["probe"]
+    assert "done" not in found.groups()
+    assert found.group(6) != "0"
+
+
+@pytest.mark.req("R4", "F30")
+def test_same_bundle_again(story: dict[str, Any]) -> None:
+    """The bundle that serves already changes nothing and is no failure"""
+    assert story["again"]["code"] == 0
+    assert "serves already" in story["again"]["text"]
+
+
+@pytest.mark.req("R18", "R22")
+def test_failing_migration(story: dict[str, Any]) -> None:
+    """A migration that fails ends the deployment before the switch"""
+    assert story["bad migration"]["code"] == 1
+    assert "the migrations failed, and the old release goes on" in story["bad migration"]["text"]
+    assert story["bad migration state"]["links"] == story["one state"]["links"]
+
+
+@pytest.mark.req("R18", "R75")
+def test_ill_release_is_taken_back(story: dict[str, Any]) -> None:
+    """A release that is not healthy is taken back by itself, and the one before serves"""
+    assert story["ill"]["code"] == 1
+    assert "is not healthy (/health: 503" in story["ill"]["text"]
+    assert "serves again" in story["ill"]["text"]
+    assert story["ill state"]["links"] == story["one state"]["links"]
+
+
+@pytest.mark.req("R18", "R22", "R75", "F03")
+def test_no_request_is_lost(story: dict[str, Any]) -> None:
+    """While releases change, nobody is turned away: requests wait in the socket"""
+    assert story["visitor"]["names"][:2] == ["release image", "release one"]
+    assert [error for error in story["visitor"]["failed"] if error != "503"] == []
+
+
+@pytest.mark.req("R75")
+def test_rollback(story: dict[str, Any]) -> None:
+    """--rollback lets the release before serve again, and --list says which is which"""
+    assert story["rollback"]["code"] == 0, story["rollback"]["text"]
+    links = story["one state"]["links"]
+    assert story["rollback state"]["links"] == {"current": links["previous"], "previous": links["current"]}
+    marked = {one["release"]: (one["current"], one["previous"]) for one in story["list"]["releases"]}
+    assert marked[links["previous"].split("/")[-1]] == (True, False)
+    assert marked[links["current"].split("/")[-1]] == (False, True)
+
+
+@pytest.mark.req("F30")
+def test_two_at_once(story: dict[str, Any]) -> None:
+    """While one deployment runs, another is refused"""
+    assert story["two at once"]["code"] == 1
+    assert "another golden-deploy is running" in story["two at once"]["text"]
+
+
+@pytest.mark.req("R4", "F18")
+def test_bundle_of_the_site(story: dict[str, Any]) -> None:
+    """The site's bundle is deployed once; what a power cut left of a release before is removed"""
+    assert story["wanted"]["code"] == 0
+    assert story["site"]["code"] == 0, story["site"]["text"]
+    assert story["wanted again"]["code"] == 1
+    assert story["site state"]["links"]["current"] == f"releases/{story['one hash'][:12]}"
+    assert "0123456789ab" not in story["site state"]["releases"]
