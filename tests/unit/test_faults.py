@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from build import accel, faults, faults_report, pipeline, run, seed, workshop
+from build import accel, container, faults, faults_report, host, pipeline, run, seed, workshop
+from build import spec as specs
 from build.apt import Mirrors
 from build.cache import Cache
 from build.errors import HostError, SpecError, StepFailed, VerificationFailed
@@ -45,7 +46,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_fakes: Fakes) 
     """A checkout whose tests break nothing, on a host that has everything."""
     project = make_checkout(tmp_path / "checkout")
     image = tmp_path / "artifacts" / "golden-1.2.3-0" / "image.qcow2"
-    monkeypatch.setattr(faults.host, "ensure", lambda *_needed, **_options: None)
+    monkeypatch.setattr(host, "ensure", lambda *_needed, **_options: None)
     monkeypatch.setattr(accel, "probe", lambda **_options: accel.kvm((10, 0)))
     monkeypatch.setattr(workshop, "find_image", lambda *_options, **_more: image)
     image.parent.mkdir(parents=True)
@@ -63,7 +64,8 @@ def write_tests(options: Options, second: str = "pass") -> None:
 def test_faults_that_keep_their_promise(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     write_tests(options)
     assert faults.run_faults(options, ["F02", "F01"], target=Target.VM) == 0
-    assert "| F01 | A killed worker is replaced | kept | requests 40 | `worker was sent SIGKILL` |" in capsys.readouterr().out
+    line = "| F01 | A killed worker is replaced | kept | requests 40 | `worker was sent SIGKILL` |"
+    assert line in capsys.readouterr().out.splitlines()
     report = json.loads((options.cache.root / "logs" / "faults-vm" / "faults.json").read_text())
     assert (report["subject"], [one["id"] for one in report["faults"]]) == ("golden-1.2.3-0", ["F01", "F02"])
     # Beside the artifact stands only a report of the whole list.
@@ -117,11 +119,11 @@ def test_a_container_gets_an_unpacked_tree_with_a_seed(
         return run.Done(0, "", "")
 
     monkeypatch.setattr(run, "is_root", lambda: True)
-    monkeypatch.setattr(pipeline, "build_rootfs", lambda asked: (tmp_path / "filesystem.squashfs", None))
+    monkeypatch.setattr(pipeline, "build_rootfs", lambda _asked: (tmp_path / "filesystem.squashfs", None))
     monkeypatch.setattr(seed, "make_identity", lambda directory, user: seed.Identity(user, directory / "key"))
-    monkeypatch.setattr(faults.container, "plant_seed", lambda root, identity: (root / identity.user).touch())
-    monkeypatch.setattr(faults.run, "run", unpack)
-    tree = faults._tree(options, faults.specs.load(options.project.spec), tmp_path, None)
+    monkeypatch.setattr(container, "plant_seed", lambda root, identity: (root / identity.user).touch())
+    monkeypatch.setattr(run, "run", unpack)
+    tree = faults._tree(options, specs.load(options.project.spec), tmp_path, None)
     assert (tree / "admin").exists()
 
 
