@@ -25,6 +25,7 @@ SSH_POLICY = "Hardened Debian 13 (version 1)"
 SCAN_SECONDS = 300
 TLS_SECONDS = 900
 SSH_SECONDS = 60
+SETTLE_SECONDS = 300
 # Longer than testssl.sh's idea of "expires soon".
 CERTIFICATE_DAYS = 90
 OSCAP_FAILED_RULES = 2
@@ -48,6 +49,11 @@ class Job:
     stack: Stack
     server_name: str
     tailoring: Path
+
+
+def settle(place: Place) -> None:
+    """Wait until the machine has done what its first boot began in the background: the data base of AIDE takes a while."""
+    place.shell("while systemctl list-jobs --no-legend | grep -q .; do sleep 1; done", timeout=SETTLE_SECONDS)
 
 
 def units(stack: Stack) -> dict[str, float | None]:
@@ -120,9 +126,8 @@ def lynis(job: Job) -> list[Figure]:
         "--profile", f"{HOME}/etc/lynis/default.prf", "--plugindir", f"{HOME}/etc/lynis/plugins",
         "--logfile", f"{HOME}/lynis.log", "--report-file", report,
     ])  # fmt: skip
-    job.place.shell(
-        f"cd {HOME}/usr/share/lynis && LC_ALL=C.UTF-8 {words}", timeout=SCAN_SECONDS, check=False, log=job.out / "lynis.log"
-    )
+    command = f"cd {HOME}/usr/share/lynis && {audit_tools.PATH} LC_ALL=C.UTF-8 {words}"
+    job.place.shell(command, timeout=SCAN_SECONDS, check=False, log=job.out / "lynis.log")
     document = job.place.read(report)
     (job.out / "lynis-report.dat").write_text(document)
     return audit_results.lynis(document)
