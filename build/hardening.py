@@ -52,8 +52,8 @@ drown the difference: AppArmor and the packet filter's share, which a container 
 | page | hardened, requests a second | stock | hardened of stock | 99 % hardened | 99 % stock |
 |---|---|---|---|---|---|
 {% for page, one in results.hardening.pages.items() -%}
-{% with mine = one.hardened, other = one.stock -%}
-| {{ page }} | {{ mine.rate }} | {{ other.rate }} | {{ (100 * one.ratio) | round | int }} % | {{ mine.p99 }} ms | {{ other.p99 }} ms |
+{% with us = one.hardened, it = one.stock, of = (100 * one.ratio) | round | int -%}
+| {{ page }} | {{ us.rate }} | {{ it.rate }} | {{ of }} % | {{ us.p99 }} ms | {{ it.p99 }} ms |
 {% endwith %}
 {%- endfor %}
 {%- endif %}"""
