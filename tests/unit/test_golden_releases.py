@@ -23,6 +23,7 @@ A, B, C, D, E = (letter * 12 for letter in "abcde")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The directories of a clone, with the image's release."""
     monkeypatch.setattr(shutil, "chown", lambda *_arguments, **_names: None)
+    monkeypatch.setattr(releases, "take", lambda _top: None)
     made = releases.Releases(tmp_path / "app", tmp_path / "static")
     (made.path("image") / "code").mkdir(parents=True)
     made.static.mkdir()
@@ -112,7 +113,7 @@ def test_static_files_are_published(here: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Owners of the image do not exist on the host."""
-    monkeypatch.setattr(releases, "give", lambda _top, _user: None)
+    monkeypatch.setattr(releases, "take", lambda _top: None)
 
 
 @pytest.mark.parametrize("target", ["/usr/bin/python3", "python", "../lib"])
