@@ -16,6 +16,7 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra")
+AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
 CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")
 # A build that is interrupted gives its children this long to end in order.
@@ -83,6 +84,13 @@ def faults(session: nox.Session) -> None:
     """Break throw-away clones on purpose, with load running: all faults, or -- F04 F16; --target container is quicker."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "faults")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Run the field's auditors against a clone of the newest image, and compare with tests/peers/ledger.json."""
+    install(session, *TOOL, *AUDITORS)
+    goldsmith(session, "audit")
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
 import signal
@@ -16,6 +17,7 @@ from build import (
     accel,
     apt,
     artifact,
+    audit,
     bench,
     bundle,
     doctor,
@@ -28,6 +30,7 @@ from build import (
     workshop,
 )  # fmt: skip
 from build.apt import Mirrors
+from build.audit_field import AUDITORS
 from build.cache import Cache
 from build.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
 from build.faults_machines import Target
@@ -72,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     for service in ("ssh", "http", "https"):
         boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
     container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
+    container.add_argument("--layer", action="append", default=[], metavar="NN-NOUN", help="with this layer as well")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
     breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
@@ -82,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
     breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
+    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
@@ -92,6 +97,15 @@ def parser() -> argparse.ArgumentParser:
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
+    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
+    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -180,7 +194,8 @@ def _boot(arguments: argparse.Namespace) -> int:
 
 
 def _container(arguments: argparse.Namespace) -> int:
-    return workshop.container(_options(arguments), shell=arguments.shell)
+    options = dataclasses.replace(_options(arguments), layers=tuple(arguments.layer))
+    return workshop.container(options, shell=arguments.shell)
 
 
 def _faults(arguments: argparse.Namespace) -> int:
@@ -188,6 +203,16 @@ def _faults(arguments: argparse.Namespace) -> int:
         _options(arguments), arguments.fault, target=arguments.target, directory=arguments.artifact,
         unverified=arguments.unverified, squashfs=arguments.squashfs,
     )  # fmt: skip
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.lock:
+        return audit.write_locks(_options(arguments))
+    wanted = audit.Wanted(
+        tuple(arguments.auditor) or tuple(AUDITORS), arguments.artifact, unverified=arguments.unverified,
+        context=arguments.context, update=arguments.update,
+    )  # fmt: skip
+    return audit.audit(_options(arguments), wanted)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from build import accel, container, faults_report, files, host, log, pipeline, run, seed, workshop
+from build import accel, container, faults_report, files, host, lock, log, pipeline, run, seed, workshop
 from build import spec as specs
+from build.apt import Store
 from build.errors import HostError, SpecError, StepFailed, VerificationFailed
 from build.faults_machines import Target
 from build.pipeline import Options
@@ -23,6 +24,7 @@ CONTEXT = "context.json"
 JUNIT = "junit.xml"
 OUTPUT = "pytest.log"
 REPORT = "faults.json"
+REINSTALLED = ("nginx", "nginx-common")
 # The whole list takes about twenty minutes in a container; each machine that boots is bounded by itself.
 TEST_SECONDS = {Target.CONTAINER: 3600.0, Target.VM: 1800.0}
 POLL_SECONDS = 1.0
@@ -56,7 +58,7 @@ def run_faults(
         context: dict[str, Any] = {
             "target": target, "spec": dataclasses.asdict(spec), "clones": [], "sealed": "", "image": str(image),
             "scratch": str(scratch), "accelerator": dataclasses.asdict(accelerator) if accelerator else None,
-            "packages": str(options.cache.root / "files"),
+            "debs": [str(path) for path in _debs(options, image.parent)],
         }  # fmt: skip
         files.write_json(scratch / CONTEXT, context)
         scale = accelerator.timeout_scale if accelerator else 1.0
@@ -75,6 +77,14 @@ def _check_ids(ids: Sequence[str]) -> tuple[str, ...]:
     if wrong:
         raise SpecError(f"no such fault: {', '.join(wrong)}", hint=f"{faults_report.IDS[0]} to {faults_report.IDS[-1]}")
     return tuple(name for name in faults_report.IDS if name in ids or not ids)
+
+
+def _debs(options: Options, directory: Path) -> list[Path]:
+    """Return the files of the web server's packages, as the image's lock names them."""
+    beside = directory / options.project.rootfs_lock.name
+    found = lock.parse(beside if beside.is_file() else options.project.rootfs_lock)
+    store = Store(options.cache.root / "files")
+    return [store.path(entry) for entry in found.entries if entry.package in REINSTALLED]
 
 
 def _tree(options: Options, spec: specs.Spec, scratch: Path, squashfs: Path | None) -> Path:

@@ -21,8 +21,9 @@ from build.faults_machines import Clone, Machine, Ward
 from build.faults_report import LACKS
 from tests.image.conftest import _tell_report, connect, context, spec, target
 
-from .journal import Journal
+from .journal import AccessLog, Journal
 from .traffic import Load, Traffic
+from .visitor import Visitor
 
 __all__ = ["_tell_report", "context", "spec", "target"]
 
@@ -76,6 +77,7 @@ class Stall:
             self.machine = self.ward.make("patient")
             self.machine.start()
             if isinstance(self.machine, Clone):
+                settle(connect(self.machine.entry()))
                 self.machine.save()
         elif self.unwell or module != self.module:
             self.machine.reset()
@@ -108,7 +110,12 @@ def machine(request: pytest.FixtureRequest, stall: Stall) -> Iterator[Machine]:
     found = stall.take(request.module.__name__)
     yield found
     if not stall.unwell:
-        stall.unwell = not is_well(Host(connect(found.entry()).backend), scale=stall.ward.scale)
+        stall.unwell = not is_well(connect(found.entry()), scale=stall.ward.scale)
+
+
+def settle(host: Host) -> None:
+    """Wait for what goes on in the background after a first boot: a snapshot would begin it anew each time."""
+    host.check_output("timeout 1800 sh -c 'while systemctl --quiet is-active golden-aide-first; do sleep 2; done'")
 
 
 def is_well(host: Host, *, scale: float) -> bool:
@@ -137,6 +144,12 @@ def host(machine: Machine) -> Host:
 def journal(host: Host, record_property: Callable[[str, object], None], ward: Ward) -> Journal:
     """The machine's journal from now on; a line that is found goes into the report."""
     return Journal(host, lambda line: record_property("evidence", line), scale=min(ward.scale, 3.0))
+
+
+@pytest.fixture
+def access_log(host: Host, record_property: Callable[[str, object], None], ward: Ward) -> AccessLog:
+    """The web server's log from now on; a line that is found goes into the report."""
+    return AccessLog(host, lambda line: record_property("evidence", line), scale=min(ward.scale, 3.0))
 
 
 @pytest.fixture
@@ -169,6 +182,12 @@ def load(traffic: Traffic, numbers: Callable[..., None]) -> Callable[..., Any]:
         return traffic.load(paths or ("/", "/health"), note=note, **options)
 
     return begin
+
+
+@pytest.fixture
+def visitor(host: Host, traffic: Traffic) -> Visitor:
+    """Somebody who can get an account."""
+    return Visitor(host, traffic)
 
 
 @pytest.fixture

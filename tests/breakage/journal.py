@@ -50,3 +50,33 @@ class Journal:
         return str(
             self.host.check_output(f"journalctl --quiet --output cat {where}--after-cursor {shlex.quote(self.cursor)} || :")
         )
+
+
+class AccessLog:
+    """What nginx wrote to its access log since the object was made; rsyslog writes it within a second or so."""
+
+    PATH = "/var/log/nginx/access.log"
+
+    def __init__(self, host: Host, found: Callable[[str], None], *, scale: float) -> None:
+        self.host = host
+        self.found = found
+        self.scale = scale
+        self.begin = int(host.check_output(f"stat --format %s {self.PATH} 2>/dev/null || echo 0"))
+
+    def _search(self, pattern: str) -> str:
+        return f"tail --bytes +{self.begin + 1} {self.PATH} | grep --extended-regexp --max-count 1 -- {shlex.quote(pattern)}"
+
+    def expect(self, pattern: str, *, seconds: float = EXPECT_SECONDS) -> str:
+        """Return the first line that matches the extended regular expression; wait for it, and fail without it."""
+        rounds = int(seconds * self.scale)
+        said = self.host.run(f"for i in $(seq {rounds}); do {self._search(pattern)} && exit 0; sleep 1; done; exit 1")
+        if said.rc != 0:
+            pytest.fail(f"{self.PATH} has no line {pattern!r}", pytrace=False)
+        line = str(said.stdout).strip()[:LONGEST_LINE]
+        self.found(line)
+        return line
+
+    def never(self, pattern: str) -> None:
+        """Fail when a line matches."""
+        said = self.host.run(self._search(pattern))
+        assert said.rc != 0, said.stdout

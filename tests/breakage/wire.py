@@ -2,7 +2,7 @@
 
 A program of its own, run where the server is reached. Standard input: JSON with address, port, name, tls, quiet, payloads
 (base64). Standard output: JSON, for each payload what came back until the connection was closed or silent for ``quiet``
-seconds. The payloads go out side by side; standard library only.
+seconds, and when the last of it came. The payloads go out side by side; standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,21 +21,23 @@ CONNECT_SECONDS = 60
 MOST_BYTES = 1 << 20
 
 
-def exchange(asked: dict[str, Any], payload: str) -> dict[str, str]:
+def exchange(asked: dict[str, Any], payload: str) -> dict[str, Any]:
     """Send one payload on a connection of its own."""
     received = bytearray()
     error = ""
+    begun, last = time.monotonic(), 0.0
     try:
         with connect(asked) as connection:
             connection.settimeout(asked["quiet"])
             connection.sendall(base64.b64decode(payload))
             while len(received) < MOST_BYTES and (piece := connection.recv(65536)):
                 received += piece
+                last = time.monotonic() - begun
     except TimeoutError:
         error = "silence"
     except OSError as problem:
         error = f"{type(problem).__name__}: {problem}"
-    return {"error": error, "data": base64.b64encode(received).decode()}
+    return {"error": error, "data": base64.b64encode(received).decode(), "seconds": last}
 
 
 def connect(asked: dict[str, Any]) -> socket.socket:

@@ -11,6 +11,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather, properties
+from .neighbours import play
 
 POLICIES = {"input": "drop", "forward": "drop", "output": "drop"}
 STRANGER = [22, 25, 80, 111, 443, 5432, 8000]
@@ -24,86 +25,7 @@ OUTGOING = [
 IDLE = 130
 LIMIT = 100
 
-# Plays other machines: a network name space with a stranger's and an administrator's address, joined by a virtual cable.
-# Whatever happens, the cable is taken away, the fence opened, and the administrators' networks are as before.
-PROBE = r"""
-import contextlib, errno, json, os, pwd, select, socket, subprocess, sys, time
-
-questions = json.loads(sys.argv[1])
-PLACE, CABLE, PLUG = "golden-probe", "gprobe0", "gprobe1"
-HERE = {"stranger": "198.51.100.1", "admin": "203.0.113.1", "stranger6": "2001:db8:77::1", "admin6": "2001:db8:78::1"}
-THERE = {"stranger": "198.51.100.2", "admin": "203.0.113.2", "stranger6": "2001:db8:77::2", "admin6": "2001:db8:78::2"}
-SECONDS = 4
-
-def run(*argv):
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-def clean():
-    for argv in (["golden-firewall", "release"], ["systemctl", "reload", "golden-firewall"], ["ip", "link", "delete", CABLE],
-                 ["ip", "netns", "delete", PLACE]):
-        subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True)
-
-def make():
-    run("ip", "netns", "add", PLACE)
-    run("ip", "link", "add", CABLE, "type", "veth", "peer", "name", PLUG, "netns", PLACE)
-    for name in HERE:
-        length = "64" if ":" in HERE[name] else "24"
-        extra = ["nodad"] if ":" in HERE[name] else []
-        run("ip", "address", "add", HERE[name] + "/" + length, "dev", CABLE, *extra)
-        run("ip", "-n", PLACE, "address", "add", THERE[name] + "/" + length, "dev", PLUG, *extra)
-    run("ip", "link", "set", CABLE, "up")
-    run("ip", "-n", PLACE, "link", "set", PLUG, "up")
-    run("nft", "add element inet golden admin_inet4 { %s }; add element inet golden admin_inet6 { %s }"
-        % (THERE["admin"], THERE["admin6"]))
-
-@contextlib.contextmanager
-def there():
-    home, away = os.open("/proc/self/ns/net", os.O_RDONLY), os.open("/run/netns/" + PLACE, os.O_RDONLY)
-    try:
-        os.setns(away, os.CLONE_NEWNET)
-        yield
-    finally:
-        os.setns(home, os.CLONE_NEWNET)
-        os.close(home)
-        os.close(away)
-
-def begin(source, target, port):
-    one = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_STREAM)
-    one.setblocking(False)
-    if source:
-        one.bind((source, 0))
-    one.connect_ex((target, port))
-    return one
-
-def outcomes(sockets, seconds):
-    found = {}
-    waiting = {one.fileno(): index for index, one in enumerate(sockets)}
-    poll = select.poll()
-    for number in waiting:
-        poll.register(number, select.POLLOUT)
-    end = time.monotonic() + seconds
-    while waiting and time.monotonic() < end:
-        for number, _ in poll.poll(200):
-            poll.unregister(number)
-            index = waiting.pop(number)
-            error = sockets[index].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            found[index] = {0: "open", errno.ECONNREFUSED: "refused"}.get(error, "rejected")
-    return [found.get(index, "silent") for index in range(len(sockets))]
-
-def ask(**questions):
-    asked = [(who, port) for who, ports in questions.items() for port in ports]
-    with there():
-        sockets = [begin(THERE[who], HERE[who], port) for who, port in asked]
-    words = outcomes(sockets, SECONDS)
-    said = {who: {} for who in questions}
-    for (who, port), word in zip(asked, words):
-        said[who][str(port)] = word
-    return said, words, sockets
-
-def close(sockets):
-    for one in sockets:
-        one.close()
-
+SCENE = r"""
 def leave(user, port):
     # A child, because a process does not get its user back.
     reading, writing = os.pipe()
@@ -130,13 +52,15 @@ def answer(connection):
     except OSError as error:
         return type(error).__name__
 
-def state():
-    return json.loads(subprocess.run(["golden-firewall", "--json", "status"], check=True, capture_output=True).stdout)
+sys.path.insert(0, "/usr/lib/golden")
+import golden_firewall
 
-clean()
-facts = {"before": state()}
-try:
-    make()
+def state():
+    listed = subprocess.run(["nft", "-j", "list", "table", "inet", "golden"], check=True, capture_output=True)
+    return golden_firewall.describe(json.loads(listed.stdout))
+
+def scene(questions, facts):
+    facts["before"] = state()
     ports = questions["ports"]
     facts["asked"], _, sockets = ask(stranger=ports, stranger6=ports, admin=[22, 80], admin6=[22, 80])
     close(sockets)
@@ -161,10 +85,8 @@ try:
     run("golden-firewall", "release")
     facts["released"], _, sockets = ask(stranger=[443])
     close(sockets)
-finally:
-    clean()
-facts["after"] = state()
-print(json.dumps(facts))
+    run("systemctl", "reload", "golden-firewall")
+    facts["after"] = state()
 """
 
 
@@ -181,8 +103,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "stop": "systemctl show -p ExecStop --value nftables",
             "settings": "cat /run/golden/site.json 2>/dev/null || echo '{}'",
             "state": "golden-firewall --json status",
-            "exposure": "systemd-analyze security --json=short golden-firewall.service nftables.service | cat; "
-            "for unit in golden-firewall nftables; do systemd-analyze security $unit.service --no-pager | tail -1; done",
+            "exposure": "for unit in golden-firewall nftables; do "
+            "systemd-analyze security $unit.service --no-pager | tail -1; done",
             "access": "stat -c '%a %U:%G %n' /etc/nftables.conf /run/golden-firewall /run/golden-firewall/site.nft",
             "usage": "golden-firewall; echo $?; runuser -u nobody -- golden-firewall status; echo $?",
         },
@@ -193,9 +115,7 @@ def facts(host: Host) -> dict[str, Fact]:
 def probe(host: Host) -> dict[str, Any]:
     """What other machines see of this one."""
     questions = {"ports": STRANGER, "out": [[user, port] for user, port, _ in OUTGOING], "idle": IDLE}
-    said = host.check_output("timeout 150 python3 -c %s %s", PROBE, json.dumps(questions))
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found
+    return play(host, SCENE, questions)
 
 
 @pytest.mark.req("R3", "R30")
@@ -285,14 +205,14 @@ def test_isolation_lasts_until_it_is_ended(probe: dict[str, Any]) -> None:
 
 
 @pytest.mark.req("R9", "R30")
-def test_refusals_are_counted(probe: dict[str, Any]) -> None:
+def test_refusals_are_counted(probe: dict[str, Any], facts: dict[str, Fact]) -> None:
     """Each kind of refusal has its counter; afterwards the administrators' networks are as before"""
     gained = {name: packets - probe["before"]["dropped"][name] for name, packets in probe["counted"].items()}
     assert gained["in"] >= 2 * (len(STRANGER) - 2)
     assert gained["out"] >= len([may for _, _, may in OUTGOING if not may])
     assert gained["web_limit"] >= IDLE - LIMIT - 1
     assert probe["counted, isolated"]["isolated"] > 0
-    assert probe["after"]["administrators"] == probe["before"]["administrators"]
+    assert probe["after"]["administrators"] == json.loads(facts["state"].text)["administrators"]
 
 
 @pytest.mark.vm

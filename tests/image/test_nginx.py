@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from .facts import Answer, Fact, ask, browse, gather, properties
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -23,13 +24,33 @@ ONCE = (
     "Permissions-Policy",
     "Strict-Transport-Security",
     "X-Request-ID",
-    "Server",
 )
+# Names that are code, configuration, keys, backups or listings; and ways to leave the site's directory.
 HIDDEN = [
-    "/.env", "/.git/config", "/static/.env", "/settings.py", "/project/settings.py", "/static/site.sql", "/backup.bak",
-    "/static/", "/static/pages/", "/static/pages/site.css", "/static../etc/passwd", "/static/../../etc/passwd",
-    "/static/%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "/app.key", "/nginx.conf.old",
+    "/.env", "/.git/config", "/.htpasswd", "/.ssh/id_ed25519", "/static/.env", "/media/.env", "/settings.py",
+    "/project/settings.py", "/manage.py", "/project/__pycache__/settings.pyc", "/static/site.sql", "/backup.bak",
+    "/db.sqlite3", "/dump.sql", "/config.yaml", "/config.yml", "/pyproject.toml", "/app.ini", "/app.log", "/app.key",
+    "/app.pem", "/app.crt", "/index.php", "/install.sh", "/nginx.conf.old", "/index.html~",
+    "/static/pages/site.css.orig", "/page.swp", "/site.save", "/static/", "/static/pages/", "/static/pages/site.css",
+    "/static", "/media/", "/media", "/media/x.html", "/media/x.svg", "/media/x.php", "/media/x.jpg.php",
+    "/media/.x.jpg", "/etc/passwd",
 ]  # fmt: skip
+TRAVERSAL = [
+    "/static../etc/passwd", "/static/../../etc/passwd", "/static/../../../../../../etc/passwd",
+    "/static/%2e%2e/%2e%2e/etc/passwd", "/static/..%2f..%2fetc/passwd", "/static/%252e%252e/etc/passwd",
+    "/static/..%5c..%5cetc/passwd", "/static/....//....//etc/passwd", "/media../etc/passwd", "/media/../../etc/passwd",
+    "/media/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/static/..%c0%af..%c0%afetc/passwd",
+    "/media/..;/..;/etc/passwd", "/static/%00/../../etc/passwd",
+]  # fmt: skip
+# Modules beyond those that are built in, by the layer that brings them.
+MODULES = {"50-mod-http-headers-more-filter.conf"}
+SITES = {"00-default", "10-app"}
+# Of the optional layer 55-waf.
+FIREWALL_MODULES = {"50-mod-http-modsecurity.conf", "10-mod-http-ndk.conf", "50-mod-http-ndk.conf"}
+# What a user may have brought, and whether it is handed out again.
+MEDIA = {
+    "photo.jpg": True, "notes.txt": True, "page.html": False, "picture.svg": False, "script.php": False, "link.txt": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +69,12 @@ def facts(host: Host) -> dict[str, Fact]:
             "mounts": "grep -E ' (/|/etc|/usr|/var/log) ' /proc/$(systemctl show -p MainPID --value nginx)/mountinfo",
             "access": "stat -c '%a %U:%G %n' /etc/nginx /etc/nginx/nginx.conf /etc/nginx/conf.d/* "
             "/etc/nginx/sites-enabled/* /etc/nginx/snippets/* /var/log/nginx /var/cache/nginx /run/nginx-syslog",
-            "sites": "ls /etc/nginx/sites-enabled /etc/nginx/modules-enabled; ls -A /var/www",
+            "sites": "ls /etc/nginx/sites-enabled",
+            "modules": "ls /etc/nginx/modules-enabled",
+            "pages": "ls -A /var/www",
+            "temporary": "find /var/cache/nginx -mindepth 1 -maxdepth 1 ! -name lost+found -printf '%m %u:%g %f\\n'",
+            "temporary mount": "findmnt -no OPTIONS /var/cache/nginx",
+            "configuration": "nginx -T",
             "autoindex": "grep -rE '^[^#]*autoindex +on' /etc/nginx",
             "key": "stat -c '%a %U:%G %n' /etc/ssl/private/app.key /etc/ssl/certs/app.pem /run/nginx/tls/app.key",
             "certificate": "openssl x509 -noout -text -in /etc/ssl/certs/app.pem",
@@ -68,7 +94,18 @@ def facts(host: Host) -> dict[str, Fact]:
 
 
 @pytest.fixture(scope="module")
-def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace) -> dict[str, Answer]:
+def brought(host: Host) -> Iterator[None]:
+    """Files in the places that the web server shows and does not write: of users, and for an authority."""
+    media, token = "/var/www/media/golden-test", "/run/golden-challenges/golden-test-token"
+    # umask: what is missing on the way is made for the web server to read.
+    made = f"umask 022 && mkdir -p {media} && cd {media} && touch {' '.join(MEDIA)} && ln -sf /etc/passwd link.txt"
+    host.check_output(f"{made} && echo proof >{token} && chgrp nginx {token} && chmod 640 {token}")
+    yield
+    host.check_output(f"rm -r {media} {token}")
+
+
+@pytest.fixture(scope="module")
+def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace, brought: None) -> dict[str, Answer]:
     """What the server answers to good and to bad requests."""
     name = spec.application.server_name
     requests = {
@@ -76,6 +113,12 @@ def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace) -> dict[s
         "health": ask(name, "/health"),
         "absent": ask(name, "/no-such-page"),
         "plain": ask(name, "/some/page?with=query", tls=False),
+        "plain line end": ask(name, "/some%0d%0aSet-Cookie:%20a=b", tls=False),
+        "challenge": ask(name, "/.well-known/acme-challenge/golden-test-token", tls=False),
+        "challenges": ask(name, "/.well-known/acme-challenge/", tls=False),
+        "long path": ask(name, "/" + "x" * 20000),
+        "bad method": ask(name, "/", method="G@T"),
+        "bad version": ask(name, "/", headers={"Transfer-Encoding": "gzip"}),
         "plain other host": ask(name, "/", tls=False, host="other.test"),
         "plain no host": ask(name, "/", tls=False, host=""),
         "plain address": ask(name, "/", tls=False, host="127.0.0.1"),
@@ -90,7 +133,8 @@ def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace) -> dict[s
         "post health": ask(name, "/health", method="POST", headers={"Content-Length": "0"}),
     }
     requests |= {f"own name {own}": ask(own, "/health") for own in facts["names"].words}
-    requests |= {f"hidden {path}": ask(name, path) for path in HIDDEN}
+    requests |= {f"hidden {path}": ask(name, path) for path in (*HIDDEN, *TRAVERSAL)}
+    requests |= {f"media {file}": ask(name, f"/media/golden-test/{file}") for file in MEDIA}
     first = browse(host, requests)
     found = re.search(r'href="(/static/[^"]+)"', first["page"].body)
     assert found, first["page"]
@@ -175,12 +219,42 @@ def test_writes_nothing_reads_no_secrets(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R10", "R36", "R58")
 def test_no_example_sites(facts: dict[str, Fact]) -> None:
-    """There is no example site, no module beyond the built-in ones, no directory listing"""
-    assert facts["sites"].lines == [
-        "/etc/nginx/modules-enabled:", "/etc/nginx/sites-enabled:", "00-default", "10-app",
-        *(["lost+found"] if "lost+found" in facts["sites"].lines else []), "static",
-    ]  # fmt: skip
+    """There is no example site, no module that is not known, no directory listing"""
+    assert set(facts["sites"].lines) == SITES
+    assert MODULES <= set(facts["modules"].lines) <= MODULES | FIREWALL_MODULES
+    assert set(facts["pages"].lines) <= {"static", "media", "lost+found"}
     assert facts["autoindex"].lines == []
+
+
+@pytest.mark.req("R68")
+def test_temporary_files(facts: dict[str, Fact]) -> None:
+    """Temporary files have a place of their own, the web server's, closed to others"""
+    found = {line.split()[2]: tuple(line.split()[:2]) for line in facts["temporary"].lines}
+    assert set(found) == {"body", "proxy", "fastcgi", "uwsgi", "scgi"}
+    assert set(found.values()) <= {("700", "nginx:nginx"), ("750", "nginx:nginx")}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R68", "R32")
+def test_temporary_files_mount(facts: dict[str, Fact]) -> None:
+    """Nothing can be run from the place of temporary files"""
+    assert {"nodev", "nosuid", "noexec"} <= set(facts["temporary mount"].text.split(","))
+
+
+@pytest.mark.req("R57", "R12", "R15")
+def test_limits_of_each_server(facts: dict[str, Fact]) -> None:
+    """Each server has its limits; there is one place for each kind of setting, and no header is set outside of it"""
+    text = facts["configuration"].text
+    assert facts["configuration"].status == 0, text
+    parts = re.split(r"^# configuration file (\S+):\n", text, flags=re.MULTILINE)
+    files = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for path in ("/etc/nginx/sites-enabled/00-default", "/etc/nginx/sites-enabled/10-app"):
+        servers = re.findall("^server {", files[path], re.MULTILINE)
+        assert files[path].count("\n    include /etc/nginx/snippets/limits.conf;") == len(servers)
+    for setting in ("limit_req zone=requests", "limit_conn connections", "client_max_body_size"):
+        assert setting in files["/etc/nginx/snippets/limits.conf"]
+    assert [path for path, content in files.items() if "add_header" in content] == ["/etc/nginx/conf.d/40-headers.conf"]
+    assert not re.search(r"^\s*(auth_basic|autoindex on|ssl_stapling on|proxy_add_x_forwarded_for)", text, re.MULTILINE)
 
 
 @pytest.mark.req("R60", "R61", "F29")
@@ -243,17 +317,71 @@ def test_old_tls_is_refused(answers: dict[str, Answer]) -> None:
     assert answers["old TLS"].error == "SSLError"
 
 
-@pytest.mark.req("R56", "R55", "R46")
-@pytest.mark.parametrize("case", ["page", "health", "absent", "static", "delete", "hidden /.env"])
+@pytest.mark.req("R86", "R87")
+def test_redirect_is_clean(answers: dict[str, Answer]) -> None:
+    """A line end in the path does not become a header; a file for the certificate's authority is the only exception"""
+    answer = answers["plain line end"]
+    assert (answer.status, answer.header("Set-Cookie")) == (308, [])
+    assert answer.header("Strict-Transport-Security") == []
+    assert (answers["challenge"].status, answers["challenge"].body) == (200, "proof\n")
+    assert answers["challenge"].header("Content-Type") == ["text/plain"]
+    assert answers["challenges"].status == 308
+
+
+@pytest.mark.req("R56", "R55", "R46", "R12", "R88")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "page", "health", "absent", "static", "delete", "hidden /.env", "hidden /media/", "media photo.jpg",
+        "media page.html", "large body", "large header", "long path", "bad method", "bad version", "trace",
+        "right name, other host",
+    ],
+)  # fmt: skip
 def test_headers(answers: dict[str, Answer], case: str) -> None:
-    """Every answer carries the security headers exactly once, and no version"""
+    """Every answer carries the security headers exactly once, and neither a server's name nor a version"""
     answer = answers[case]
+    assert answer.error == "", answer
     assert {name: len(answer.header(name)) for name in ONCE} == dict.fromkeys(ONCE, 1)
     assert {name: answer.header(name)[0] for name in HEADERS} == HEADERS
     assert "frame-ancestors 'none'" in answer.header("Content-Security-Policy")[0]
-    assert not re.search(r"\d", answer.header("Server")[0])
-    assert not re.search(r"nginx/\d|gunicorn|Python|Django", answer.body)
+    assert "default-src 'none'" in answer.header("Content-Security-Policy")[0]
+    assert answer.header("Server") == []
+    assert not re.search(r"nginx|gunicorn|Python|Django|openresty", answer.body)
     assert not answer.header("X-Powered-By")
+    assert not answer.header("X-XSS-Protection")
+
+
+@pytest.mark.req("R46", "R56")
+@pytest.mark.parametrize("case", ["plain", "plain no host", "challenge"])
+def test_headers_in_clear(answers: dict[str, Answer], case: str) -> None:
+    """Answers in clear carry the same headers, but no promise of TLS"""
+    answer = answers[case]
+    expected = dict.fromkeys(ONCE, 1) | {"Strict-Transport-Security": 0}
+    assert {name: len(answer.header(name)) for name in ONCE} == expected
+    assert answer.header("Server") == []
+    assert not re.search(r"nginx/|\d\.\d", answer.body)
+
+
+@pytest.mark.req("R55")
+def test_strict_transport_security_is_short(answers: dict[str, Answer]) -> None:
+    """Browsers insist on TLS for five minutes, until an operator says that the certificate is there to stay"""
+    assert answers["page"].header("Strict-Transport-Security") == ["max-age=300"]
+
+
+@pytest.mark.req("R69", "R84")
+@pytest.mark.parametrize("file", MEDIA)
+def test_media(answers: dict[str, Answer], file: str) -> None:
+    """Of what users brought, only data is handed out: to be saved, not shown, and with no rights if it is shown"""
+    answer = answers[f"media {file}"]
+    if not MEDIA[file]:
+        assert answer.status in (403, 404), answer
+        return
+    assert answer.status == 200, answer
+    assert answer.header("Content-Disposition") == ["attachment"]
+    assert answer.header("X-Content-Type-Options") == ["nosniff"]
+    assert "sandbox" in answer.header("Content-Security-Policy")[0]
+    assert "script-src" not in answer.header("Content-Security-Policy")[0]
+    assert answer.header("Cache-Control") == []
 
 
 @pytest.mark.req("R75")
@@ -263,10 +391,11 @@ def test_static_files_are_kept(answers: dict[str, Answer]) -> None:
     assert answer.status == 200
     assert answer.header("Content-Type") == ["text/css"]
     assert answer.header("Cache-Control") == ["public, max-age=31536000, immutable"]
+    assert answers["absent"].header("Cache-Control") != answer.header("Cache-Control")
 
 
 @pytest.mark.req("R84", "R37", "F28")
-@pytest.mark.parametrize("path", HIDDEN)
+@pytest.mark.parametrize("path", [*HIDDEN, *TRAVERSAL])
 def test_hidden(answers: dict[str, Answer], path: str) -> None:
     """Code, configuration, backups, listings and files outside of the site are never served"""
     answer = answers[f"hidden {path}"]
@@ -278,6 +407,7 @@ def test_hidden(answers: dict[str, Answer], path: str) -> None:
 def test_limits(answers: dict[str, Answer]) -> None:
     """Requests that are too large are refused at once, and so are methods that the site does not know"""
     assert answers["large header"].status in (400, 431)
+    assert answers["long path"].status == 414
     assert answers["large body"].status == 413
     for case in ("delete", "trace", "post health"):
         assert answers[case].status in (403, 405), case

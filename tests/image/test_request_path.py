@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from types import SimpleNamespace
@@ -73,6 +75,16 @@ def test_page_from_the_database(answers: dict[str, Answer], spec: SimpleNamespac
     assert "This page came from the database" in answer.body
     assert re.search(r'href="/static/pages/site\.[0-9a-f]{12}\.css"', answer.body)
     assert spec.application.name in answer.body
+
+
+@pytest.mark.req("R74")
+def test_style_sheet_has_the_digest_of_the_page(host: Host, answers: dict[str, Answer], spec: SimpleNamespace) -> None:
+    """The style sheet that the web server sends has the digest that the page names"""
+    found = re.search(r'href="(/static/[^"]+)" integrity="sha384-([^"]+)"', answers["page"].body)
+    assert found, answers["page"].body
+    sheet = browse(host, {"sheet": ask(spec.application.server_name, found.group(1))})["sheet"]
+    assert sheet.status == 200
+    assert base64.b64encode(hashlib.sha384(sheet.body.encode()).digest()).decode() == found.group(2)
 
 
 @pytest.mark.req("R13", "R47")

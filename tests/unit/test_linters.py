@@ -28,14 +28,14 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "requirements", "cluster", "roles", "faults_report",
+        "requirements", "cluster", "roles", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "faults_machines",
+        "locksmith", "bundle", "pve", "faults_machines", "audit_tools", "audit_place", "audit_field",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
-    "top": {"pipeline", "workshop", "doctor", "bench", "faults", "cli", "__main__"},
+    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "faults", "cli", "__main__"},
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.

@@ -1,6 +1,11 @@
 # Interactive shells: nobody else reads what an administrator makes; a line that starts with a space is not kept, so a
-# secret need not enter the history; history entries carry their time.
+# secret need not enter the history; history entries carry their time; a shell that is left alone ends.
 umask 027
+ulimit -c 0
 HISTCONTROL=ignoreboth
 HISTTIMEFORMAT='%F %T '
 export HISTCONTROL HISTTIMEFORMAT
+# Only a variable that is not read-only yet can be unset.
+if [ -n "${BASH_VERSION-}" ] && (unset TMOUT) 2>/dev/null; then
+    declare -xr TMOUT=900
+fi

@@ -1,7 +1,10 @@
 -- The owner of the tables runs migrations and nothing else; the application reads and writes rows.
 CREATE ROLE app_owner LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT 5;
 
-CREATE ROLE app LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT 30;
+CREATE ROLE app LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
+
+-- A migration finds a connection also when the workers have taken all they can.
+GRANT pg_use_reserved_connections TO app_owner;
 
 ALTER ROLE app SET statement_timeout = '10s';
 

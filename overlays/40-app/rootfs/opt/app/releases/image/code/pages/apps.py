@@ -4,6 +4,10 @@ from django.apps import AppConfig
 
 
 class PagesConfig(AppConfig):
-    """Pages and the health check."""
+    """Pages, uploads and the health check."""
 
     name = "pages"
+
+    def ready(self) -> None:
+        """Connect what happens at a login."""
+        from pages import logins  # noqa: F401, PLC0415

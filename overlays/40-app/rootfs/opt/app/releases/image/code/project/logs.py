@@ -1,26 +1,21 @@
-"""Log lines as JSON, one line an event, each with the identity of the request it belongs to."""
+"""The identity of the request that a log line belongs to.
 
-import json
+Every record carries it as ``rid``; ``extra={"fields": {...}}`` adds to a record. gunicorn.conf.py writes both as JSON.
+"""
+
 import logging
 from contextvars import ContextVar
-from datetime import UTC, datetime
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object; ``extra={"fields": {...}}`` adds to it."""
+def mark_records() -> None:
+    """Give every log record of this process the identity of the request in which it was made."""
+    make = logging.getLogRecordFactory()
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
-        event = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "rid": request_id.get(),
-            "msg": record.getMessage(),
-        }
-        event.update(getattr(record, "fields", {}))
-        if record.exc_info:
-            event["trace"] = self.formatException(record.exc_info)
-        return json.dumps(event, ensure_ascii=True, default=str)
+    def make_marked(*args: object, **kwargs: object) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        record.rid = request_id.get()
+        return record
+
+    logging.setLogRecordFactory(make_marked)

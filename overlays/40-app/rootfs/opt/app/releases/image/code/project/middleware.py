@@ -1,5 +1,6 @@
 """What surrounds every request: its line in the log, and the page for a database that is away."""
 
+import ipaddress
 import logging
 import re
 import time
@@ -16,8 +17,17 @@ logger = logging.getLogger("app.request")
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 
+def client_address(request: HttpRequest) -> str:
+    """Return the client's address as nginx saw it, or nothing: a UNIX socket's peer has none."""
+    given = request.headers.get("X-Forwarded-For", "")
+    try:
+        return str(ipaddress.ip_address(given))
+    except ValueError:
+        return ""
+
+
 class RequestLog:
-    """Logs each request as JSON under the identity that nginx gave it."""
+    """Logs each request under the identity that nginx gave it, and tells the application the client's address."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -25,6 +35,7 @@ class RequestLog:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer the request, and log it."""
         given = request.headers.get("X-Request-ID", "")
+        request.META["REMOTE_ADDR"] = client_address(request)
         token = request_id.set(given if REQUEST_ID.fullmatch(given) else "-")
         started = time.monotonic()
         try:

@@ -1,0 +1,185 @@
+"""The field's auditors, one function each: run it against a place, keep what it wrote, return its figures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from build import audit_results, audit_tailoring, audit_tools, host, run
+from build.audit_ledger import Figure
+from build.audit_place import LOOPBACK, Place
+from build.audit_tools import DATASTREAM, HOME, Tools
+from build.errors import StepFailed
+from build.layers import Stack
+
+UNITS = "/etc/systemd/system/"
+# What the image promises; every other unit of ours: OURS. A unit that a layer only changes is watched by the ledger.
+LIMITS = {"nginx.service": 0.7, "gunicorn.service": 0.3, "postgresql@17-main.service": 0.5}
+OURS = 2.0
+SSH_POLICY = "Hardened Debian 13 (version 1)"
+# In seconds on a machine with KVM.
+SCAN_SECONDS = 300
+TLS_SECONDS = 900
+SSH_SECONDS = 60
+# Longer than testssl.sh's idea of "expires soon".
+CERTIFICATE_DAYS = 90
+OSCAP_FAILED_RULES = 2
+
+HOST_TOOLS = (
+    host.Tool("openssl", "openssl", "make the clone's certificate for the TLS audit"),
+    host.Tool("hexdump", "bsdextrautils", "let testssl.sh read what a server answers"),
+    host.Tool("host", "bind9-host", "let testssl.sh start; it resolves no name"),
+    host.Tool("dpkg-deb", "dpkg", "unpack the auditors"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every auditor works with: the place, the unpacked tools, and where its output is kept."""
+
+    place: Place
+    tools: Tools
+    out: Path
+    scratch: Path
+    stack: Stack
+    server_name: str
+    tailoring: Path
+
+
+def units(stack: Stack) -> dict[str, float | None]:
+    """Return the service units that the layers bring (with their limit) or change (without one)."""
+    found: dict[str, float | None] = {}
+    for node in stack.below([UNITS]):
+        first, _, rest = node.path.removeprefix(UNITS).partition("/")
+        if node.kind != "file":
+            continue
+        if not rest and first.endswith(".service"):
+            found[_instance(first)] = LIMITS.get(first, OURS)
+        # A drop-in directory of a prefix (golden-.service.d) belongs to no single unit.
+        elif first.endswith(".service.d") and not first.endswith("-.service.d"):
+            name = _instance(first.removesuffix(".d"))
+            found.setdefault(name, LIMITS.get(name))
+    return found
+
+
+def _instance(unit: str) -> str:
+    return unit.replace("@.", "@audit.")
+
+
+def systemd(job: Job) -> list[Figure]:
+    """Ask systemd how exposed our services are."""
+    wanted = units(job.stack)
+    words = shlex.join(["systemd-analyze", "security", "--no-pager", *sorted(wanted)])
+    done = job.place.shell(words, timeout=SCAN_SECONDS, log=job.out / "systemd.log")
+    return audit_results.exposures(done.stdout, units=wanted)
+
+
+def cis(job: Job) -> list[Figure]:
+    """Judge by the CIS profile for servers, level 2: as it is published, and once more with our exceptions."""
+    raw = audit_results.scan(_oscap(job, "raw", "--profile", audit_tailoring.BASE_PROFILE))
+    exceptions = audit_tailoring.load(job.tailoring)
+    document = audit_tailoring.render(
+        exceptions, datastream=f"{HOME}/{DATASTREAM}", time=datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    (job.out / "tailoring.xml").write_text(document)
+    audit_tailoring.check(exceptions, selected=raw.selected, path=job.tailoring)
+    job.place.send(job.out, ["tailoring.xml"], target=HOME, log=job.out / "send.log")
+    oscap = f"{audit_tools.environment()} {HOME}/usr/bin/oscap"
+    job.place.shell(f"{oscap} xccdf validate --skip-schematron {HOME}/tailoring.xml")
+    tailored = audit_results.scan(
+        _oscap(job, "tailored", "--tailoring-file", f"{HOME}/tailoring.xml", "--profile", audit_tailoring.PROFILE)
+    )
+    return audit_results.compliance(raw, tailored, exceptions)
+
+
+def _oscap(job: Job, name: str, *options: str) -> str:
+    """Run one evaluation on the place; return its result file, which is kept too."""
+    result = f"{HOME}/{name}.xml"
+    words = shlex.join(
+        [f"{HOME}/usr/bin/oscap", "xccdf", "eval", *options, "--results", result, f"{HOME}/{DATASTREAM}"]
+    )
+    done = job.place.shell(
+        f"cd / && {audit_tools.environment()} {words}", timeout=SCAN_SECONDS, check=False, log=job.out / f"cis-{name}.log"
+    )
+    if done.returncode not in (0, OSCAP_FAILED_RULES):
+        raise StepFailed("oscap could not evaluate the profile", details=run.tail(done.stderr or done.stdout))
+    document = job.place.read(result)
+    (job.out / f"cis-{name}.xml").write_text(document)
+    return document
+
+
+def lynis(job: Job) -> list[Figure]:
+    """Let lynis look around. It finds its own files from its working directory only."""
+    report = f"{HOME}/lynis-report.dat"
+    words = shlex.join([
+        f"{HOME}/usr/sbin/lynis", "audit", "system", "--quick", "--no-colors", "--quiet",
+        "--profile", f"{HOME}/etc/lynis/default.prf", "--plugindir", f"{HOME}/etc/lynis/plugins",
+        "--logfile", f"{HOME}/lynis.log", "--report-file", report,
+    ])  # fmt: skip
+    job.place.shell(
+        f"cd {HOME}/usr/share/lynis && LC_ALL=C.UTF-8 {words}", timeout=SCAN_SECONDS, check=False, log=job.out / "lynis.log"
+    )
+    document = job.place.read(report)
+    (job.out / "lynis-report.dat").write_text(document)
+    return audit_results.lynis(document)
+
+
+def ssh(job: Job) -> list[Figure]:
+    """Hold sshd against ssh-audit's policy for a hardened Debian 13."""
+    words = job.place.program(
+        sys.executable, "-m", "ssh_audit", "--json", "--skip-rate-test", "--timeout", str(round(5 * job.place.scale)),
+        "--policy", SSH_POLICY, "--port", str(job.place.ports["ssh"]), LOOPBACK,
+    )  # fmt: skip
+    done = run.run(words, timeout=SSH_SECONDS * job.place.scale, check=False, log=job.out / "ssh-audit.log")
+    (job.out / "ssh-audit.json").write_text(done.stdout)
+    return audit_results.ssh_policy(done.stdout or done.stderr, policy=SSH_POLICY)
+
+
+def tls(job: Job) -> list[Figure]:
+    """Let testssl.sh grade the web server, which gets a certificate of an authority that lives as long as the audit."""
+    authority = give_certificate(job.place, job.server_name, job.scratch / "ca", log=job.out / "send.log")
+    home = job.tools.program("etc/testssl")
+    report = job.out / "testssl.json"
+    report.unlink(missing_ok=True)
+    words = job.place.program(
+        "env", f"TESTSSL_INSTALL_DIR={home}", f"CA_BUNDLES_PATH={home}", "bash", job.tools.program("usr/bin/testssl"),
+        "--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--ip", LOOPBACK, "--add-ca", authority,
+        "--connect-timeout", str(round(5 * job.place.scale)), "--openssl-timeout", str(round(5 * job.place.scale)),
+        "--jsonfile", report, f"{job.server_name}:{job.place.ports['https']}",
+    )  # fmt: skip
+    run.run(words, timeout=TLS_SECONDS * max(1.0, job.place.scale / 2), check=False, log=job.out / "testssl.log")
+    if not report.exists():
+        raise StepFailed("testssl.sh wrote no report", hint=f"see {job.out / 'testssl.log'}")
+    return audit_results.tls(report.read_text())
+
+
+def give_certificate(place: Place, name: str, directory: Path, *, log: Path) -> Path:
+    """Make an authority, give the web server a certificate of it, and return the authority's certificate."""
+    directory.mkdir(parents=True, exist_ok=True)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    (directory / "extensions").write_text(
+        f"subjectAltName=DNS:{name}\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
+        "extendedKeyUsage=serverAuth\n"
+    )
+    steps: tuple[list[str], ...] = (
+        ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "90", "-subj", "/CN=audit",
+         "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"],
+        ["req", *key, "-keyout", "app.key", "-out", "app.csr", "-subj", f"/CN={name}"],
+        ["x509", "-req", "-in", "app.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "app.pem",
+         "-days", str(CERTIFICATE_DAYS), "-extfile", "extensions"],
+    )  # fmt: skip
+    for step in steps:
+        run.run(["openssl", *step], timeout=60, cwd=directory)
+    place.send(directory, ["app.pem", "app.key"], target=f"{HOME}/tls", log=log)
+    place.shell(
+        f"install -m 0600 {HOME}/tls/app.key /etc/ssl/private/app.key && "
+        f"install -m 0644 {HOME}/tls/app.pem /etc/ssl/certs/app.pem && systemctl reload nginx.service"
+    )
+    return directory / "ca.pem"
+
+
+AUDITORS: dict[str, Callable[[Job], list[Figure]]] = {"systemd": systemd, "cis": cis, "lynis": lynis, "ssh": ssh, "tls": tls}

@@ -1,0 +1,170 @@
+"""What the auditors write, read into figures. Nothing is started here: a file or a text comes in, figures go out.
+
+Each reader raises StepFailed when what it reads is not the whole result of its auditor: an audit that did not take
+place must not look like a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from build.audit_ledger import Better, Figure
+from build.audit_tailoring import PREFIX, XCCDF
+from build.errors import StepFailed
+
+# From the worst to the best: testssl.sh's grades. T and M: the certificate is not trusted, or is another's.
+GRADES = ("T", "M", "F", "E", "D", "C", "B", "A-", "A", "A+")
+SEVERITIES = ("LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
+# Results of rules that were judged; "notapplicable" and "notselected" were not.
+JUDGED = ("pass", "fail", "error", "unknown", "notchecked", "fixed")
+_EXPOSURE = re.compile(r"Overall exposure level for (\S+): ([0-9.]+)")
+
+
+def exposures(text: str, *, units: Mapping[str, float | None]) -> list[Figure]:
+    """Read ``systemd-analyze security UNIT...``; ``units`` are those that were asked about, with their limits."""
+    found = {name: float(value) for name, value in _EXPOSURE.findall(text)}
+    missing = sorted(set(units) - set(found))
+    if missing:
+        raise StepFailed(f"systemd-analyze says nothing about {', '.join(missing)}", details=text[-1500:])
+    return [
+        Figure(f"systemd.{name}", found[name], Better.LOWER, limit, f"{found[name]:.1f}")
+        for name, limit in sorted(units.items())
+    ]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One OpenSCAP evaluation: the result of each rule by its short id."""
+
+    results: Mapping[str, str]
+    benchmark: str
+
+    def having(self, *results: str) -> set[str]:
+        """Return the rules with one of these results."""
+        return {rule for rule, result in self.results.items() if result in results}
+
+    @property
+    def selected(self) -> set[str]:
+        return set(self.results) - self.having("notselected")
+
+    @property
+    def judged(self) -> set[str]:
+        return self.having(*JUDGED)
+
+    @property
+    def failing(self) -> set[str]:
+        """The rules that were judged and did not pass: what could not be checked counts as failed."""
+        return self.judged - self.having("pass", "fixed")
+
+
+def scan(document: str) -> Scan:
+    """Read the XCCDF result file of ``oscap xccdf eval``."""
+    try:
+        root = ElementTree.fromstring(document)
+    except ElementTree.ParseError as error:
+        raise StepFailed(f"oscap left no readable result: {error}") from error
+    names = {"x": XCCDF}
+    result = root.find(".//x:TestResult", names)
+    if result is None:
+        raise StepFailed("oscap's result file holds no result")
+    found = {
+        (one.get("idref") or "").removeprefix(PREFIX): one.findtext("x:result", "", names)
+        for one in result.findall("x:rule-result", names)
+    }
+    made = Scan(found, result.get("version") or "")
+    if not made.judged:
+        raise StepFailed("oscap judged no rule", details=str(Counter(found.values())))
+    return made
+
+
+def compliance(raw: Scan, tailored: Scan, exceptions: Collection[str]) -> list[Figure]:
+    """Return the figures of the published profile and of the one with ``exceptions``."""
+    bad, rest, skipped = raw.failing, tailored.failing, raw.having("notapplicable")
+    idle = tuple(sorted(set(exceptions) - bad))
+    kept = sorted(set(exceptions) & tailored.judged)
+    if kept:
+        raise StepFailed("oscap judged rules that the tailoring leaves out", details="\n".join(kept))
+    return [
+        _share("cis.raw", len(raw.judged) - len(bad), len(raw.judged), 97.0),
+        _share("cis.tailored", len(tailored.judged) - len(rest), len(tailored.judged), 100.0, tuple(sorted(rest))),
+        Figure("cis.failing", len(bad), Better.LOWER, items=tuple(sorted(bad))),
+        Figure("cis.idle exceptions", len(idle), Better.LOWER, 0, items=idle),
+        Figure("cis.profile", len(raw.selected), Better.SAME, text=f"{len(raw.selected)} rules, content {raw.benchmark}"),
+        Figure("cis.judged", len(raw.judged), Better.HIGHER, text=f"{len(raw.judged)} rules, {len(skipped)} not applicable"),
+    ]
+
+
+def _share(name: str, part: int, whole: int, limit: float, items: tuple[str, ...] = ()) -> Figure:
+    value = 100 * part / whole
+    return Figure(name, round(value, 2), Better.HIGHER, limit, f"{value:.1f} % ({part} of {whole})", items, f"{limit:g} %")
+
+
+def lynis(report: str) -> list[Figure]:
+    """Read lynis' report file (``name=value`` lines)."""
+    values: dict[str, list[str]] = {}
+    for line in report.splitlines():
+        name, _, value = line.partition("=")
+        values.setdefault(name.removesuffix("[]"), []).append(value)
+    if "hardening_index" not in values or "lynis_tests_done" not in values:
+        raise StepFailed("lynis wrote no whole report", details=report[-1500:])
+
+    index = int(values["hardening_index"][-1])
+    tests = int(values["lynis_tests_done"][-1])
+    warnings, suggestions = (tuple(map(_finding, values.get(kind, []))) for kind in ("warning", "suggestion"))
+    return [
+        Figure("lynis.index", index, Better.HIGHER, 90, f"{index} ({tests} tests)"),
+        Figure("lynis.warnings", len(warnings), Better.LOWER, 0, items=warnings),
+        Figure("lynis.suggestions", len(suggestions), Better.LOWER, items=suggestions),
+    ]
+
+
+def _finding(value: str) -> str:
+    """Return ``TEST text (detail)`` for what lynis writes as ``TEST|text|detail|solution|``."""
+    test, text, *more = value.split("|")
+    return f"{test} {text}" + (f" ({more[0]})" if more and more[0] not in ("", "-") else "")
+
+
+def ssh_policy(document: str, *, policy: str) -> list[Figure]:
+    """Read ``ssh-audit --json --policy``; ``policy`` is the one that was asked for."""
+    result = _json(document, "ssh-audit")
+    if not isinstance(result, dict) or "passed" not in result or policy not in str(result.get("policy")):
+        raise StepFailed(f"ssh-audit did not judge by the policy {policy}", details=document[-1500:])
+    errors = tuple(
+        f"{one['mismatched_field']}: is {_list(one['actual'])}, should be {_list(one['expected_required'])}"
+        for one in result["errors"]
+    )
+    return [Figure("ssh.policy", float(bool(result["passed"])), Better.HIGHER, 1.0,
+                   f"{result['policy']}: {'passed' if result['passed'] else 'failed'}", errors)]  # fmt: skip
+
+
+def _list(words: Iterable[object]) -> str:
+    return ",".join(map(str, words))
+
+
+def tls(document: str) -> list[Figure]:
+    """Read testssl.sh's flat JSON: a list of findings."""
+    findings = _json(document, "testssl.sh")
+    grades = [one["finding"] for one in findings if one["id"] == "overall_grade"] if isinstance(findings, list) else []
+    if len(grades) != 1 or grades[0] not in GRADES:
+        raise StepFailed("testssl.sh gave no grade", details=document[-1500:])
+    caps = [str(one["finding"]) for one in findings if str(one["id"]).startswith("grade_cap_reason")]
+    score = next((float(one["finding"]) for one in findings if one["id"] == "final_score"), 0.0)
+    found = sorted({f"{one['id']} ({one['severity']})" for one in findings if one["severity"] in SEVERITIES})
+    return [
+        Figure("tls.grade", GRADES.index(grades[0]), Better.HIGHER, GRADES.index("A+"), grades[0], tuple(caps), "A+"),
+        Figure("tls.score", score, Better.HIGHER),
+        Figure("tls.findings", len(found), Better.LOWER, items=tuple(found)),
+    ]
+
+
+def _json(document: str, tool: str) -> Any:
+    try:
+        return json.loads(document)
+    except ValueError as error:
+        raise StepFailed(f"{tool} wrote no JSON: {error}", details=document[-1500:]) from error

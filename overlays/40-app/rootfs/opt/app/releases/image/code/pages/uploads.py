@@ -1,0 +1,78 @@
+"""Uploads: taken into memory up to a limit, and written to the disk whole or not at all."""
+
+import errno
+import os
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+from django.conf import settings
+from django.core.files.uploadedfile import InMemoryUploadedFile
+from django.core.files.uploadhandler import FileUploadHandler, StopUpload
+
+# Group www-data, which the directory hands down, is the web server's.
+FILE_MODE = 0o640
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoRoom(Exception):
+    """The disk is full."""
+
+
+class BoundedMemory(FileUploadHandler):
+    """Holds an upload in memory: no temporary file could be left behind. Ends it when it is too large."""
+
+    def new_file(self, *args: object, **kwargs: object) -> None:
+        """Begin a file."""
+        super().new_file(*args, **kwargs)
+        self.stream = BytesIO()
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        """Take a piece of it."""
+        if start + len(raw_data) > settings.UPLOAD_MAX_BYTES:
+            self.request.upload_too_large = True
+            raise StopUpload(connection_reset=True)
+        self.stream.write(raw_data)
+
+    def file_complete(self, file_size: int) -> InMemoryUploadedFile:
+        """Hand it over."""
+        self.stream.seek(0)
+        return InMemoryUploadedFile(
+            file=self.stream, field_name=self.field_name, name=self.file_name, content_type=self.content_type,
+            size=file_size, charset=self.charset, content_type_extra=self.content_type_extra,
+        )  # fmt: skip
+
+
+def store(content: bytes, suffix: str) -> str:
+    """Write a file below a name that nobody can guess, and return the name.
+
+    What a process leaves half written when it is killed starts with ``.incoming-`` and its number: the web server
+    serves no hidden name, and gunicorn.conf.py removes it. Raises NoRoom when the disk is full.
+    """
+    root = Path(settings.MEDIA_ROOT)
+    name = uuid4().hex + suffix
+    part = root / f".incoming-{os.getpid()}-{name}"
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as stream:
+            # The unit's umask has closed it to the group.
+            os.fchmod(stream.fileno(), FILE_MODE)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.rename(root / name)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise NoRoom from error
+        raise
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return name
+
+
+def remove(name: str) -> None:
+    """Remove a stored file."""
+    Path(settings.MEDIA_ROOT, name).unlink(missing_ok=True)

@@ -1,0 +1,284 @@
+"""The base: kernel settings, passwords, sessions, sudo, updates, time. What the benchmark asks for, and that it works."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+# Of the kernel's settings those that no edit of the layer may lose; the others are compared with the layer's file.
+KERNEL = {
+    "kernel.panic": "10", "kernel.panic_on_oops": "1", "kernel.dmesg_restrict": "1", "kernel.randomize_va_space": "2",
+    "kernel.unprivileged_bpf_disabled": "1", "kernel.kexec_load_disabled": "1", "kernel.io_uring_disabled": "2",
+    "fs.protected_hardlinks": "1", "fs.protected_symlinks": "1", "fs.suid_dumpable": "0", "net.ipv4.ip_forward": "0",
+    "net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.all.accept_redirects": "0",
+    "net.ipv6.conf.all.accept_redirects": "0", "net.ipv4.tcp_syncookies": "1", "kernel.core_pattern": "|/bin/false",
+}  # fmt: skip
+COMMAND_LINE = {
+    "audit=1", "audit_backlog_limit=8192", "apparmor=1", "security=apparmor", "slab_nomerge", "vsyscall=none", "debugfs=off",
+    "module.sig_enforce=1", "lockdown=integrity",
+}  # fmt: skip
+DENIED = {
+    "cramfs", "freevxfs", "hfs", "hfsplus", "jffs2", "udf", "overlay", "squashfs", "atm", "can", "dccp", "rds", "sctp",
+    "tipc", "firewire-core", "usb-storage",
+}  # fmt: skip
+BANNER = "Authorized users only. All activity may be monitored and reported."
+TELLTALE = ("Debian", "13", "Linux", "\\")
+# What a password must be, and the programs that see to it, in the order of the stack.
+PASSWORD_STACK = ["pam_pwquality.so", "pam_pwhistory.so", "pam_unix.so", "pam_deny.so", "pam_permit.so"]
+AUTH_STACK = ["pam_faillock.so", "pam_unix.so", "pam_faillock.so", "pam_faillock.so", "pam_deny.so"]
+WEAK = ("Short1!", "alllowercaseletters", "Aaaaaaaaaaaaaa1!")
+
+
+def _offer(password: str) -> str:
+    """Return shell code that offers a password for an account without one, and says whether it has one afterwards."""
+    return f"printf '%s\\n%s\\n' '{password}' '{password}' | passwd games; echo status $?; grep ^games: /etc/shadow"
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
+    """Settings as files say them, and as they are."""
+    admin = spec.admin.user
+    commands = {
+        "sysctl files": "cat /etc/sysctl.d/*.conf",
+        "sysctl": "sed -nE 's/^([a-z0-9_.-]+) *=.*/\\1/p' /etc/sysctl.d/6*-golden*.conf | while read -r name; do "
+        'echo "$name = $(sysctl -n "$name")"; done',
+        "command line": "cat /proc/cmdline; grep -c ' audit=1 ' /boot/grub/grub.cfg",
+        "modules": "modprobe --showconfig | grep -E '^(install|blacklist) '",
+        "loaded": "modprobe cramfs; echo status $?",
+        "auth": "sed -n 's/^auth.*\\(pam_[a-z_]*\\.so\\).*/\\1/p' /etc/pam.d/common-auth",
+        "password": "sed -n 's/^password.*\\(pam_[a-z_]*\\.so\\).*/\\1/p' /etc/pam.d/common-password; "
+        "grep -c yescrypt /etc/pam.d/common-password",
+        "account": "cat /etc/pam.d/common-account",
+        "nullok": "grep -rlw nullok /etc/pam.d",
+        "su": "grep -E '^auth' /etc/pam.d/su; getent group sugroup",
+        "quality": "cd /etc/security; cat pwquality.conf faillock.conf pwhistory.conf | grep -v '^#'",
+        "login.defs": "grep -v '^#' /etc/login.defs",
+        "limits": f"su -l {admin} -c 'ulimit -Hc; umask'",
+        "shell": f"su -l {admin} -c 'bash -lic \"echo \\$TMOUT; umask; readonly -p | grep -c TMOUT; "
+        "echo \\$HISTTIMEFORMAT\"' 2>/dev/null",
+        "root shell": "bash -lc umask",
+        "sudo": f"su -l {admin} -c 'sudo -n -l'",
+        "sudo log": f"su -l {admin} -c 'sudo -n /usr/bin/true golden-test'; tail -5 /var/log/sudo.log; "
+        "stat -c '%a' /var/log/sudo.log",
+        "banners": "cat /etc/issue; cat /etc/issue.net; cat /etc/motd",
+        "banner files": "stat -c '%a %U:%G' /etc/issue /etc/issue.net /etc/motd",
+        "cron": "stat -c '%a %U:%G %s %n' /etc/cron.allow /etc/at.allow; stat -c '%a %n' /etc/cron.*ly /etc/cron.d; "
+        "stat -c '%a' /etc/crontab; ls /etc/cron.deny /etc/at.deny 2>/dev/null",
+        "apt": "apt-config dump",
+        "pins": "cat /etc/apt/preferences.d/10-golden",
+        "upgrade": "unattended-upgrade --dry-run; echo status $?; "
+        # It makes an empty one where there is none.
+        "test -s /etc/apt/sources.list || rm -f /etc/apt/sources.list",
+        "needrestart": 'perl -we \'our %nrconf; do "/etc/needrestart/conf.d/10-golden.conf"; '
+        'die $@ if $@; print "$nrconf{restart} $nrconf{interpscan}\\n"\'',
+        "accounts": "stat -c '%a %U:%G' /etc/shadow- /etc/gshadow- 2>/dev/null; stat -c '%a %U:%G' /etc/shadow /etc/gshadow",
+        "chrony": "chronyd -p -f /etc/chrony/chrony.conf; cat /etc/chrony/sources.d/*.sources",
+        "chrony unit": "systemctl show -p Restart -p UMask chrony",
+        "time services": "systemctl list-unit-files --no-legend systemd-timesyncd.service 'ntp*.service' openntpd.service",
+        "cores": "systemd-analyze cat-config systemd/coredump.conf",
+    }
+    return gather(host, commands | {f"offer {word}": _offer(word) for word in WEAK})
+
+
+def _settings(text: str) -> dict[str, str]:
+    """Return the lines ``name = value`` of a file of kernel settings."""
+    found = re.findall(r"^([a-z0-9_.-]+) *= *(.*)$", text, re.MULTILINE)
+    return {name: " ".join(value.split()) for name, value in found}
+
+
+@pytest.mark.req("R9", "R24")
+@pytest.mark.parametrize("name", KERNEL)
+def test_kernel_setting_is_written(facts: dict[str, Fact], name: str) -> None:
+    """The setting stands in /etc/sysctl.d with the safe value"""
+    assert _settings(facts["sysctl files"].text)[name] == KERNEL[name]
+
+
+@pytest.mark.vm
+@pytest.mark.req("R9", "R24")
+def test_kernel_settings_hold(facts: dict[str, Fact]) -> None:
+    """Every kernel setting of the layer is in force, whatever came after it"""
+    wanted = _settings(facts["sysctl files"].text)
+    actual = _settings(facts["sysctl"].text)
+    assert set(KERNEL) <= set(actual)
+    assert {name: value for name, value in actual.items() if value != wanted[name]} == {}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R9", "R33")
+def test_kernel_command_line(facts: dict[str, Fact]) -> None:
+    """The kernel was started with auditing, AppArmor and its own hardening, and will be the next time"""
+    line, count = facts["command line"].lines
+    assert set(line.split()) >= COMMAND_LINE
+    assert int(count) >= 1
+
+
+@pytest.mark.req("R24")
+def test_modules_are_denied(facts: dict[str, Fact]) -> None:
+    """File systems, protocols and buses that nobody needs cannot be loaded, by name or by device"""
+    lines = {" ".join(line.split()) for line in facts["modules"].lines}
+    known = {name.replace("-", "_") for name in DENIED}
+    for name in known:
+        assert f"install {name} /bin/false" in lines
+        assert f"blacklist {name}" in lines
+
+
+@pytest.mark.vm
+@pytest.mark.req("R24")
+def test_denied_module_does_not_load(facts: dict[str, Fact]) -> None:
+    """root cannot load a denied module either"""
+    assert facts["loaded"].lines[-1] != "status 0"
+
+
+@pytest.mark.req("R98")
+def test_password_rules(facts: dict[str, Fact]) -> None:
+    """A password has 14 characters of four kinds, is not one of the last 24, and is hashed with yescrypt"""
+    *stack, hashes = facts["password"].lines
+    assert stack == PASSWORD_STACK
+    assert hashes == "1"
+    text = re.sub(r" *= *", "=", facts["quality"].text).split()
+    assert {"minlen=14", "minclass=4", "enforcing=1", "enforce_for_root", "dictcheck=1", "remember=24"} <= set(text)
+
+
+@pytest.mark.req("R98")
+@pytest.mark.parametrize("word", WEAK)
+def test_weak_password_is_refused(facts: dict[str, Fact], word: str) -> None:
+    """Not even root can give an account a weak password"""
+    *_, status, shadow = facts[f"offer {word}"].lines
+    assert status != "status 0"
+    assert shadow.split(":")[1] in ("*", "!", "!*")
+
+
+@pytest.mark.req("R98")
+def test_lock_after_wrong_passwords(facts: dict[str, Fact]) -> None:
+    """Four wrong passwords close an account for a quarter of an hour, root's too, and nobody enters without one"""
+    assert facts["auth"].lines == AUTH_STACK
+    text = re.sub(r" *= *", "=", facts["quality"].text).split()
+    assert {"deny=4", "unlock_time=900", "even_deny_root"} <= set(text)
+    assert facts["nullok"].lines == []
+
+
+@pytest.mark.req("R80", "R98")
+def test_keys_do_not_expire_with_passwords(facts: dict[str, Fact]) -> None:
+    """The age of a password that was not asked for locks nobody out: administrators have keys only"""
+    unix = [line for line in facts["account"].lines if "pam_unix.so" in line]
+    assert len(unix) == 1
+    assert "no_pass_expiry" in unix[0].split()
+
+
+@pytest.mark.req("R98")
+def test_su_is_closed(facts: dict[str, Fact]) -> None:
+    """su is for root: the group that may use it otherwise is empty"""
+    *rules, group = facts["su"].lines
+    assert any("pam_wheel.so" in rule and "group=sugroup" in rule and "use_uid" in rule for rule in rules)
+    assert group.split(":")[3] == ""
+
+
+@pytest.mark.req("R28", "R98")
+def test_login_defaults(facts: dict[str, Fact]) -> None:
+    """New accounts are closed to others, and hashed with yescrypt"""
+    values = dict(line.split(maxsplit=1) for line in facts["login.defs"].lines)
+    assert values["UMASK"] == "027"
+    assert values["ENCRYPT_METHOD"] == "YESCRYPT"
+    assert int(values["PASS_MAX_DAYS"]) <= 365
+
+
+@pytest.mark.req("R28")
+def test_session_limits(facts: dict[str, Fact]) -> None:
+    """A session writes no core dump and nothing that others may read, with or without a login shell"""
+    assert facts["limits"].lines[-2:] == ["0", "0027"]
+    assert facts["root shell"].lines == ["0027"]
+    assert "Storage=none" in facts["cores"].lines
+
+
+@pytest.mark.req("R4", "R28")
+def test_bash_profile(facts: dict[str, Fact]) -> None:
+    """A shell that is left alone ends after a quarter of an hour; the history has times"""
+    assert facts["shell"].lines == ["900", "0027", "1", "%F %T"]
+
+
+@pytest.mark.req("R80", "R99")
+def test_sudo_leaves_a_trace(facts: dict[str, Fact]) -> None:
+    """sudo runs on a terminal of its own and writes who ran what to a log that only administrators read"""
+    text = facts["sudo"].text
+    assert "use_pty" in text
+    assert re.search(r"logfile=\\?\"?/var/log/sudo.log", text)
+    assert "COMMAND=/usr/bin/true golden-test" in facts["sudo log"].text
+    assert facts["sudo log"].lines[-1] in ("600", "640")
+
+
+@pytest.mark.req("R12")
+def test_banners(facts: dict[str, Fact]) -> None:
+    """Banners say who may enter, and nothing about the system"""
+    text = facts["banners"].text
+    assert facts["banners"].lines.count(BANNER) == 3
+    assert [word for word in TELLTALE if word in text] == []
+    assert facts["banner files"].lines == ["644 root:root"] * 3
+
+
+@pytest.mark.req("R9")
+def test_scheduled_jobs_are_the_administrators(facts: dict[str, Fact]) -> None:
+    """cron admits nobody but root, and at would not either"""
+    entries = facts["cron"].lines
+    assert entries[:2] == ["640 root:root 0 /etc/cron.allow", "640 root:root 0 /etc/at.allow"]
+    *directories, table = entries[2:]
+    assert {line.split()[0] for line in directories} == {"700"}
+    assert table == "600"
+
+
+@pytest.mark.req("R26")
+def test_security_updates(facts: dict[str, Fact]) -> None:
+    """Security updates, and nothing else, are installed every day"""
+    lines = facts["apt"].lines
+    origins = [line for line in lines if line.startswith("Unattended-Upgrade::Origins-Pattern:: ")]
+    assert len(origins) == 1
+    assert "label=Debian-Security" in origins[0]
+    assert not any(line.startswith("Unattended-Upgrade::Allowed-Origins:: ") for line in lines)
+    assert {'APT::Periodic::Update-Package-Lists "1";', 'APT::Periodic::Unattended-Upgrade "1";'} <= set(lines)
+    assert 'Unattended-Upgrade::Automatic-Reboot-WithUsers "false";' in lines
+
+
+@pytest.mark.req("R26")
+def test_unattended_upgrade_runs(facts: dict[str, Fact]) -> None:
+    """The program that installs them runs, and services with replaced libraries are restarted without looking further"""
+    assert facts["upgrade"].lines[-1] == "status 0"
+    assert facts["needrestart"].lines == ["a 0"]
+
+
+@pytest.mark.req("R34")
+def test_pinned_to_debian(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """Debian's release comes before whatever source somebody adds"""
+    stanzas = [properties_of(part) for part in facts["pins"].text.split("\n\n")]
+    priorities = {stanza["Pin"]: int(stanza["Pin-Priority"]) for stanza in stanzas}
+    assert priorities[f"release o=Debian,n={spec.release}"] == 990
+    assert priorities[f"release o=Debian,l=Debian-Security,n={spec.release}-security"] == 990
+    assert [pin for pin, value in priorities.items() if value >= 500 and "o=Debian," not in pin] == []
+
+
+def properties_of(stanza: str) -> dict[str, str]:
+    """Return the fields of one stanza ``Name: value``."""
+    return dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
+
+
+@pytest.mark.req("R98")
+def test_copies_of_the_account_database(facts: dict[str, Fact]) -> None:
+    """The account database's older versions are closed to everybody"""
+    *older, shadow, gshadow = facts["accounts"].lines
+    assert [shadow, gshadow] == ["640 root:shadow"] * 2
+    assert set(older) <= {"0 root:root"}
+
+
+@pytest.mark.req("R29")
+def test_time_is_proven(facts: dict[str, Fact]) -> None:
+    """chrony prefers servers that prove themselves, steps at its start, restarts, and is the only one to keep time"""
+    text = facts["chrony"].text
+    assert facts["chrony"].status == 0
+    assert re.search(r"^makestep 1(\.0)? 3$", text, re.MULTILINE)
+    assert "authselectmode prefer" in text
+    assert len(re.findall(r"^server \S+ .*\bnts\b", text, re.MULTILINE)) >= 2
+    assert properties(facts["chrony unit"])["Restart"] == "on-failure"
+    assert facts["time services"].lines == []

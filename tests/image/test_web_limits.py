@@ -1,0 +1,248 @@
+"""What one client may ask of the web server: how often, how much at once, how slowly; and what it may not smuggle."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from .facts import ask, browse
+from .wire import Reply, send, wire
+
+# Runs on the clone, every part at the same time and from an address of its own: {"name": ..., "path": a static file}.
+STRESS = r"""
+import json, re, socket, ssl, sys, threading, time
+
+options = json.loads(sys.argv[1])
+found = {}
+
+def connect(source, timeout=60):
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    raw = socket.create_connection(("127.0.0.1", 443), timeout=timeout, source_address=(source, 0))
+    return context.wrap_socket(raw, server_hostname=options["name"])
+
+def get(path, **headers):
+    lines = ["GET %s HTTP/1.1" % path, "Host: " + options["name"]]
+    lines += ["%s: %s" % (key.replace("_", "-"), value) for key, value in headers.items()]
+    return "\r\n".join(lines + ["", ""]).encode()
+
+def read_all(connection, wanted):
+    data = b""
+    while len(re.findall(rb"HTTP/1\.1 \d{3} ", data)) < wanted:
+        part = connection.recv(65536)
+        if not part:
+            break
+        data += part
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", data)]
+
+def burst(source, count, headers):
+    connection = connect(source)
+    def feed():
+        for number in range(count):
+            connection.sendall(get(options["path"], **headers(number)))
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    statuses = read_all(connection, count)
+    feeder.join()
+    return statuses
+
+def requests():
+    # A new X-Forwarded-For each time: the limit does not believe it.
+    found["burst"] = burst("127.0.0.9", 500, lambda number: {"X_Forwarded_For": "203.0.113.%d" % (number % 250)})
+    began = time.monotonic()
+    while time.monotonic() - began < 15:
+        connection = connect("127.0.0.9")
+        connection.sendall(get(options["path"]))
+        if read_all(connection, 1) == [200]:
+            break
+        time.sleep(0.2)
+    found["recovered"] = time.monotonic() - began
+
+def bots():
+    found["bot"] = burst("127.0.0.10", 60, lambda number: {"User_Agent": "ExampleBot/1.0"})
+    found["beside the bot"] = burst("127.0.0.10", 5, lambda number: {"User_Agent": "Mozilla/5.0"})
+
+def connections():
+    # A body that does not come holds its connection.
+    body = ("POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\n" % options["name"]).encode()
+    opened = []
+    for _ in range(55):
+        opened.append(connect("127.0.0.11"))
+        opened[-1].sendall(body)
+    refused, waiting, began = 0, list(opened), time.monotonic()
+    # Before the bodies of the others are given up.
+    while time.monotonic() - began < 6:
+        for connection in list(waiting):
+            connection.setblocking(False)
+            try:
+                refused += connection.recv(1000).startswith(b"HTTP/1.1 429")
+                waiting.remove(connection)
+            except ssl.SSLWantReadError:
+                pass
+            except OSError:
+                # Its body did not come in time.
+                waiting.remove(connection)
+        time.sleep(0.2)
+    found["connections refused"] = refused
+    for connection in opened:
+        connection.close()
+
+def slow():
+    # Headers that never end, a byte at a time.
+    opened = [connect("127.0.0.12") for _ in range(40)]
+    for connection in opened:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\nX-Slow: " % options["name"].encode())
+        connection.setblocking(False)
+    began, alive = time.monotonic(), list(opened)
+    slow_health = 0.0
+    while alive and time.monotonic() - began < 45:
+        for connection in list(alive):
+            try:
+                connection.sendall(b"x")
+                if connection.recv(1000) == b"":
+                    alive.remove(connection)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+            except OSError:
+                alive.remove(connection)
+        asked = time.monotonic()
+        other = connect("127.0.0.13")
+        other.sendall(get("/health"))
+        if read_all(other, 1) != [200]:
+            slow_health = 99.0
+        slow_health = max(slow_health, time.monotonic() - asked)
+        time.sleep(1)
+    found.update({"slow ended": time.monotonic() - began, "slow left": len(alive), "slow health": slow_health})
+
+threads = [threading.Thread(target=part) for part in (requests, bots, connections, slow)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def stress(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
+    """What happened to a client that asks too often, too much at once, or too slowly."""
+    name = spec.application.server_name
+    page = browse(host, {"page": ask(name, "/")})["page"]
+    static = re.search(r'href="(/static/[^"]+)"', page.body)
+    assert static, page
+    output = host.check_output("python3 -c %s %s", STRESS, json.dumps({"name": name, "path": static.group(1)}))
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@pytest.mark.req("R14", "R50", "R57")
+def test_requests_of_one_address_are_limited(stress: dict[str, Any]) -> None:
+    """Of 500 requests at once some are refused with 429, whatever X-Forwarded-For says, and soon all is well again"""
+    assert len(stress["burst"]) == 500
+    assert set(stress["burst"]) == {200, 429}
+    assert stress["burst"].count(200) >= 100
+    assert stress["recovered"] <= 5
+
+
+@pytest.mark.req("R72")
+def test_bots_are_limited_more(stress: dict[str, Any]) -> None:
+    """A client that says it is a bot gets less, and takes nothing from others at its address"""
+    assert stress["bot"].count(429) >= 30
+    assert stress["bot"].count(200) >= 5
+    assert stress["beside the bot"] == [200] * 5
+
+
+@pytest.mark.req("R14")
+def test_connections_of_one_address_are_limited(stress: dict[str, Any]) -> None:
+    """Of 55 requests that are not finished, those beyond 40 are refused"""
+    assert stress["connections refused"] == 15
+
+
+@pytest.mark.req("R48")
+def test_slow_headers_are_cut(stress: dict[str, Any]) -> None:
+    """Forty clients that dribble headers are cut off in time, and the health check is answered meanwhile"""
+    assert stress["slow left"] == 0
+    assert stress["slow ended"] <= 35
+    assert stress["slow health"] < 3
+
+
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+NEXT = "GET /smuggled HTTP/1.1\r\nHost: {name}\r\n\r\n"
+
+
+def post(headers: str, body: str, *, version: str = "1.1") -> str:
+    """Return a request that is not quite one, and what would be a second one behind it."""
+    return f"POST / HTTP/{version}\r\nHost: {{name}}\r\n{headers}\r\n{body}"
+
+
+SMUGGLING = {
+    "length and chunks": post("Content-Length: 4\r\n" + CHUNKED, "0\r\n\r\n" + NEXT),
+    "chunks and length": post(CHUNKED + "Content-Length: 4\r\n", "0\r\n\r\n" + NEXT),
+    "space before the colon": post("Transfer-Encoding : chunked\r\n", "0\r\n\r\n" + NEXT),
+    "tab before the colon": post("Transfer-Encoding\t: chunked\r\n", "0\r\n\r\n" + NEXT),
+    "vertical tab": post("Transfer-Encoding: \x0bchunked\r\n", "0\r\n\r\n" + NEXT),
+    "chunked twice": post(CHUNKED + CHUNKED, "0\r\n\r\n" + NEXT),
+    "chunked and another": post(CHUNKED + "Transfer-Encoding: x\r\n", "0\r\n\r\n" + NEXT),
+    "another and chunked": post("Transfer-Encoding: x\r\n" + CHUNKED, "0\r\n\r\n" + NEXT),
+    "a list of codings": post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n" + NEXT),
+    "identity": post("Transfer-Encoding: identity\r\n", NEXT),
+    "xchunked": post("Transfer-Encoding: xchunked\r\n", NEXT),
+    "quoted": post('Transfer-Encoding: "chunked"\r\n', "0\r\n\r\n" + NEXT),
+    "chunks in HTTP/1.0": post(CHUNKED, "0\r\n\r\n" + NEXT, version="1.0"),
+    "length twice": post("Content-Length: 0\r\nContent-Length: 60\r\n", NEXT),
+    "same length twice": post("Content-Length: 0\r\nContent-Length: 0\r\n", NEXT),
+    "list of lengths": post("Content-Length: 0, 60\r\n", NEXT),
+    "length with a sign": post("Content-Length: +0\r\n", NEXT),
+    "negative length": post("Content-Length: -1\r\n", NEXT),
+    "hexadecimal length": post("Content-Length: 0x0\r\n", NEXT),
+    "empty length": post("Content-Length:\r\n", NEXT),
+    "two numbers": post("Content-Length: 0 60\r\n", NEXT),
+    "length too long": post("Content-Length: 18446744073709551616\r\n", NEXT),
+    "bad chunk size": post(CHUNKED, "zz\r\n" + NEXT),
+    "chunk size with 0x": post(CHUNKED, "0x5\r\nabcde\r\n0\r\n\r\n" + NEXT),
+    "negative chunk size": post(CHUNKED, "-5\r\nabcde\r\n0\r\n\r\n" + NEXT),
+    "chunk longer than its size": post(CHUNKED, "2\r\nabcdef\r\n0\r\n\r\n" + NEXT),
+    "folded header": post("X-A: b\r\n Transfer-Encoding: chunked\r\n", "0\r\n\r\n" + NEXT),
+    "header without a name": post(": chunked\r\n", NEXT),
+    "zero byte": post("X-A: b\x00c\r\n", NEXT),
+}
+
+
+@pytest.fixture(scope="module")
+def smuggled(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
+    """What each of them was answered."""
+    name = spec.application.server_name
+    # Each from an address of its own: a closed world of limits is another test's.
+    return send(
+        host,
+        {
+            case: wire(data.replace("{name}", name), name=name, source=f"127.0.2.{number + 1}")
+            for number, (case, data) in enumerate(SMUGGLING.items())
+        },
+    )
+
+
+@pytest.mark.req("F26")
+@pytest.mark.parametrize("case", SMUGGLING)
+def test_nothing_is_smuggled(smuggled: dict[str, Reply], case: str) -> None:
+    """A request whose end is unclear is refused, the connection is closed, and nothing behind it is answered"""
+    reply = smuggled[case]
+    assert len(reply.statuses) <= 1, reply
+    assert all(status in (400, 405, 408, 413, 501, 505) for status in reply.statuses), reply
+    assert reply.closed, reply
+
+
+@pytest.mark.req("F26")
+def test_nothing_smuggled_was_logged(host: Host, smuggled: dict[str, Reply]) -> None:
+    """Neither the web server nor the application has seen what stood behind those requests"""
+    assert smuggled
+    done = host.run(
+        "journalctl --sync; grep -c /smuggled /var/log/nginx/access.log; "
+        "journalctl -b -u gunicorn -o cat | grep -c /smuggled"
+    )
+    assert done.stdout.split() == ["0", "0"]

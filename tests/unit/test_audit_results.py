@@ -1,0 +1,151 @@
+"""What the auditors write becomes figures; a result that is not whole is an error and never a good figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from build import audit_results
+from build.audit_field import SSH_POLICY
+from build.audit_ledger import Figure
+from build.errors import StepFailed
+
+RECORDED = Path(__file__).parents[1] / "data" / "audit"
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / name).read_text(encoding="utf-8")
+
+
+def by_name(figures: list[Figure]) -> dict[str, Figure]:
+    return {figure.name: figure for figure in figures}
+
+
+# --- systemd-analyze --------------------------------------------------------------------------------------------------
+
+
+def test_exposures_are_read_with_their_limits() -> None:
+    found = by_name(
+        audit_results.exposures(recorded("systemd-analyze.txt"), units={"nginx.service": 0.7, "noexec-shm.service": 2.0})
+    )
+    assert (found["systemd.nginx.service"].value, found["systemd.nginx.service"].holds) == (0.4, True)
+    assert (found["systemd.noexec-shm.service"].value, found["systemd.noexec-shm.service"].holds) == (9.5, False)
+
+
+def test_a_unit_that_systemd_does_not_know_is_an_error() -> None:
+    with pytest.raises(StepFailed, match="nothing about absent"):
+        audit_results.exposures(recorded("systemd-analyze.txt"), units={"absent.service": 2.0})
+
+
+# --- OpenSCAP ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_checked_counts_as_failed() -> None:
+    scan = audit_results.scan(recorded("xccdf-result.xml"))
+    assert scan.having("pass") == {"disable_prelink", "partition_for_dev_shm", "partition_for_tmp"}
+    assert {"file_ownerships_var_log", "accounts_password_pam_pwquality_enabled"} <= scan.failing
+    assert len(scan.judged) == 8
+    assert len(scan.selected) == 11
+
+
+def tailored(*left_out: str) -> audit_results.Scan:
+    raw = audit_results.scan(recorded("xccdf-result.xml"))
+    return audit_results.Scan(
+        {rule: "notselected" if rule in left_out else result for rule, result in raw.results.items()}, raw.benchmark
+    )
+
+
+def test_compliance_of_the_published_and_of_the_tailored_profile() -> None:
+    raw = audit_results.scan(recorded("xccdf-result.xml"))
+    exceptions = ("aide_build_database", "package_aide_installed")
+    found = by_name(audit_results.compliance(raw, tailored(*exceptions), exceptions))
+    assert (found["cis.raw"].value, found["cis.raw"].text) == (37.5, "37.5 % (3 of 8)")
+    assert (found["cis.tailored"].value, found["cis.tailored"].text) == (50.0, "50.0 % (3 of 6)")
+    assert found["cis.judged"].text == "8 rules, 3 not applicable"
+    assert found["cis.profile"].value == 11
+    assert set(found["cis.tailored"].items) == raw.failing - set(exceptions)
+
+
+def test_an_exception_that_nothing_needs_fails_the_audit() -> None:
+    raw = audit_results.scan(recorded("xccdf-result.xml"))
+    found = by_name(audit_results.compliance(raw, tailored("disable_prelink"), ["disable_prelink"]))["cis.idle exceptions"]
+    assert found.items == ("disable_prelink",)
+    assert not found.holds
+
+
+def test_a_tailoring_that_oscap_did_not_follow_is_an_error() -> None:
+    raw = audit_results.scan(recorded("xccdf-result.xml"))
+    with pytest.raises(StepFailed, match="leaves out"):
+        audit_results.compliance(raw, raw, ["aide_build_database"])
+
+
+# --- lynis, ssh-audit, testssl.sh -------------------------------------------------------------------------------------
+
+
+def test_lynis() -> None:
+    found = by_name(audit_results.lynis(recorded("lynis-report.dat")))
+    assert (found["lynis.index"].value, found["lynis.index"].text) == (66, "66 (251 tests)")
+    assert found["lynis.warnings"].items == ("KRNL-5830 Reboot of system is most likely needed",)
+    assert "SSH-7408 Consider hardening SSH configuration (MaxAuthTries (set 4 to 3))" in found["lynis.suggestions"].items
+    assert not found["lynis.warnings"].holds
+
+
+def test_a_policy_that_failed_names_what_did_not_match() -> None:
+    (found,) = audit_results.ssh_policy(recorded("ssh-audit.json"), policy=SSH_POLICY)
+    assert not found.holds
+    assert any(item.startswith("Host keys: is ssh-ed25519,ecdsa-sha2-nistp256, should be") for item in found.items)
+
+
+def test_a_policy_that_passed() -> None:
+    document = json.dumps({"policy": SSH_POLICY, "passed": True, "errors": []})
+    (found,) = audit_results.ssh_policy(document, policy=SSH_POLICY)
+    assert found.holds
+    assert found.items == ()
+
+
+def test_tls_grade_and_findings() -> None:
+    found = by_name(audit_results.tls(recorded("testssl.json")))
+    assert (found["tls.grade"].text, found["tls.grade"].holds) == ("A+", True)
+    assert found["tls.score"].value == 96
+    # A finding about the host's own OpenSSL is none about the image.
+    assert found["tls.findings"].items == ("cert_revocation (HIGH)",)
+
+
+@pytest.mark.parametrize(("grade", "holds"), [("A+", True), ("A", False), ("A-", False), ("T", False)])
+def test_only_the_best_grade_holds(grade: str, *, holds: bool) -> None:
+    document = recorded("testssl.json").replace('"A+"', f'"{grade}"')
+    assert by_name(audit_results.tls(document))["tls.grade"].holds is holds
+
+
+def by_policy(document: str) -> object:
+    return audit_results.ssh_policy(document, policy=SSH_POLICY)
+
+
+@pytest.mark.parametrize(
+    ("read", "document"),
+    [
+        (audit_results.scan, "<Benchmark"),
+        (audit_results.scan, "<Benchmark/>"),
+        (audit_results.lynis, "hardening_index=99\n"),
+        (audit_results.lynis, ""),
+        (by_policy, "cannot connect"),
+        (by_policy, '{"policy": "another", "passed": true, "errors": []}'),
+        (audit_results.tls, "[]"),
+        (audit_results.tls, "{}"),
+        (audit_results.tls, ""),
+    ],
+)
+def test_a_result_that_is_not_whole_is_an_error(read: Callable[[str], object], document: str) -> None:
+    with pytest.raises(StepFailed):
+        read(document)
+
+
+def test_a_scan_that_judged_nothing_is_an_error() -> None:
+    text = recorded("xccdf-result.xml")
+    for result in ("pass", "fail", "error", "notchecked"):
+        text = text.replace(f"<result>{result}<", "<result>notapplicable<")
+    with pytest.raises(StepFailed, match="judged no rule"):
+        audit_results.scan(text)
