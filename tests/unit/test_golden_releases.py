@@ -188,6 +188,15 @@ def test_an_ill_release_is_taken_back(here: Any, answers: Any, after: str, said:
     assert (here.current(), here.previous(), len(restarts)) == ("image", B, 2)
 
 
+def test_the_first_ill_release_leaves_nothing_to_go_back_to(here: Any, answers: Any) -> None:
+    add(here, A)
+    answers("/health: 500", "")
+    with pytest.raises(golden.Problem) as caught:
+        deploy.activate(here, A)
+    assert caught.value.code == golden.CHECK_FAILED
+    assert (here.current(), here.previous()) == ("image", "")
+
+
 @pytest.mark.parametrize(
     ("application", "done", "wanted"),
     [

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import golden_bundle
-from golden import Problem, run, site, write_whole
+from golden import CHECK_FAILED, Problem, run, site, write_whole
 from golden_health import wait_healthy
 from golden_releases import Releases, lend
 
@@ -114,11 +114,12 @@ def activate(releases: Releases, name: str) -> None:
     if not before or before == name:
         raise Problem(f"the release {name} is not healthy: {seen}")
     releases.switch(before)
-    if remembered:
-        releases.remember(remembered)
+    # --rollback must not go to the one that has just failed.
+    releases.remember(remembered)
     after = restart()
     state = f"not healthy either: {after}" if after else "serves again"
-    raise Problem(f"the release {name} is not healthy ({seen}); {before} {state}", hint=f"journalctl -u {SERVICE}")
+    raise Problem(f"the release {name} is not healthy ({seen}); {before} {state}", code=CHECK_FAILED,
+                  hint=f"journalctl -u {SERVICE}")  # fmt: skip
 
 
 def restart() -> str:

@@ -108,8 +108,11 @@ class Releases:
             self.remember(before)
 
     def remember(self, name: str) -> None:
-        """Say which release --rollback goes to."""
-        self._link("previous", name)
+        """Say which release --rollback goes to; nowhere without a name."""
+        if name:
+            self._link("previous", name)
+        else:
+            (self.root / "previous").unlink(missing_ok=True)
 
     def _link(self, link: str, name: str) -> None:
         fresh = self.root / f".{link}.new"
