@@ -11,7 +11,10 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
-UNITS = ("golden-deploy.service", "golden-deploy-build@0123456789ab.service", "golden-deploy-migrate@0123456789ab.service")
+UNITS = (
+    "golden-deploy.service", "golden-deploy-build@0123456789ab.service", "golden-deploy-migrate@0123456789ab.service",
+    "golden-deploy-accept.service",
+)  # fmt: skip
 
 # A small application, so that emulated machines build it in seconds: what golden-deploy asks of any (manage.py with
 # check, collectstatic and migrate; a WSGI callable; /health), and gunicorn, whose wheel is put together again from the

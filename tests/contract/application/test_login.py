@@ -121,8 +121,9 @@ def test_login_is_logged_with_the_clients_address(
     caplog.set_level(logging.INFO, "app.login")
     attempt(project, token=code_of(member["otpauth"]))
     attempt(project, password="wrong" * 4, token="1")
+    attempt(project, token="000000" if code_of(member["otpauth"]) != "000000" else "000001")
     said = [(record.getMessage(), vars(record)["fields"]["ip"]) for record in caplog.records if record.name == "app.login"]
-    assert said == [("login", "192.0.2.7"), ("login refused", "192.0.2.7")]
+    assert said == [("login", "192.0.2.7"), ("login refused", "192.0.2.7"), ("one-time code refused", "192.0.2.7")]
     assert PASSWORD not in caplog.text
 
 
