@@ -5,7 +5,7 @@
 set -eu
 name=$(cut -d' ' -f1 /run/golden/names)
 grep -q " $name$" /etc/hosts || echo "127.0.0.1 $name" >>/etc/hosts
-find /etc/nginx -type f -exec sed -i -E 's/rate=[0-9]+r\/[sm]/rate=1000000r\/s/; s/(limit_conn +[a-z_]+) +[0-9]+/\1 100000/' {} +
+find /etc/nginx -type f -exec sed -i -E 's/rate=[0-9]+r\/[sm]/rate=1000000r\/s/; s/(limit_conn +[a-z_]+) +[0-9]+/\1 60000/' {} +
 systemctl reload nginx.service
 
 pg_createcluster --createclusterconf=/dev/null --port 5433 17 stock -- --auth-local=peer >/dev/null
