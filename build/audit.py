@@ -174,4 +174,3 @@ def _as_json(lines: Sequence[Line], figures: Sequence[Figure], *, image: Path, t
             for line in lines
         },
     }  # fmt: skip
-

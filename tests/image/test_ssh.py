@@ -17,7 +17,7 @@ SETTINGS = {
     "hostbasedauthentication": "no",
     "gssapiauthentication": "no",
     "permitemptypasswords": "no",
-    "maxauthtries": "4",
+    "maxauthtries": "3",
     "logingracetime": "60",
     "disableforwarding": "yes",
     "allowtcpforwarding": "no",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 TABLE = "inet golden"
 PORTS = {"http": 80, "https": 443, "scp": 22, "smtp": 587}
+# Who calls: the users of rsyslog.service, golden-acme, golden-backup-send, golden-alert-send, golden-deploy.
+LOGS, CERTIFICATES, BACKUPS, ALERTS, RELEASES = "root", "golden-acme", "root", "golden-alert", "root"
 # As long as one of these lies in the directory that /etc/nftables.conf includes, the machine starts fenced.
 ISOLATE = (
     f"flush chain {TABLE} gate_in\n"
@@ -19,17 +21,17 @@ ISOLATE = (
 RELEASE = f"flush chain {TABLE} gate_in\nflush chain {TABLE} gate_out\n"
 
 
-def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str]) -> str:
+def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str], users: Container[str]) -> str:
     """Return the rules that fill the sets of the packet filter, in place of what they held.
 
-    Raises ValueError for a network that is none.
+    A user who is not among the machine's ``users`` calls nobody. Raises ValueError for a network that is none.
     """
     networks = [ipaddress.ip_network(cidr) for cidr in site.get("admin_cidrs") or default_cidrs]
     by_version = {version: [str(net) for net in networks if net.version == version] for version in (4, 6)}
     return (
         _fill("admin_inet4", by_version[4])
         + _fill("admin_inet6", by_version[6])
-        + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site))])
+        + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users])
     )
 
 
@@ -39,26 +41,20 @@ def _fill(name: str, elements: Iterable[str]) -> str:
 
 
 def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
-    """Return who may open connections to which TCP port outside: only what the site settings ask for.
-
-    The commands behind these settings run as root, in units that have a network of their own when they need none.
-    """
-    found: set[tuple[str, int]] = set()
+    """Return who may open connections to which TCP port outside: only what the site settings ask for."""
     acme = (site.get("certificate") or {}).get("acme")
     alerts = site.get("alerts") or {}
-    if site.get("log_collector"):
-        found.add(("root", int(site["log_collector"]["port"])))
-    for address in (
-        acme and acme["directory"],
-        site.get("backup") and site["backup"]["target"],
-        alerts.get("mail") and f"smtp://{alerts['mail']['server']}",
-        alerts.get("webhook"),
-        site.get("application") and site["application"]["bundle"],
-    ):
-        port = _port(address or "")
-        if port:
-            found.add(("root", port))
-    return found
+    collector = site.get("log_collector")
+    addresses = (
+        (LOGS, collector and f"syslog://collector:{collector['port']}"),
+        (CERTIFICATES, acme and acme["directory"]),
+        (BACKUPS, site.get("backup") and site["backup"]["target"]),
+        (ALERTS, alerts.get("mail") and f"smtp://{alerts['mail']['server']}"),
+        (ALERTS, alerts.get("webhook")),
+        (RELEASES, site.get("application") and site["application"]["bundle"]),
+    )
+    wanted = ((user, _port(address)) for user, address in addresses if address)
+    return {(user, port) for user, port in wanted if port}
 
 
 def _port(address: str) -> int | None:
