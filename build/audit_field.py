@@ -57,6 +57,11 @@ def settle(place: Place) -> None:
     place.shell("while systemctl list-jobs --no-legend | grep -q .; do sleep 1; done", timeout=SETTLE_SECONDS)
 
 
+def let_in(place: Place) -> None:
+    """End the bans: an auditor behaves like an attacker, and would be treated like one."""
+    place.shell("systemctl stop fail2ban.service", check=False)
+
+
 def units(stack: Stack) -> dict[str, float | None]:
     """Return the service units that the layers bring (with their limit) or change (without one)."""
     found: dict[str, float | None] = {}
@@ -136,6 +141,7 @@ def lynis(job: Job) -> list[Figure]:
 
 def ssh(job: Job) -> list[Figure]:
     """Hold sshd against ssh-audit's policy for a hardened Debian 13."""
+    let_in(job.place)
     words = job.place.program(
         sys.executable, "-m", "ssh_audit", "--json", "--skip-rate-test", "--timeout", str(round(5 * job.place.scale)),
         "--policy", SSH_POLICY, "--port", str(job.place.ports["ssh"]), LOOPBACK,
@@ -147,6 +153,7 @@ def ssh(job: Job) -> list[Figure]:
 
 def tls(job: Job) -> list[Figure]:
     """Let testssl.sh grade the web server, which gets a certificate of an authority that lives as long as the audit."""
+    let_in(job.place)
     authority = give_certificate(job.place, job.server_name, job.scratch / "ca", log=job.out / "send.log")
     home = job.tools.program("etc/testssl")
     report = job.out / "testssl.json"

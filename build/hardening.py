@@ -35,7 +35,7 @@ SCRIPT = "stock.sh"
 SETUP_SECONDS = 300
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _RATE = re.compile(r"^Requests/sec:\s+([\d.]+)$", re.MULTILINE)
-_LATENCY = re.compile(r"^\s+99%\s+([\d.]+)(us|ms|s|m)$", re.MULTILINE)
+_LATENCY = re.compile(r"^\s+99%\s+([\d.]+)(us|ms|s|m)\s*$", re.MULTILINE)
 _ERRORS = re.compile(r"^\s*(Non-2xx or 3xx responses: .*|Socket errors: .*)$", re.MULTILINE)
 
 # The part of docs/benchmarks.md.

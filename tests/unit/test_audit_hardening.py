@@ -28,7 +28,7 @@ Transfer/sec:      1.02MB
 def test_a_report_is_read() -> None:
     assert hardening.read_load(WRK) == Load(1324.7, 27.5)
     assert hardening.read_load(WRK.replace("27.50ms", "950.00us")).p99 == 0.95
-    assert hardening.read_load(WRK.replace("27.50ms", "1.20s")).p99 == 1200
+    assert hardening.read_load(WRK.replace("27.50ms", "1.20s ")).p99 == 1200
 
 
 @pytest.mark.parametrize(
