@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
 import signal
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     for service in ("ssh", "http", "https"):
         boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
     container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
+    container.add_argument("--layer", action="append", default=[], metavar="NN-NOUN", help="with this layer as well")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
     breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
@@ -192,7 +194,8 @@ def _boot(arguments: argparse.Namespace) -> int:
 
 
 def _container(arguments: argparse.Namespace) -> int:
-    return workshop.container(_options(arguments), shell=arguments.shell)
+    options = dataclasses.replace(_options(arguments), layers=tuple(arguments.layer))
+    return workshop.container(options, shell=arguments.shell)
 
 
 def _faults(arguments: argparse.Namespace) -> int:

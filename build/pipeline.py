@@ -53,6 +53,8 @@ class Options:
     install: bool = True
     accelerator: accel.Kind | None = None
     packer: str = ""
+    # Beyond those of golden.yaml: to try an optional layer.
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def gather(options: Options, *, settle: bool) -> Gathered:
     Without ``settle`` nothing is fetched: the plan takes the locks as they are.
     """
     project = options.project
-    spec = specs.load(project.spec)
+    spec = specs.load(project.spec).with_layers(options.layers)
     stack = layers.load_stack(project.overlays, spec)
     smith = locksmith_for(options, spec.release)
     request = base.request_digest(spec, stack)

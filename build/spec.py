@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,10 @@ class Spec:
     admin: Admin
     application: Application
     proxmox: cluster.Settings | None = None
+
+    def with_layers(self, names: tuple[str, ...]) -> Spec:
+        """Return the spec with further layers, each in its place."""
+        return replace(self, layers=tuple(sorted({*self.layers, *names})))
 
     def as_inputs(self) -> dict[str, Any]:
         """Return what shapes the image as plain data, for cache keys, manifests and tests; not where it is published."""

@@ -35,11 +35,12 @@ openssl x509 -in /etc/ssl/certs/app.pem -noout -pubkey | cmp - /run/faults.pub
 test $(wc -c </etc/credstore/app.secret-key) -ge 50
 test -s /etc/machine-id
 test -z "$(find /etc/ssh /etc/ssl /etc/credstore /var/lib/postgresql -name '*.new' -o -name '.golden-*')"
-test "$(runuser -u postgres -- psql -X -A -t -h /run/postgresql -d app -c 'SELECT count(*) FROM pages_page')" -ge 1
+ask="/usr/lib/postgresql/17/bin/psql -X -A -t -h /run/postgresql -d app -c"
+test "$(runuser -u postgres -- $ask 'SELECT count(*) FROM pages_page')" -ge 1
 """
 # What the first boot made, and what a second run of its units must leave alone.
-MADE = """find /etc /var/lib/golden* /var/lib/postgresql/17 -maxdepth 3 -type f -not -name '*.pid' -not -path '*/pg_*' \\
-    -not -name postmaster.opts -not -path '/etc/golden/*' -exec sha256sum {} + | sort
+MADE = """find /etc /var/lib/golden-migrate /var/lib/postgresql/17 -maxdepth 3 -type f -not -name '*.pid' \\
+    -not -path '*/pg_*' -not -name postmaster.opts -not -path '/etc/golden/*' -exec sha256sum {} + | sort
 find /etc -printf '%p %m %u:%g %l\\n' | sort
 cat /run/golden/names /run/golden/server-names.conf /run/golden/site.env
 /usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main | grep 'system identifier'"""
@@ -159,7 +160,7 @@ def test_boot_without_network(another: Machine, ward: Ward, numbers: Callable[..
     numbers(carrier_after_s=carrier, tiers_up_after_s=round(max(active.values()), 1))
     assert max(active.values()) < carrier, active
     assert host.check_output("systemctl --failed --no-legend --plain") == ""
-    assert host.check_output("timedatectl show --value --property NTPSynchronized") == "no"
+    assert "Not synchronised" in host.check_output("chronyc -n tracking")
 
 
 @pytest.mark.vm
@@ -169,7 +170,7 @@ def test_wrong_clock(
     machine: Machine, host: Host, load: Callable[..., Any], journal: Journal, numbers: Callable[..., None], days: int
 ) -> None:
     """With a clock that is two days wrong the machine serves; a started chrony sets it right at once, and says so"""
-    host.check_output(f"date --set @{int(time.time()) + days * DAY}")
+    host.check_output(f"date --set @{int(time.time()) + days * DAY} >/dev/null")
     with load() as going:
         going.more(24)
     going.lost()

@@ -27,7 +27,7 @@ class Visitor:
 
     def log_in(self) -> None:
         """Make an account with golden-app, and log in to it."""
-        made = json.loads(self.host.check_output(f"echo {PASSWORD} | golden-app account --json visitor"))
+        made = json.loads(self.host.check_output(f"echo {PASSWORD} | golden-app --json account visitor"))
         secret = parse_qs(urlsplit(made["otpauth"]).query)["secret"][0]
         self.ask("GET", "/login")
         form = {

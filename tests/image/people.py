@@ -85,6 +85,8 @@ def play(name, story):
         elif verb == "get upload":
             found = re.findall(r'href="(/media/[^"]+)"', answers[given[0]]["body"])
             answers.append(browser.send("GET", found[0]) | {"path": found[0]})
+        elif verb == "hammer":
+            answers.append({"statuses": [browser.send("POST", given[0])["status"] for _ in range(given[1])]})
         else:
             raise ValueError(verb)
     return answers
@@ -97,7 +99,7 @@ def story(*steps: Sequence[object], administrator: bool = False, direct: bool = 
     """Return what one person does; ``direct``: on the application's own socket, without the web server before it.
 
     Steps: ("get", path), ("password alone", path), ("login", path), ("upload", name, content in base64), ("large upload",
-    name, content, bytes to add), ("get upload", number of the answer that shows it).
+    name, content, bytes to add), ("get upload", number of the answer that shows it), ("hammer", path, times): empty forms.
     """
     return {"administrator": administrator, "direct": direct, "steps": steps}
 

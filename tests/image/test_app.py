@@ -106,6 +106,12 @@ try:
     master = shown("MainPID")
     seen["reload"] = under_load(reload)
     seen["same master"] = shown("MainPID") == master
+    victim = workers()[0]
+    half = "/var/www/media/.incoming-%d-test" % victim
+    open(half, "w").close()
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(workers()) == 3 and not os.path.exists(half))
+    seen["half file"] = "removed"
     os.kill(int(master), signal.SIGKILL)
     until(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active")
     seen["after kill"] = get()
@@ -310,6 +316,12 @@ def test_reload_loses_nothing(life: dict[str, Any]) -> None:
     assert life["same master"]
 
 
+@pytest.mark.req("R69", "F01")
+def test_killed_worker_leaves_nothing(life: dict[str, Any]) -> None:
+    """A worker that is killed is replaced, and a file that it had not written to the end is removed"""
+    assert life["half file"] == "removed"
+
+
 @pytest.mark.req("R23", "F02")
 def test_killed_master_is_seen_and_replaced(life: dict[str, Any]) -> None:
     """systemd notes the death of the master with its cause, and starts the service again"""
@@ -332,7 +344,8 @@ def people(host: Host, spec: SimpleNamespace) -> dict[str, list[dict[str, Any]]]
     sender = story(
         ("get", "/upload"), ("password alone", "/login"), ("login", "/login"), ("get", "/upload"),
         ("upload", "photo.png", png), ("upload", "shell.jpg", php), ("upload", "image.png", svg),
-        ("large upload", "photo.png", png, 9 << 20),
+        ("large upload", "photo.png", png, 8 << 20), ("large upload", "photo.png", png, 9 << 20), ("get upload", 4),
+        ("large upload", "photo.png", png, 5 << 20), ("hammer", "/login", 20),
     )  # fmt: skip
     chief = story(
         ("get", "/admin/"), ("password alone", "/admin/login/"), ("get", "/admin/"), ("login", "/admin/login/"),
@@ -344,13 +357,33 @@ def people(host: Host, spec: SimpleNamespace) -> dict[str, list[dict[str, Any]]]
 @pytest.mark.req("R69")
 def test_uploads(host: Host, people: dict[str, list[dict[str, Any]]]) -> None:
     """Who has logged in may send a picture; code or markup under a picture's name is refused, and so is what is too large"""
-    _, _, _, page, stored, php, svg, large = people["test-sender"]
+    _, _, _, page, stored, php, svg, too_large, far_too_large, _, large, *_ = people["test-sender"]
     assert page["status"] == 200
-    assert (stored["status"], php["status"], svg["status"], large["status"]) == (201, 415, 415, 413)
-    (name,) = re.findall(r'href="/media/([0-9a-f]{32}\.png)"', stored["body"])
+    assert [answer["status"] for answer in (stored, php, svg, too_large, far_too_large)] == [201, 415, 415, 413, 413]
+    assert large["status"] == 201
+    name = re.findall(r'href="/media/([0-9a-f]{32}\.png)"', stored["body"])[0]
     said = host.check_output("stat -c '%%a %%U:%%G %%s' /var/www/media/%s; ls -A /var/www/media", name).splitlines()
     assert said[0] == f"640 gunicorn:www-data {len(PNG)}"
     assert [line for line in said[1:] if not re.fullmatch(r"[0-9a-f]{32}\.(png|jpg|pdf|txt)", line)] == []
+
+
+@pytest.mark.req("R69", "R84")
+def test_media_are_data(people: dict[str, list[dict[str, Any]]]) -> None:
+    """What somebody has sent comes back to be saved and not to be shown: no sniffing, no scripts, no rights"""
+    answer = people["test-sender"][9]
+    headers = {name.lower(): value for name, value in answer["headers"]}
+    assert answer["status"] == 200
+    assert (headers["content-type"], headers["x-content-type-options"]) == ("image/png", "nosniff")
+    assert headers["content-disposition"] == "attachment"
+    assert "sandbox" in headers["content-security-policy"]
+
+
+@pytest.mark.req("R50", "R98")
+def test_guessing_passwords_is_slow(people: dict[str, list[dict[str, Any]]]) -> None:
+    """The web server lets an address try a few passwords, and then a few a minute"""
+    tries = people["test-sender"][11]["statuses"]
+    assert set(tries) <= {403, 429}
+    assert tries.count(429) >= len(tries) / 2
 
 
 @pytest.mark.req("R98", "R69")
@@ -372,6 +405,20 @@ def test_administration_wants_password_and_code(people: dict[str, list[dict[str,
     assert (stranger["status"], password["status"], after["status"], both["status"]) == (302, 200, 302, 302)
     assert inside["status"] == 200
     assert "Site administration" in inside["body"]
+
+
+@pytest.mark.req("R99")
+def test_accounts_are_listed_and_closed(host: Host, people: dict[str, list[dict[str, Any]]]) -> None:
+    """golden-app lists the accounts of the application with their last login, and closes one"""
+    closed = host.run("golden-app close test-chief")
+    accounts = {one["name"]: one for one in json.loads(host.check_output("golden-app --json accounts"))["accounts"]}
+    assert set(people) <= set(accounts)
+    assert closed.rc == 0
+    assert accounts["test-chief"]["administrator"]
+    assert not accounts["test-chief"]["active"]
+    assert accounts["test-sender"]["one_time_code"]
+    assert accounts["test-sender"]["last_login"]
+    assert host.run("golden-app close nobody-at-all").rc == 1
 
 
 @pytest.mark.req("R74")

@@ -14,7 +14,7 @@ from .facts import Answer, Fact, ask, browse, gather, properties
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -250,7 +250,7 @@ def test_limits_of_each_server(facts: dict[str, Fact]) -> None:
     files = dict(zip(parts[1::2], parts[2::2], strict=True))
     for path in ("/etc/nginx/sites-enabled/00-default", "/etc/nginx/sites-enabled/10-app"):
         servers = re.findall("^server {", files[path], re.MULTILINE)
-        assert files[path].count("include /etc/nginx/snippets/limits.conf;") == len(servers)
+        assert files[path].count("\n    include /etc/nginx/snippets/limits.conf;") == len(servers)
     for setting in ("limit_req zone=requests", "limit_conn connections", "client_max_body_size"):
         assert setting in files["/etc/nginx/snippets/limits.conf"]
     assert [path for path, content in files.items() if "add_header" in content] == ["/etc/nginx/conf.d/40-headers.conf"]

@@ -67,6 +67,14 @@ def bots():
     found["bot"] = burst("127.0.0.10", 60, lambda number: {"User_Agent": "ExampleBot/1.0"})
     found["beside the bot"] = burst("127.0.0.10", 5, lambda number: {"User_Agent": "Mozilla/5.0"})
 
+def logins():
+    # A wrong password each time, without the form's token: the application refuses them all.
+    connection = connect("127.0.0.14")
+    body = "username=admin&password=guess"
+    request = "POST /login HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\n" % options["name"]
+    connection.sendall((request + "Content-Length: %d\r\n\r\n%s" % (len(body), body)).encode() * 40)
+    found["logins"] = read_all(connection, 40)
+
 def connections():
     # A body that does not come holds its connection.
     body = ("POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\n" % options["name"]).encode()
@@ -119,7 +127,7 @@ def slow():
         time.sleep(1)
     found.update({"slow ended": time.monotonic() - began, "slow left": len(alive), "slow health": slow_health})
 
-threads = [threading.Thread(target=part) for part in (requests, bots, connections, slow)]
+threads = [threading.Thread(target=part) for part in (requests, bots, logins, connections, slow)]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -155,6 +163,14 @@ def test_bots_are_limited_more(stress: dict[str, Any]) -> None:
     assert stress["bot"].count(429) >= 30
     assert stress["bot"].count(200) >= 5
     assert stress["beside the bot"] == [200] * 5
+
+
+@pytest.mark.req("R14", "R66", "R98")
+def test_attempts_to_log_in_are_limited(stress: dict[str, Any]) -> None:
+    """Whoever guesses passwords is slowed down long before the limit for all requests"""
+    assert len(stress["logins"]) == 40
+    assert stress["logins"].count(429) >= 10
+    assert stress["logins"][0] != 429
 
 
 @pytest.mark.req("R14")

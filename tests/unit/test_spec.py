@@ -73,6 +73,12 @@ def test_the_committed_spec_is_valid() -> None:
     assert set(specs.REQUIRED_OPTIONS) == {partition.mount for partition in spec.disk.partitions}
 
 
+def test_a_further_layer_finds_its_place(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, layers=["10-base", "80-firstboot"])
+    assert spec.with_layers(("55-waf", "10-base")).layers == ("10-base", "55-waf", "80-firstboot")
+    assert spec.with_layers(()) == spec
+
+
 # --- one mistake ------------------------------------------------------------------------------------------------------
 
 KEYS = (

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import secrets
 import sys
 import time
 import zipfile
@@ -94,7 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         if not wheel.name.startswith(LEFT_OUT):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(library)
-    (top / "app.secret-key").write_text("k" * 64)
+    (top / "app.secret-key").write_text(secrets.token_urlsafe(48))
     text = SETTINGS.format(database=os.fspath(top / "database"), static=os.fspath(top / "static"), media=os.fspath(media))
     (code / "host_settings.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,16 @@ def test_page_comes_from_the_database(project: Project) -> None:
     assert not answer.cookies
 
 
+@pytest.mark.req("R81")
+def test_django_finds_nothing_to_improve(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    project.module("django.core.management").call_command("check", deploy=True, fail_level="WARNING")
+    assert "no issues" in capfd.readouterr().out
+
+
+def test_models_and_migrations_agree(project: Project) -> None:
+    project.module("django.core.management").call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+
+
 def test_health(project: Project) -> None:
     answer = project.client().get("/health")
     assert (answer.status_code, answer.json()) == (200, {"db": "ok"})

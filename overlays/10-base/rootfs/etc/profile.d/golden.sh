@@ -1,6 +1,7 @@
 # Interactive shells: nobody else reads what an administrator makes; a line that starts with a space is not kept, so a
 # secret need not enter the history; history entries carry their time; a shell that is left alone ends.
 umask 027
+ulimit -c 0
 HISTCONTROL=ignoreboth
 HISTTIMEFORMAT='%F %T '
 export HISTCONTROL HISTTIMEFORMAT

@@ -15,6 +15,8 @@ from golden import FAILED, Problem
 
 CHUNK = 4 << 20
 POSTGRES = "postgres"
+# How long a program may take to end after its pipe broke.
+ENDING_SECONDS = 5.0
 
 
 class Meter:
@@ -79,7 +81,7 @@ def program(
 def _ended(process: subprocess.Popen[bytes]) -> bool:
     """Say whether a program whose pipe broke has failed; it may take a moment to end."""
     try:
-        return process.wait(timeout=5) != 0
+        return process.wait(timeout=ENDING_SECONDS) != 0
     except subprocess.TimeoutExpired:
         return False
 

@@ -12,6 +12,8 @@ from django.contrib.auth.forms import AuthenticationForm
 from django.db import transaction
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
+from pages.logins import address
+
 logger = logging.getLogger("app.login")
 REFUSED = "Name, password and one-time code do not belong together, or the code was used already."
 
@@ -35,7 +37,7 @@ class LoginForm(AuthenticationForm):
         token = cleaned.get("token")
         user.otp_device = _verified_device(user, token) if token else None
         if user.otp_device is None:
-            logger.warning("one-time code refused", extra={"fields": {"user": user.pk}})
+            logger.warning("one-time code refused", extra={"fields": {"ip": address(self.request), "user": user.pk}})
             raise self.get_invalid_login_error()
         return cleaned
 

@@ -1,0 +1,165 @@
+"""Logs: nothing leaves without a collector; with one, everything arrives over TLS, also what it missed while it was down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather
+
+WORK = "/run/goldentest-logs"
+PORT = 6599
+MANY = 200
+
+# A collector: syslog over TLS with octet counting (RFC 5425); each message becomes a line of its file.
+COLLECTOR = r"""
+import os, socket, socketserver, ssl, sys
+
+work, port = sys.argv[1], int(sys.argv[2])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(work + "/pem", work + "/key")
+
+class Collector(socketserver.StreamRequestHandler):
+    def handle(self):
+        stream = context.wrap_socket(self.request, server_side=True).makefile("rb")
+        while True:
+            length = b""
+            while (one := stream.read(1)).isdigit():
+                length += one
+            if not length:
+                return
+            message = stream.read(int(length))
+            with open(work + "/got", "ab") as file:
+                file.write(message.replace(b"\n", b" ") + b"\n")
+
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer.daemon_threads = True
+server = socketserver.ThreadingTCPServer(("127.0.0.1", port), Collector)
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+server.serve_forever()
+"""
+
+
+def collector(peer: str) -> str:
+    """Return the shell command that gives the clone a collector, whose certificate must name ``peer``."""
+    text = f"log_collector: {{host: 127.0.0.1, port: {PORT}, ca: {WORK}/pem, peer: {peer}}}"
+    restart = "systemctl restart golden-site.service; systemctl restart golden-logs.service"
+    return f'echo "{text}" >/etc/golden/site.yaml; {restart}'
+
+
+def log(word: str, count: int) -> str:
+    """Return the shell command that logs lines WORD-1-end to WORD-COUNT-end: in the journal, as any program does."""
+    return f"seq -f '{word}-%g-end' {count} | systemd-cat -t goldentest"
+
+
+def arrives(word: str, count: int) -> str:
+    """Return the shell command that waits until that many different lines have arrived, and says how many did."""
+    counted = f"grep -aoE '{word}-[0-9]+-end' {WORK}/got 2>/dev/null | sort -u | wc -l"
+    return f"for i in $(seq 150); do n=$({counted}); test $n -ge {count} && break; sleep 0.2; done; echo $n"
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> Iterator[dict[str, Fact]]:
+    """A collector that is not the one named, then the right one, then one that is away for a while."""
+    start = f"systemd-run --quiet --unit=goldentest-collector --service-type=notify python3 {WORK}/collector {WORK} {PORT}"
+    request = (
+        "python3 -c 'import http.client as h; c = h.HTTPConnection(\"127.0.0.1\", 80); "
+        'c.request("GET", "/web-1-end", headers={"Host": open("/run/golden/names").read().split()[0]}); c.getresponse()\''
+    )
+    host.check_output(f"mkdir -p {WORK}; printf %%s %s >{WORK}/collector", COLLECTOR)
+    try:
+        yield gather(
+            host,
+            {
+                "silent": "ls /run/golden-logs; ss -Hntp state established | grep rsyslogd; true",
+                "keep": f"test ! -e /etc/golden/site.yaml || cp -p /etc/golden/site.yaml {WORK}/kept",
+                "certificate": f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout {WORK}/key "
+                f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
+                "start": start,
+                "stranger": collector("other.example.org") + f"; {log('stranger', 1)}; "
+                "for i in $(seq 100); do journalctl -b -q -o cat -u rsyslog --since=-1min -g 'not permitted|peer name' "
+                f"&& break; sleep 0.2; done; cat {WORK}/got",
+                "right": f"{collector('localhost')}; {log('early', MANY)}; {request}; {arrives('early', MANY)}",
+                "web": arrives("web", 1),
+                "stranger later": arrives("stranger", 1),
+                "down": f"systemctl stop goldentest-collector; {log('down', MANY)}; sleep 1; {log('later', MANY)}",
+                "restarted": f"systemctl restart rsyslog.service; {log('after', MANY)}; ls /var/spool/rsyslog",
+                "up": f"{start}; {arrives('after', MANY)}; {arrives('down', MANY)}; {arrives('later', MANY)}",
+                "form": f"grep -a -m1 early-1-end {WORK}/got",
+                "config": "stat -c '%a %U' /run/golden-logs/forward.conf; rsyslogd -N1 2>&1 | tail -1",
+                "same": "systemctl show -p MainPID --value rsyslog; systemctl restart golden-logs.service; "
+                "systemctl show -p MainPID --value rsyslog",
+            },
+        )
+    finally:
+        host.run(
+            f"rm -f /etc/golden/site.yaml; test ! -e {WORK}/kept || mv {WORK}/kept /etc/golden/site.yaml; "
+            "systemctl restart golden-site.service; systemctl restart golden-logs.service; "
+            f"systemctl stop goldentest-collector.service; rm -rf {WORK}"
+        )
+
+
+@pytest.mark.req("R65", "R93")
+def test_nothing_is_sent_without_a_collector(facts: dict[str, Fact]) -> None:
+    """A clone that is given no collector sends its logs nowhere"""
+    assert facts["silent"].lines == []
+
+
+@pytest.mark.req("R65")
+def test_a_stranger_gets_nothing(facts: dict[str, Fact]) -> None:
+    """A collector whose certificate names somebody else gets nothing, and the refusal is in the journal"""
+    assert re.search("not permitted|peer name", facts["stranger"].text), facts["stranger"].text
+    assert "stranger-1-end" not in facts["stranger"].text
+    assert facts["stranger later"].text == "1"
+
+
+@pytest.mark.req("R65", "R93")
+def test_logs_arrive_over_tls(facts: dict[str, Fact]) -> None:
+    """What the journal and the web server log arrives at the collector, with time, host and program"""
+    assert facts["right"].lines[-1] == str(MANY)
+    assert facts["web"].text == "1"
+    form = r"<\d+>1 \d{4}-\d\d-\d\dT\S+ \S+ goldentest \d+ - - early-1-end"
+    assert re.match(form, facts["form"].text), facts["form"].text
+
+
+@pytest.mark.req("R65", "R93")
+def test_a_collector_that_is_down_loses_nothing(facts: dict[str, Fact]) -> None:
+    """Every line that was logged while the collector was down arrives later, through a restart of the log service too"""
+    assert facts["up"].lines == [str(MANY)] * 3
+    assert any(name.startswith("collector") for name in facts["restarted"].words), facts["restarted"].text
+
+
+@pytest.mark.req("R65")
+def test_log_settings_are_whole_and_restart_nothing_in_vain(facts: dict[str, Fact]) -> None:
+    """The log service accepts its settings, root alone reads them, and the same settings again restart nothing"""
+    assert facts["config"].lines[0] == "600 root"
+    assert "End of config validation run" in facts["config"].text
+    before, after = facts["same"].lines
+    assert before == after != "0"
+
+
+@pytest.mark.req("R94")
+def test_logs_are_turned_over_daily(host: Host) -> None:
+    """logrotate runs every day and keeps two weeks, compressed, in files that only root writes"""
+    found = gather(
+        host,
+        {
+            "dry": "logrotate -d /etc/logrotate.conf",
+            "timer": "systemctl is-active logrotate.timer; systemctl cat logrotate.timer",
+            "rules": "cat /etc/logrotate.conf",
+            "exposure": "systemd-analyze security --no-pager rsyslog.service golden-logs.service | grep -i overall; "
+            "systemd-analyze security --no-pager rsyslog.service | tail -1; "
+            "systemd-analyze security --no-pager golden-logs.service | tail -1",
+        },
+    )
+    assert found["dry"].status == 0
+    assert "error" not in found["dry"].text.lower().replace("error.log", "")
+    assert found["timer"].lines[0] == "active"
+    assert "OnCalendar=daily" in found["timer"].text
+    for rule in ("daily", "rotate 14", "compress", "missingok", "notifempty", "create 0640 root adm"):
+        assert rule in found["rules"].lines
+    for line in found["exposure"].lines:
+        assert float(line.split(".service: ")[1].split()[0]) <= 2.0, line

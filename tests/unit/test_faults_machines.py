@@ -1,0 +1,177 @@
+"""Machines that tests may break: what a reset is, that a cut leaves nobody behind, and where a door leads."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build import accel, container, run, vm
+from build.errors import StepFailed
+from build.faults_machines import Clone, Container, Target, Ward
+from tests.fakes import Fake, Fakes
+from tests.unit.helpers import gone, wait_for
+from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh, sealed_image
+
+TCG = accel.tcg((7, 2), reason="a test")
+
+
+@pytest.fixture
+def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Clones that are ready at once, and administrators that get in."""
+    monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
+    fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"patient": [{"console": [[0, KEYS]]}]}})
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was said to QEMU's monitor, but for the question about its ports."""
+    heard: list[str] = []
+    real = vm.monitor_command
+
+    def command(monitor: Path, line: str, *, timeout: float = 30) -> str:
+        if line == "info usernet":
+            return real(monitor, line)
+        heard.append(line)
+        return "Error: no medium" if "refused" in line else ""
+
+    monkeypatch.setattr(vm, "monitor_command", command)
+    return heard
+
+
+@pytest.fixture
+def patient(qemu: Fake, said: list[str], tmp_path: Path) -> Iterator[Clone]:
+    ward = Ward(Target.VM, sealed_image(tmp_path), tmp_path / "ward", "admin", TCG)
+    made = ward.make("patient")
+    assert isinstance(made, Clone)
+    made.start()
+    yield made
+    made.stop()
+
+
+def starts(qemu: Fake) -> int:
+    return len([call for call in qemu.calls() if "patient" in call.argv])
+
+
+def test_a_reset_goes_back_to_the_snapshot(patient: Clone, qemu: Fake, said: list[str]) -> None:
+    patient.save()
+    patient.reset()
+    assert said == ["savevm ready", "loadvm ready"]
+    assert starts(qemu) == 1
+
+
+def test_a_reset_without_a_snapshot_starts_anew(patient: Clone, qemu: Fake, said: list[str]) -> None:
+    (patient.made.monitor).unlink()
+    patient.reset()
+    assert said == ["savevm ready"]
+    assert starts(qemu) == 2
+
+
+def test_the_monitor_s_complaint_is_an_error(patient: Clone) -> None:
+    with pytest.raises(StepFailed, match="QEMU's monitor refused 'refused': Error: no medium"):
+        patient.monitor("refused")
+
+
+def test_a_power_cut_leaves_nobody_and_the_disk(patient: Clone, qemu: Fake) -> None:
+    disk = patient.directory / "disk.qcow2"
+    before = disk.stat().st_ino
+    patient.cut_power()
+    assert gone(str(disk))
+    patient.made.monitor.unlink()
+    patient.extra = ("-S",)
+    patient.start_again()
+    assert disk.stat().st_ino == before
+    assert qemu.calls()[-1].argv[-1] == "-S"
+
+
+def test_the_tests_are_told_how_to_reach_a_clone(patient: Clone) -> None:
+    entry = patient.entry()
+    assert (entry["name"], entry["alias"]) == ("patient", "goldsmith-patient")
+    assert patient.door().prefix == ()
+    assert patient.door().ports["https"] == 40443
+    assert patient.ssh("true")[-3:] == ["none", "goldsmith-patient", "true"]
+
+
+def test_a_clone_that_stays_away_is_told(patient: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "BOOT_SECONDS", 0.01)
+    with pytest.raises(StepFailed, match="patient did not come back"):
+        patient.await_reboot("a boot id")
+
+
+def test_a_ward_is_read_from_a_context(tmp_path: Path) -> None:
+    context: dict[str, Any] = {
+        "target": "vm", "image": "image.qcow2", "scratch": str(tmp_path), "spec": {"admin": {"user": "admin"}},
+        "accelerator": {"kind": "tcg", "reason": "x", "cpus": 1, "cpu": "max", "qemu": [7, 2], "timeout_scale": 10.0},
+    }  # fmt: skip
+    ward = Ward.from_context(context)
+    assert ward.accelerator is not None
+    assert (ward.scale, ward.accelerator.kind, ward.accelerator.qemu) == (10.0, accel.Kind.TCG, (7, 2))
+    assert Ward.from_context({**context, "target": "container", "accelerator": None}).scale == 1.0
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounts(fakes: Fakes) -> dict[str, Fake]:
+    """Programs that only note what they are to mount."""
+    return {name: fakes.command(name) for name in ("mount", "umount")}
+
+
+@pytest.fixture
+def box(
+    fakes: Fakes, mounts: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Container]:
+    """A container whose systemd is a process that sleeps, on mounts that are only noted."""
+    fakes.command("systemd-nspawn", sleep=300)
+    tree = tmp_path / "tree"
+    for name in ("var/log", "var/www"):
+        (tree / name).mkdir(parents=True)
+        (tmp_path / "ward" / "box" / "root" / name).mkdir(parents=True)
+    monkeypatch.setattr(container, "await_running", lambda process, _console: process.pid)
+    made = Container("box", tmp_path / "ward" / "box", tree=tree, identity=None)  # type: ignore[arg-type]
+    yield made
+    made.stop()
+
+
+def test_a_container_s_changes_are_mounted_and_taken_away(box: Container, mounts: dict[str, Fake]) -> None:
+    box.start()
+    made = [Path(call.argv[-1]) for call in mounts["mount"].calls()]
+    assert made == [box.directory / "changes", box.root, box.root / "var/log", box.root / "var/www"]
+    assert not mounts["umount"].calls()
+    process = box.leader
+    assert Path(f"/proc/{process}").exists()
+    box.stop()
+    assert wait_for(lambda: not Path(f"/proc/{process}").exists())
+    assert [Path(call.argv[-1]) for call in mounts["umount"].calls()] == made[::-1]
+
+
+def test_a_container_is_reached_through_its_network(box: Container) -> None:
+    box.leader = 4711
+    assert box.door().prefix == ("nsenter", "--target", "4711", "--net", "--")
+    assert box.door().ports == vm.GUEST_PORTS
+    assert box.entry()["enter"][:3] == ["nsenter", "--target", "4711"]
+
+
+def test_a_killed_container_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Container("box", tmp_path, tree=tmp_path, identity=None)  # type: ignore[arg-type]
+    with run.spawn(["sh", "-c", "sleep 300 & wait"], log=tmp_path / "log", contained=False) as process:
+        box._process = process
+        child = container.find_leader(process.pid)
+        while child is None:
+            child = container.find_leader(process.pid)
+        box.cut_power()
+        assert process.poll() == -signal.SIGKILL
+        # One that is dead and waits to be reaped has no arguments any more.
+        assert wait_for(lambda: not _arguments(child))
+
+
+def _arguments(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
