@@ -12,6 +12,7 @@ from .facts import Fact, gather, properties
 
 # Units that are enabled, and why. Whatever else is enabled is a mistake.
 ENABLED = {
+    "apparmor.service": "loads the profiles",
     "apt-daily-upgrade.timer": "security updates",
     "apt-daily.timer": "security updates",
     "audit-rules.service": "what the kernel records",

@@ -1,0 +1,168 @@
+"""AppArmor: the three services are confined to what they need, by name, and nothing else is loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather
+
+# Unit, profile, and the program whose processes bear it.
+CONFINED = {
+    "nginx.service": "nginx",
+    "gunicorn.service": "gunicorn",
+    "postgresql@17-main.service": "postgres",
+    "chrony.service": "/usr/sbin/chronyd",
+}
+NAMED = {unit: profile for unit, profile in CONFINED.items() if not profile.startswith("/")}
+PYTHON = "/opt/app/current/venv/bin/python"
+PROFILES = " ".join(f"/etc/apparmor.d/{profile}" for profile in NAMED.values())
+LABELS = """
+for unit in {units}; do
+    echo unit $unit
+    for process in $(cat /sys/fs/cgroup/system.slice/$unit/cgroup.procs /sys/fs/cgroup/system.slice/*/$unit/cgroup.procs)
+    do cat /proc/$process/attr/current; done
+done 2>/dev/null
+"""
+# Where auditd runs, refusals go to its log; else into the journal.
+DENIED = """
+{ journalctl -b --no-pager -o cat; cat /var/log/audit/audit.log; } 2>/dev/null | grep -a 'apparmor="DENIED"' | sort -u
+"""
+
+
+def _confined(profile: str, program: str, *arguments: str) -> str:
+    """Return a command that runs a program as root in a profile."""
+    words = " ".join(f"'{word}'" for word in arguments)
+    return f"aa-exec -p {profile} -- {program} {words}"
+
+
+@pytest.fixture(scope="module")
+def units(host: Host) -> dict[str, Fact]:
+    """What the units say, and what the profiles are."""
+    shown = " ".join(NAMED)
+    return gather(
+        host,
+        {
+            "named": f"systemctl show -p Id -p AppArmorProfile {shown}",
+            "ignored": "grep -l 'AppArmorProfile=-' -r /etc/systemd/system",
+            "exec rules": f"grep -nE '^[^#]*[[:space:]][a-zA-Z]*x[a-zA-Z]*,' {PROFILES}",
+            "modes": f"grep -nE 'flags=.*(complain|unconfined|kill)' {PROFILES}",
+            "on": "cd /etc/apparmor.d; for file in *; do [ ! -f $file ] || [ -e disable/$file ] || echo $file; done",
+            "loader": "systemctl is-enabled apparmor",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What the kernel enforces. The attempts that must fail come last: they leave refusals in the log."""
+    harmless = 'print(len(open("/opt/app/current/code/manage.py").read()) > 9)'
+    sql = "runuser -u postgres -- psql -XAtq -d postgres -c"
+    return gather(
+        host,
+        {
+            "reload": f"systemctl reload {' '.join(NAMED)}",
+            "enabled": "aa-enabled; systemctl is-active apparmor",
+            "status": "aa-status --json",
+            "labels": LABELS.format(units=" ".join(CONFINED)),
+            "denied": DENIED,
+            "missing": "systemd-run --quiet --wait --pipe -p AppArmorProfile=no-such-profile true; echo status $?",
+            "nginx reads": _confined("nginx", "/usr/sbin/nginx", "-t", "-c", "/etc/shadow"),
+            "nginx runs": _confined("nginx", "/usr/bin/id"),
+            "gunicorn reads": _confined("gunicorn", PYTHON, "-c", 'open("/etc/shadow")'),
+            "gunicorn reads key": _confined("gunicorn", PYTHON, "-c", 'open("/etc/ssl/private/app.key")'),
+            "gunicorn writes": _confined("gunicorn", PYTHON, "-c", 'open("/opt/app/current/code/x", "w")'),
+            "gunicorn runs": _confined("gunicorn", PYTHON, "-c", 'import os; os.execv("/usr/bin/id", ["id"])'),
+            "gunicorn calls": _confined("gunicorn", PYTHON, "-c", "import socket; socket.socket(socket.AF_INET)"),
+            "gunicorn allowed": _confined("gunicorn", PYTHON, "-c", harmless),
+            "postgres runs": f"{sql} \"COPY (SELECT 1) TO PROGRAM 'id'\"",
+            "postgres reads": f"{sql} \"SELECT pg_read_file('/etc/hostname')\"",
+            "postgres allowed": f"{sql} 'SELECT 6 * 7'",
+        },
+    )
+
+
+@pytest.mark.req("R33", "R70", "R85")
+def test_profiles_are_named_in_the_units(units: dict[str, Fact]) -> None:
+    """Each service names its profile, in the form in which it does not start without it"""
+    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in units["named"].text.split("\n\n")]
+    # systemd shows "-" before a name that may be missing.
+    assert {block["Id"]: block["AppArmorProfile"] for block in blocks} == NAMED
+    assert units["ignored"].lines == []
+    assert units["loader"].text == "enabled"
+
+
+@pytest.mark.req("R70")
+def test_profiles_start_no_program(units: dict[str, Fact]) -> None:
+    """No profile of ours lets a service start a program, and none is in another mode than enforce"""
+    assert units["exec rules"].lines == []
+    assert units["modes"].lines == []
+
+
+@pytest.mark.req("R33")
+def test_only_used_profiles_are_on(units: dict[str, Fact]) -> None:
+    """Of Debian's profiles only that of chrony is loaded: the others are for programs that are not here"""
+    assert set(units["on"].lines) == {*NAMED.values(), "usr.sbin.chronyd"}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R33", "R70", "R85")
+def test_every_loaded_profile_is_enforced(facts: dict[str, Fact]) -> None:
+    """AppArmor is on; exactly the known profiles are loaded, all of them enforced"""
+    assert facts["enabled"].lines == ["Yes", "active"]
+    profiles = json.loads(facts["status"].text)["profiles"]
+    assert profiles == dict.fromkeys(CONFINED.values(), "enforce")
+
+
+@pytest.mark.vm
+@pytest.mark.req("R33", "R70")
+def test_every_process_is_confined(facts: dict[str, Fact]) -> None:
+    """Every process of nginx, the application, the database and the time service bears its profile, enforced"""
+    found: dict[str, set[str]] = {}
+    unit = ""
+    for line in facts["labels"].lines:
+        if line.startswith("unit "):
+            unit = line.split()[1]
+        else:
+            found.setdefault(unit, set()).add(line.strip("\0"))
+    assert found == {unit: {f"{profile} (enforce)"} for unit, profile in CONFINED.items()}
+
+
+@pytest.mark.vm
+@pytest.mark.req("R70")
+def test_nothing_needed_is_refused(facts: dict[str, Fact]) -> None:
+    """Neither the start nor a reload nor any test before this one was refused anything"""
+    assert facts["reload"].status == 0, facts["reload"].text
+    assert facts["denied"].lines == []
+
+
+@pytest.mark.vm
+@pytest.mark.req("R33", "R70")
+def test_missing_profile_fails_the_start(facts: dict[str, Fact]) -> None:
+    """A unit whose profile is not loaded does not start"""
+    assert facts["missing"].lines[-1] == "status 231"
+
+
+@pytest.mark.vm
+@pytest.mark.req("R70")
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "nginx reads", "nginx runs", "gunicorn reads", "gunicorn reads key", "gunicorn writes", "gunicorn runs",
+        "gunicorn calls", "postgres runs", "postgres reads",
+    ],
+)  # fmt: skip
+def test_confined_root_is_powerless(facts: dict[str, Fact], attempt: str) -> None:
+    """Even root, inside a profile, cannot read other files, write code, start programs, or open network sockets"""
+    assert facts[attempt].status != 0
+    assert "ermission denied" in facts[attempt].text
+
+
+@pytest.mark.vm
+@pytest.mark.req("R70")
+def test_confined_services_do_their_work(facts: dict[str, Fact]) -> None:
+    """The same programs in the same profiles do what they are for: the refusals above are no accident"""
+    assert facts["gunicorn allowed"].text == "True"
+    assert facts["postgres allowed"].text == "42"
