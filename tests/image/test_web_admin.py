@@ -10,7 +10,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
-from .wire import Reply, send, wire
+from .wire import Reply, reloading, send, wire
 
 WORK = "/run/test-admin"
 # The address that the test lets in, and one that it does not.
@@ -58,7 +58,7 @@ def apply(client_ca: str, cidrs: list[str]) -> str:
         "import json, sys; sys.path.insert(0, '/usr/lib/golden'); import golden_proxy; "
         "print(golden_proxy.apply(json.loads(sys.argv[1])))"
     )
-    return f'python3 -c "{program}" \'{given}\' && systemctl reload nginx'
+    return reloading(f'python3 -c "{program}" \'{given}\' && systemctl reload nginx')
 
 
 def get(path: str, name: str, *claims: str) -> str:
