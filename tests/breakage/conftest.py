@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,14 +54,15 @@ def faults_of(item: pytest.Item) -> list[str]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Tell why a test failed, and note it on the machine's stall: what it left behind is not used again."""
     report = yield
     if getattr(report, "failed", False):
         if hasattr(item.session, "stall"):
             item.session.stall.unwell = True
         # At once: a run takes long, and one that is broken off has told what it knows.
-        item.config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{report.longreprtext}")
+        terminal: Any = item.config.pluginmanager.get_plugin("terminalreporter")
+        terminal.write_line(f"\n{report.longreprtext}")
     return report
 
 
