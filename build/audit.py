@@ -28,7 +28,7 @@ from build import (
     workshop,
 )
 from build import spec as specs
-from build.audit_field import AUDITORS, HOST_TOOLS, Job
+from build.audit_field import AUDITORS, HOST_TOOLS, Job, settle
 from build.audit_ledger import Figure, Line
 from build.audit_place import Place
 from build.errors import VerificationFailed
@@ -110,6 +110,8 @@ def _measure(job: Job, auditors: Sequence[str]) -> list[Figure]:
     if parts:
         with log.step("Sending the auditors to the machine"):
             job.place.send(job.tools.root, parts, target=audit_tools.HOME, log=job.out / "send.log")
+    with log.step("Waiting for the machine to settle"):
+        settle(job.place)
     figures: list[Figure] = []
     for name in auditors:
         with log.step(f"Auditing: {name}"):

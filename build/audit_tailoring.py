@@ -17,7 +17,7 @@ XCCDF = "http://checklists.nist.gov/xccdf/1.2"
 PREFIX = "xccdf_org.ssgproject.content_rule_"
 BASE_PROFILE = "xccdf_org.ssgproject.content_profile_cis_level2_server"
 PROFILE = "xccdf_goldsmith_profile_cis_level2_server"
-_LINE = re.compile(r"([a-z0-9_]+)\s+(\S.*)")
+_LINE = re.compile(r"([A-Za-z0-9_-]+)\s+(\S.*)")
 # Shorter, and it names a thing instead of giving a reason.
 REASON_LENGTH = 20
 

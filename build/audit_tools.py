@@ -21,6 +21,7 @@ LOCK_TITLE = "Packages of the auditors: written by `nox -s audit -- --lock`, fet
 _UNDATED = 'Acquire::Check-Valid-Until "false";\n'
 HOME = "/opt/audit"
 DATASTREAM = "usr/share/xml/scap/ssg/content/ssg-debian13-ds.xml"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 
@@ -104,9 +105,12 @@ def fetch(directory: Path, *, store: apt.Store, mirrors: apt.Mirrors, into: Path
 
 
 def environment(home: str = HOME) -> str:
-    """Return shell assignments with which the programs run out of their directory on a clone."""
+    """Return shell assignments with which the programs run out of their directory on a clone.
+
+    The search path is judged too, so it is root's and not what a login without a terminal has.
+    """
     share = f"{home}/usr/share/openscap"
     return (
         f"LD_LIBRARY_PATH={home}/{LIBRARIES} OSCAP_SCHEMA_PATH={share}/schemas OSCAP_XSLT_PATH={share}/xsl "
-        f"OSCAP_CPE_PATH={share}/cpe LC_ALL=C.UTF-8"
+        f"OSCAP_CPE_PATH={share}/cpe {PATH} LC_ALL=C.UTF-8"
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 import jinja2
 
-from build import accel, apt, artifact, base, disk, files, layers, log, packer, pipeline, plain, run
+from build import accel, apt, artifact, base, disk, files, hardening, layers, log, packer, pipeline, plain, run
 from build import spec as specs
 from build.cache import RECORD
 from build.errors import StepFailed
@@ -30,7 +30,7 @@ from build.pipeline import Options
 BUILD_SECONDS = 7200
 # How much longer than ours the plain installation may take.
 PLAIN_PATIENCE = 4.0
-PARTS = ("cold", "unchanged", "edit", "plain")
+PARTS = ("cold", "unchanged", "edit", "plain", "hardening")
 EDITED = Path("overlays/10-base/rootfs/etc/apt/apt.conf.d/10-golden")
 
 _PAGE = """# Benchmarks
@@ -48,7 +48,7 @@ and shared ones differ from themselves.
 
 | what | took | processor time | load of the machine meanwhile |
 |---|---|---|---|
-{% for name, title in titles.items() if name in results -%}
+{% for name, title in titles.items() if "seconds" in results.get(name, {}) -%}
 {% with one = results[name] -%}
 | {{ title }} | {{ one.seconds | seconds }} | {{ one.cpu_seconds | seconds }} | {{ one.load }} |
 {% endwith %}
@@ -73,13 +73,14 @@ usual grub-pc) on the same partitions, from the same mirror, nothing configured 
 {{ part(results.cold.unverified) }} of it, and {{ results.cold.seconds | seconds }} with downloads, two clones and tests,
 {{ part(results.cold.seconds) }} of it. By processor time, all of ours took {{ "%.2f" | format(results.cold.cpu_seconds /
 results.plain.cpu_seconds) }} of it.
-{% endif %}"""
+{% endif %}""" + hardening.SECTION
 
 _TITLES = {
     "cold": "cold build with verification, empty caches, downloads included",
     "unchanged": "unchanged rerun",
     "edit": "rebuild with verification after an overlay edit",
     "plain": "plain Packer + preseed installation of the same packages",
+    "hardening": "throughput beside the same software under Debian's units and configuration",
 }
 
 
@@ -93,6 +94,7 @@ def run_all(options: Options, parts: tuple[str, ...]) -> int:
         measures: dict[str, Callable[[], Mapping[str, Any]]] = {
             "cold": lambda: _build(checkout, scratch, options), "unchanged": lambda: _build(checkout, scratch, options),
             "edit": lambda: _edit(checkout, scratch, options), "plain": lambda: _plain(options, scratch),
+            "hardening": lambda: hardening.cost(options, scratch),
         }  # fmt: skip
         for part in PARTS:
             if part in parts:

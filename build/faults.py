@@ -63,7 +63,8 @@ def run_faults(
         files.write_json(scratch / CONTEXT, context)
         scale = accelerator.timeout_scale if accelerator else 1.0
         status = _break_things(options, scratch, logs, target=target, ids=chosen, timeout=TEST_SECONDS[target] * scale)
-    results = faults_report.read(logs / JUNIT, target=target, ids=chosen)
+        # Before the scratch directory is removed, which takes a while.
+        results = faults_report.read(logs / JUNIT, target=target, ids=chosen)
     written = [logs / REPORT]
     if target is Target.VM and not unverified and chosen == faults_report.IDS:
         # The artifact itself is read-only.

@@ -55,10 +55,13 @@ def faults_of(item: pytest.Item) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Note on the machine's stall that a test failed: what it left behind is not used again."""
+    """Tell why a test failed, and note it on the machine's stall: what it left behind is not used again."""
     report = yield
-    if getattr(report, "failed", False) and hasattr(item.session, "stall"):
-        item.session.stall.unwell = True
+    if getattr(report, "failed", False):
+        if hasattr(item.session, "stall"):
+            item.session.stall.unwell = True
+        # At once: a run takes long, and one that is broken off has told what it knows.
+        item.config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{report.longreprtext}")
     return report
 
 

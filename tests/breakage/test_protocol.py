@@ -15,7 +15,7 @@ FOREIGN = "attacker.example.net"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: %s\r\nContent-Length: 0\r\n\r\n"
 # Answers that let nothing through: bad request, not implemented, length required, misdirected.
 REFUSED = {400, 411, 421, 501}
-SECRETS = (b"root:x:0", b"secret", b"import os", b"django", b"BEGIN")
+SECRETS = (b"root:x:0", b"secret", b"import os", b"django", b"begin ")
 PATHS = (
     "/.env", "/.git/config", "/app/.env", "/settings.py", "/manage.py", "/project/settings.py", "/static/.env",
     "/static../project/settings.py", "/static/../../../etc/passwd", "/static/%2e%2e/%2e%2e/etc/passwd",

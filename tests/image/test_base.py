@@ -80,6 +80,9 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
         "chrony": "chronyd -p -f /etc/chrony/chrony.conf; cat /etc/chrony/sources.d/*.sources",
         "chrony unit": "systemctl show -p Restart -p UMask chrony",
         "time services": "systemctl list-unit-files --no-legend systemd-timesyncd.service 'ntp*.service' openntpd.service",
+        "mail": "echo golden-test-mail | /usr/lib/sendmail root; journalctl --sync; "
+        "journalctl -t mail -p alert -n 5 -o cat --no-pager",
+        "console": "test -x /usr/bin/login",
         "cores": "systemd-analyze cat-config systemd/coredump.conf",
     }
     return gather(host, commands | {f"offer {word}": _offer(word) for word in WEAK})
@@ -269,7 +272,7 @@ def test_copies_of_the_account_database(facts: dict[str, Fact]) -> None:
     """The account database's older versions are closed to everybody"""
     *older, shadow, gshadow = facts["accounts"].lines
     assert [shadow, gshadow] == ["640 root:shadow"] * 2
-    assert set(older) <= {"0 root:root"}
+    assert set(older) <= {"0 root:root", "0 root:shadow"}
 
 
 @pytest.mark.req("R29")
@@ -282,3 +285,15 @@ def test_time_is_proven(facts: dict[str, Fact]) -> None:
     assert len(re.findall(r"^server \S+ .*\bnts\b", text, re.MULTILINE)) >= 2
     assert properties(facts["chrony unit"])["Restart"] == "on-failure"
     assert facts["time services"].lines == []
+
+
+@pytest.mark.req("R9")
+def test_mail_is_not_lost(facts: dict[str, Fact]) -> None:
+    """What a program mails to the administrator becomes an alert of the journal"""
+    assert "golden-test-mail" in facts["mail"].lines
+
+
+@pytest.mark.req("R1")
+def test_console_has_a_login(facts: dict[str, Fact]) -> None:
+    """The hypervisor's console can ask for a name and a password"""
+    assert facts["console"].status == 0

@@ -12,6 +12,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Answer, Fact, ask, browse, gather, properties
+from .under_load import Load, under_load
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,82 @@ def test_database_connection(facts: dict[str, Fact]) -> None:
     """The application is connected as its least privileged role, over the UNIX socket"""
     assert facts["database"].lines == ["app|t"]
     assert facts["postgres"].text == "postgres"
+
+
+@pytest.fixture(scope="module")
+def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
+    """The log is rotated under load; the lines of the load are counted when none is missing, or after ten seconds."""
+    load = under_load(host, spec.application.server_name, "logrotate --force /etc/logrotate.d/nginx")
+    files, log = "/var/log/nginx/access.log /var/log/nginx/access.log.1", "/var/log/nginx/access.log"
+    count = f"cat {files} | grep -c {load.mark}"
+    return load, gather(
+        host,
+        {
+            "lines": f"for try in $(seq 10); do [ $({count}) -ge {load.sent} ] && break; sleep 1; done; {count}",
+            "new file": f"grep -c {load.mark} {log}",
+            "access": f"stat -c '%a %U:%G' /var/log/nginx {files}",
+            "settings": "logrotate --debug /etc/logrotate.d/nginx; cat /etc/logrotate.d/nginx",
+            "services": "systemctl show -p NRestarts --value nginx rsyslog",
+        },
+    )
+
+
+@pytest.mark.req("R64", "R94", "F16")
+def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
+    """The access log is rotated under load: no request fails, no line is lost, and the new file is used at once"""
+    load, facts = rotated
+    assert load.status == 0, load.output
+    assert (load.lost, load.failures) == (0, ())
+    # A request that was sent twice may have been logged twice.
+    assert load.sent <= int(facts["lines"].text) <= load.sent + load.retried
+    assert int(facts["new file"].text) >= 1
+    assert facts["services"].words == ["0", "0"]
+
+
+@pytest.mark.req("R64", "R94", "R35")
+def test_rotation_keeps_access(rotated: tuple[Load, dict[str, Fact]]) -> None:
+    """Rotated logs are root's and the administrators', fourteen days of them"""
+    facts = rotated[1]
+    assert facts["access"].lines == ["750 root:adm", "640 root:adm", "640 root:adm"]
+    assert "after 1 days" in facts["settings"].text
+    assert "(14 rotations)" in facts["settings"].text
+    for word in ("daily", "compress", "missingok", "notifempty"):
+        assert f"\t{word}\n" in facts["settings"].text
+
+
+@pytest.fixture(scope="module")
+def upgraded(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
+    """What an upgrade of nginx runs on the machine, under load: the packages' own scripts, as dpkg calls them."""
+    environment = "env DPKG_MAINTSCRIPT_NAME=postinst DPKG_MAINTSCRIPT_PACKAGE"
+    scripts = " && ".join(
+        f"{environment}={package} /var/lib/dpkg/info/{package}.postinst configure 1.26.0-1"
+        for package in ("nginx-common", "nginx")
+    )
+    load = under_load(host, spec.application.server_name, scripts)
+    return load, gather(
+        host,
+        {
+            "access": "stat -c '%a %U:%G %n' /etc/nginx /etc/nginx/nginx.conf /var/log/nginx",
+            "sites": "ls /etc/nginx/sites-enabled",
+            "unit": "systemctl show -p ActiveState -p FragmentPath -p User nginx; systemctl is-enabled nginx",
+            "workers": "ps -o user= -C nginx | sort | uniq -c",
+            "clean": "rm -rf /var/www/html",
+        },
+    )
+
+
+@pytest.mark.req("R34", "R35", "R36", "F05", "F19")
+def test_upgrade_of_nginx(upgraded: tuple[Load, dict[str, Fact]]) -> None:
+    """An upgrade of Debian's nginx loses no request, and leaves our modes, sites and unit as they are"""
+    load, facts = upgraded
+    assert load.status == 0, load.output
+    assert (load.lost, load.failures) == (0, ())
+    assert facts["access"].lines == [
+        "750 root:nginx /etc/nginx", "640 root:nginx /etc/nginx/nginx.conf", "750 root:adm /var/log/nginx",
+    ]  # fmt: skip
+    assert facts["sites"].words == ["00-default", "10-app"]
+    unit = properties(facts["unit"])
+    assert (unit["ActiveState"], unit["User"]) == ("active", "nginx")
+    assert unit["FragmentPath"] == "/etc/systemd/system/nginx.service"
+    assert facts["unit"].lines[-1] == "enabled"
+    assert {line.split()[1] for line in facts["workers"].lines} == {"nginx"}

@@ -14,6 +14,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Answer, Fact, ask, browse, gather
+from .wire import reloading
 
 LAYER = "55-waf"
 ATTACKS = {
@@ -45,7 +46,7 @@ def mode(host: Host, watched: dict[str, Answer]) -> Iterator[dict[str, Fact]]:
         host,
         {
             "before": "golden-waf --json",
-            "refuse": "golden-waf refuse --json",
+            "refuse": reloading("golden-waf refuse --json"),
             "exposure": "systemd-analyze security --no-pager nginx.service | tail -1",
             "memory": "systemctl show -p MemoryDenyWriteExecute nginx; grep -l modsecurity /proc/[0-9]*/maps | wc -l; "
             "cat /proc/$(systemctl show -p MainPID --value nginx)/maps | grep -c ' rwx'",

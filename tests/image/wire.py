@@ -76,3 +76,11 @@ def send(host: Host, connections: Mapping[str, Mapping[str, object]]) -> dict[st
     output = host.check_output("python3 -c %s %s", CLIENT, json.dumps(list(connections.values())))
     found = json.loads(output.splitlines()[-1])
     return {name: Reply(**one) for name, one in zip(connections, found, strict=True)}
+
+
+def reloading(command: str) -> str:
+    """Return a command that reloads nginx, with a wait for the last worker of the former configuration, 20 s at most."""
+    return (
+        f"main=$(systemctl show -p MainPID --value nginx); old=$(pgrep -P $main); {command}; status=$?; "
+        'for try in $(seq 100); do pgrep -P $main | grep -qxF "$old" || break; sleep 0.2; done; (exit $status)'
+    )

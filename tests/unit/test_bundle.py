@@ -190,6 +190,18 @@ def test_manifests_that_are_refused(application: Path, key: str, value: object, 
     assert said in refused(*altered(make(application)[0], change))
 
 
+def test_a_lock_without_hashes_is_refused(application: Path) -> None:
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        lock = b"demo==1.0\n"
+        manifest = json.loads(members[0][1])
+        manifest["files"]["requirements.lock"] = {"bytes": len(lock), "sha256": hashlib.sha256(lock).hexdigest()}
+        for number, (member, _content) in enumerate(members):
+            if member.name in ("manifest.json", "requirements.lock"):
+                members[number] = (member, json.dumps(manifest).encode() if number == 0 else lock)
+
+    assert "requirements.lock: 'demo==1.0' has no hash" in refused(*altered(make(application)[0], change))
+
+
 def test_sizes_are_bounded(application: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, digest = make(application)
     monkeypatch.setattr(receiver, "LARGEST_FILE", 3)

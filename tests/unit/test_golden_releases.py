@@ -23,6 +23,7 @@ A, B, C, D, E = (letter * 12 for letter in "abcde")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The directories of a clone, with the image's release."""
     monkeypatch.setattr(shutil, "chown", lambda *_arguments, **_names: None)
+    monkeypatch.setattr(releases, "take", lambda _top: None)
     made = releases.Releases(tmp_path / "app", tmp_path / "static")
     (made.path("image") / "code").mkdir(parents=True)
     made.static.mkdir()
@@ -112,7 +113,7 @@ def test_static_files_are_published(here: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Owners of the image do not exist on the host."""
-    monkeypatch.setattr(releases, "give", lambda _top, _user: None)
+    monkeypatch.setattr(releases, "take", lambda _top: None)
 
 
 @pytest.mark.parametrize("target", ["/usr/bin/python3", "python", "../lib"])
@@ -185,6 +186,15 @@ def test_an_ill_release_is_taken_back(here: Any, answers: Any, after: str, said:
     with pytest.raises(golden.Problem, match=rf"the release {A} is not healthy \(/health: 500\); {said}"):
         deploy.activate(here, A)
     assert (here.current(), here.previous(), len(restarts)) == ("image", B, 2)
+
+
+def test_the_first_ill_release_leaves_nothing_to_go_back_to(here: Any, answers: Any) -> None:
+    add(here, A)
+    answers("/health: 500", "")
+    with pytest.raises(golden.Problem) as caught:
+        deploy.activate(here, A)
+    assert caught.value.code == golden.CHECK_FAILED
+    assert (here.current(), here.previous()) == ("image", "")
 
 
 @pytest.mark.parametrize(

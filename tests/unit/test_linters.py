@@ -35,7 +35,7 @@ RINGS = {
         "locksmith", "bundle", "pve", "faults_machines", "audit_tools", "audit_place", "audit_field",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
-    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "faults", "cli", "__main__"},
+    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "cli", "__main__"},
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.

@@ -53,6 +53,10 @@ def test_code_is_good_once(project: Project, member: dict[str, Any]) -> None:
 def test_guessing_codes_is_slowed_down(project: Project, member: dict[str, Any]) -> None:
     code = code_of(member["otpauth"])
     assert attempt(project, token="000000" if code != "000000" else "000001").status_code == 200
+    devices = project.module("django_otp.plugins.otp_totp.models").TOTPDevice.objects.filter(user__username="member")
+    assert devices.get().throttling_failure_count == 1
+    # The eighth time: two minutes instead of one second, however slow this host is.
+    devices.update(throttling_failure_count=8)
     at_once = project.client().post("/login", {"username": "member", "password": PASSWORD, "token": code})
     assert at_once.status_code == 200
     forget_codes(project)

@@ -7,6 +7,7 @@ A bundle is a tar archive: ``manifest.json`` first (format, name, and size and S
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -92,7 +93,10 @@ def read(path: Path, sha256: str) -> Bundle:
             _need(member.name in files, f"{member.name!r} is not in the manifest")
             _need(member.name not in seen, f"{member.name!r} is there twice")
             seen.add(member.name)
-            _need(_measure(content) == dict(files[member.name]), f"{member.name} is not what the manifest says")
+            lock = io.BytesIO() if member.name == LOCK else None
+            _need(_measure(content, lock) == dict(files[member.name]), f"{member.name} is not what the manifest says")
+            if lock:
+                _check_lock(lock.getvalue())
         missing = sorted(set(files) - seen)
         _need(not missing, f"{', '.join(missing[:3])} in the manifest is not there")
     return Bundle(path, sha256, name, files)
@@ -125,6 +129,13 @@ def changed(root: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if not same:
             found.append(name)
     return found
+
+
+def _check_lock(content: bytes) -> None:
+    """Refuse a requirement without a hash here, where it costs nothing; pip would, too."""
+    for line in content.decode(errors="replace").replace("\\\n", " ").splitlines():
+        text = line.partition("#")[0].strip()
+        _need(not text or "--hash=sha256:" in text, f"{LOCK}: {text!r} has no hash")
 
 
 class _Members:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import golden_bundle
-from golden import Problem, run, site, write_whole
+from golden import CHECK_FAILED, Problem, run, site, write_whole
 from golden_health import wait_healthy
-from golden_releases import Releases, give
+from golden_releases import Releases, lend
 
 STATE = Path("/var/lib/golden-deploy")
 # The site's bundle that was deployed last: a later deployment by hand stays, until the site names another one.
@@ -25,7 +25,8 @@ SITE_DONE = STATE / "site.sha256"
 FETCHED = STATE / "fetched.bundle"
 SERVICE = "gunicorn.service"
 BUILD_SECONDS, MIGRATE_SECONDS, BACKUP_SECONDS, RESTART_SECONDS = 1800, 3600, 12 * 3600, 300
-HEALTHY_SECONDS = 60.0
+# It has started when this begins.
+HEALTHY_SECONDS = 20.0
 
 
 def deploy(source: str, sha256: str, *, backup: bool = True) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def build(releases: Releases, bundle: golden_bundle.Bundle) -> None:
         top.mkdir(mode=0o700)
         golden_bundle.unpack(bundle, top)
         (top / "static").mkdir(mode=0o700)
-        give(top, "app-migrate")
+        lend(top, "app-migrate")
         unit = f"golden-deploy-build@{bundle.digest}.service"
         _start(unit, "the release cannot be built", BUILD_SECONDS)
         releases.close(bundle.digest)
@@ -83,7 +84,8 @@ def build(releases: Releases, bundle: golden_bundle.Bundle) -> None:
         os.sync()
         releases.complete(bundle.digest, {"name": bundle.name, "sha256": bundle.sha256, "static": static})
     except BaseException:
-        shutil.rmtree(top, ignore_errors=True)
+        if top.is_dir():
+            releases.remove(bundle.digest)
         raise
 
 
@@ -112,11 +114,12 @@ def activate(releases: Releases, name: str) -> None:
     if not before or before == name:
         raise Problem(f"the release {name} is not healthy: {seen}")
     releases.switch(before)
-    if remembered:
-        releases.remember(remembered)
+    # --rollback must not go to the one that has just failed.
+    releases.remember(remembered)
     after = restart()
     state = f"not healthy either: {after}" if after else "serves again"
-    raise Problem(f"the release {name} is not healthy ({seen}); {before} {state}", hint=f"journalctl -u {SERVICE}")
+    raise Problem(f"the release {name} is not healthy ({seen}); {before} {state}", code=CHECK_FAILED,
+                  hint=f"journalctl -u {SERVICE}")  # fmt: skip
 
 
 def restart() -> str:

@@ -85,7 +85,9 @@ class Releases:
     def complete(self, name: str, facts: dict[str, Any]) -> None:
         """Say that a release is all there."""
         content = {"deployed": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-        write_whole(self.path(name) / RECORD, json.dumps(content, indent=1, sort_keys=True).encode(), mode=0o640)
+        path = self.path(name) / RECORD
+        write_whole(path, json.dumps(content, indent=1, sort_keys=True).encode(), mode=0o640)
+        shutil.chown(path, "root", GROUP)
 
     def adopt(self) -> None:
         """Record the release that came with the image, and the static files that are its own."""
@@ -106,8 +108,11 @@ class Releases:
             self.remember(before)
 
     def remember(self, name: str) -> None:
-        """Say which release --rollback goes to."""
-        self._link("previous", name)
+        """Say which release --rollback goes to; nowhere without a name."""
+        if name:
+            self._link("previous", name)
+        else:
+            (self.root / "previous").unlink(missing_ok=True)
 
     def _link(self, link: str, name: str) -> None:
         fresh = self.root / f".{link}.new"
@@ -124,7 +129,12 @@ class Releases:
         """Remove what a deployment left that was cut off."""
         for name in self._names():
             if DIGEST.fullmatch(name) and self.record(name) is None and name != self.current():
-                shutil.rmtree(self.path(name))
+                self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a release, whoever owns it."""
+        take(self.path(name))
+        shutil.rmtree(self.path(name))
 
     def prune(self, keep: int = KEEP) -> list[str]:
         """Keep the newest releases, the one that serves and the one before; remove the others and their static files."""
@@ -138,7 +148,7 @@ class Releases:
         for name in removed:
             # Without its record it is an incomplete one, which the next deployment removes should this one be cut off.
             (self.path(name) / RECORD).unlink()
-            shutil.rmtree(self.path(name))
+            self.remove(name)
         return removed
 
     def publish(self, static: Path) -> list[str]:
@@ -174,7 +184,7 @@ class Releases:
         Raises Problem when a link leads out of the release: only the interpreter is somebody else's.
         """
         top = self.path(name)
-        give(top, "root")
+        take(top)
         for entry in (top, *top.rglob("*")):
             mode = entry.lstat().st_mode
             if stat.S_ISLNK(mode):
@@ -185,11 +195,29 @@ class Releases:
                 raise Problem(f"{entry} is neither a file nor a directory")
 
 
-def give(top: Path, user: str) -> None:
-    """Give a tree to a user, and to the application's group; links themselves, not what they lead to."""
+def lend(top: Path, user: str) -> None:
+    """Give a tree to a user, from its leaves to its root: what is given away is not ours to enter any more."""
+    _own(top, user, topdown=False)
+
+
+def take(top: Path) -> None:
+    """Take a tree back, from its root to its leaves, whoever may enter it."""
+    _own(top, "root", topdown=True)
+
+
+def _own(top: Path, user: str, *, topdown: bool) -> None:
+    """Change owner and group of links themselves, not of what they lead to."""
     uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(GROUP).gr_gid
-    for entry in (top, *top.rglob("*")):
-        os.chown(entry, uid, gid, follow_symlinks=False)
+    if topdown:
+        os.chown(top, uid, gid, follow_symlinks=False)
+        top.chmod(0o700)
+    for entry in top.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            _own(entry, user, topdown=topdown)
+        else:
+            os.chown(entry, uid, gid, follow_symlinks=False)
+    if not topdown:
+        os.chown(top, uid, gid, follow_symlinks=False)
 
 
 def _check_link(link: Path, top: Path) -> None:

@@ -1,0 +1,154 @@
+"""The audit as a whole: which units it asks about, how it reaches a machine, and what it makes of the figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from build import audit, audit_field, audit_place, audit_tools, lock
+from build.apt import Mirrors, Store
+from build.audit_ledger import Better, Figure
+from build.audit_place import Place
+from build.audit_tools import Tools
+from build.cache import Cache
+from build.errors import SpecError, StepFailed, VerificationFailed
+from build.pipeline import Options
+from tests.unit.helpers import ROOT, entry, make_checkout, read_stack, write_layer, write_lock
+
+MIRRORS = Mirrors("http://127.0.0.1:9/debian", "http://127.0.0.1:9/debian-security")
+GOOD = Figure("lynis.index", 92, Better.HIGHER, 90)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(make_checkout(tmp_path / "checkout"), Cache(tmp_path / "cache"), MIRRORS)
+
+
+def conclude(options: Options, *figures: Figure, update: bool = False, auditors: tuple[str, ...] = ("lynis",)) -> Path:
+    """Let the audit conclude for a machine that measured these figures; return where the report is."""
+    out = options.cache.root / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    image = options.project.root / "artifacts" / "golden-1-abc" / "image.qcow2"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    wanted = audit.Wanted(auditors, unverified=True, update=update)
+    audit.conclude(options, wanted, figures, tools=Tools(out, {"lynis": "3"}), image=image, out=out)
+    return out
+
+
+# --- figures and ledger -----------------------------------------------------------------------------------------------
+
+
+def test_a_first_audit_asks_for_a_ledger_and_an_update_writes_it(options: Options) -> None:
+    ledger = audit.peers(options) / audit.LEDGER
+    conclude(options, GOOD)
+    assert not ledger.exists()
+    conclude(options, GOOD, update=True)
+    assert json.loads(ledger.read_text())["figures"] == {"lynis.index": {"value": 92, "items": []}}
+
+
+def test_a_regression_is_a_failed_verification(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    conclude(options, GOOD, update=True)
+    with pytest.raises(VerificationFailed, match="1 figures worse") as caught:
+        conclude(options, Figure("lynis.index", 91, Better.HIGHER, 90))
+    assert caught.value.exit_code == 3
+    assert "lynis.index: 91, was 92" in caught.value.details
+    assert "--update" in caught.value.hint
+    assert "| worse | `lynis.index` | 91 |" in capsys.readouterr().out
+
+
+def test_an_update_does_not_forgive_a_broken_limit(options: Options) -> None:
+    with pytest.raises(VerificationFailed) as caught:
+        conclude(options, Figure("lynis.index", 89, Better.HIGHER, 90), update=True)
+    assert "must be >= 90" in caught.value.details
+
+
+def test_some_auditors_leave_the_figures_of_the_others_alone(options: Options) -> None:
+    conclude(options, GOOD, Figure("tls.score", 96, Better.HIGHER), update=True, auditors=("lynis", "tls"))
+    conclude(options, Figure("tls.score", 97, Better.HIGHER), update=True, auditors=("tls",))
+    figures = json.loads((audit.peers(options) / audit.LEDGER).read_text())["figures"]
+    assert {name: one["value"] for name, one in figures.items()} == {"lynis.index": 92, "tls.score": 97}
+
+
+def test_the_report_is_left_for_people_and_for_programs(options: Options) -> None:
+    out = conclude(options, GOOD)
+    assert "`lynis.index`" in (out / "audit.md").read_text()
+    assert json.loads((out / "audit.json").read_text())["figures"]["lynis.index"]["value"] == 92
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_units_that_a_layer_brings_have_a_limit_and_those_it_changes_have_none(tmp_path: Path) -> None:
+    home = audit_field.UNITS
+    write_layer(
+        tmp_path, "10-x",
+        {f"{home}nginx.service": "x", f"{home}own.service": "x", f"{home}alert@.service": "x", f"{home}own.timer": "x",
+         f"{home}ssh.service.d/a.conf": "x", f"{home}postgresql@17-main.service.d/a.conf": "x",
+         f"{home}own.service.d/b.conf": "x", f"{home}own-.service.d/c.conf": "x"},
+    )  # fmt: skip
+    assert audit_field.units(read_stack(tmp_path, "10-x")) == {
+        "nginx.service": 0.7, "own.service": 2.0, "alert@audit.service": 2.0, "ssh.service": None,
+        "postgresql@17-main.service": 0.5,
+    }  # fmt: skip
+
+
+def test_every_auditor_says_what_the_machine_needs_for_it() -> None:
+    assert set(audit_field.AUDITORS) <= set(audit_tools.PARTS)
+
+
+def test_the_committed_locks_hold_the_auditors() -> None:
+    for suite in audit_tools.SUITES:
+        locked = lock.parse(suite.path(ROOT / "tests" / "peers"))
+        assert set(suite.packages) <= set(locked.versions())
+        assert locked.release == suite.release
+
+
+def test_a_package_that_no_archive_has_any_more_is_an_error(tmp_path: Path) -> None:
+    for suite in audit_tools.SUITES:
+        write_lock(suite.path(tmp_path), entry("gone"))
+    with pytest.raises(StepFailed, match="no archive has") as caught:
+        audit_tools.fetch(tmp_path, store=Store(tmp_path / "files"), mirrors=MIRRORS, into=tmp_path / "tools")
+    assert "--lock" in caught.value.hint
+
+
+def test_a_tool_that_its_package_lost_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="no usr/bin/testssl"):
+        Tools(tmp_path, {}).program("usr/bin/testssl")
+
+
+# --- how a machine is reached -----------------------------------------------------------------------------------------
+
+
+def here(*, over_ssh: bool = False) -> Place:
+    """Return this host as a place; over SSH, with a program that takes the place of ssh and sudo."""
+    program = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1].replace('sudo -n ', ''), shell=True).returncode)"
+    fake = (sys.executable, "-c", program)
+    return Place("container", fake if over_ssh else (), (), {"ssh": 22}, 1.0, over_ssh=over_ssh)
+
+
+@pytest.mark.parametrize("over_ssh", [False, True])
+def test_a_command_keeps_its_quotes(*, over_ssh: bool) -> None:
+    assert here(over_ssh=over_ssh).shell("echo \"a  'b'\" '$HOME'").stdout == "a  'b' $HOME\n"
+
+
+def test_files_are_sent(tmp_path: Path) -> None:
+    (tmp_path / "from" / "one").mkdir(parents=True)
+    (tmp_path / "from" / "one" / "file").write_text("x")
+    (tmp_path / "from" / "not").write_text("x")
+    here().send(tmp_path / "from", ["one"], target=str(tmp_path / "to"), log=tmp_path / "log")
+    assert [path.name for path in (tmp_path / "to").rglob("*")] == ["one", "file"]
+
+
+def test_a_context_file_names_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "context.json"
+    path.write_text(json.dumps({"clones": [{"enter": ["nsenter", "--target", "77", "--mount", "--"]}]}))
+    assert audit_place.of_context(path).outside == ("nsenter", "--target", "77", "--net", "--")
+    path.write_text(json.dumps({"clones": [{"ssh_config": "c", "alias": "a", "ports": {"ssh": 2222}}]}))
+    assert audit_place.of_context(path).ports == {"ssh": 2222}
+    assert audit_place.of_context(path).argv("id -u")[:4] == ["ssh", "-F", "c", "a"]
+    path.write_text("{}")
+    with pytest.raises(SpecError):
+        audit_place.of_context(path)
