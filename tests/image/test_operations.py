@@ -1,1 +1,141 @@
-"""x"""
+"""Operations: the weekly report sees what it is about; the fence of an incident closes, keeps evidence, and opens again."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather, properties
+
+WORK = "/var/tmp/goldentest-evidence"
+KEEP = "192.0.2.7"
+TABLE = "nft list table inet golden_fence"
+PARTS = {
+    "system", "logins", "users", "web", "defence", "certificates", "updates", "integrity", "backups", "timers",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """What report and fence say and do; the fence is put up where nobody else is."""
+    # In a name space of its own, the fence of this test fences nobody.
+    fenced = "unshare --net sh -c 'nft -f /etc/nftables.conf; "
+    fenced += f"golden-isolate --keep {KEEP} --reason drill --no-evidence --json && {TABLE} && "
+    fenced += "golden-isolate --status; echo status $?; golden-isolate --resume; golden-isolate --release; "
+    fenced += f"{TABLE} || echo gone'"
+    return gather(
+        host,
+        {
+            "unit": "systemctl start golden-report.service && systemctl show -p Result golden-report.service",
+            "kept": "golden-report --last --json",
+            "text": "cat /var/lib/golden-report/*.txt",
+            "access": "stat -c '%a %U' /var/lib/golden-report",
+            "line": "journalctl -b -q -o cat -u golden-report.service | grep matters",
+            "timer": "systemctl show -p NextElapseUSecRealtime -p ActiveState golden-report.timer",
+            "exposure": "for u in golden-report golden-isolate; do systemd-analyze security --no-pager $u | tail -1; done",
+            "dry": f"golden-isolate --dry-run --keep {KEEP} --keep 2001:db8::7; {TABLE} || echo none",
+            "everybody": "golden-isolate --dry-run --keep 0.0.0.0/0",
+            "evidence": f"rm -rf {WORK}; golden-isolate --evidence-only --reason 'a drill' --directory {WORK} --json",
+            "files": f"stat -c '%a %U %n' {WORK} {WORK}/*",
+            "hash": f"cd {WORK} && sha256sum --check *.sha256",
+            "members": f"cd {WORK} && mkdir x && tar -xzf *.tar.gz -C x && cd x && sha256sum --check --quiet */SHA256SUMS; "
+            "cd * && ls; cat incident.json",
+            "content": f"cd {WORK}/x/* && grep -c . programs.txt open-files.txt hashes.txt connections.txt processes.txt; "
+            "ls -d var/log/journal/*",
+            "secrets": f"cd {WORK}/x && grep -rlF -f /etc/credstore/app.secret-key .; "
+            "grep -rl 'PRIVATE [K]EY-----' .; true",
+            "firewall before": "golden-firewall --json status",
+            "fenced": fenced,
+            "firewall after": "golden-firewall --json status",
+            "removed": f"rm -rf {WORK}; golden-isolate --status",
+        },
+    )
+
+
+@pytest.mark.req("R96", "R77")
+def test_report_is_written_weekly(facts: dict[str, Fact]) -> None:
+    """The weekly report is written by its unit, kept for root alone, and counted in one line of the journal"""
+    assert properties(facts["unit"])["Result"] == "success"
+    assert facts["access"].text == "700 root"
+    assert "matters need attention" in facts["line"].lines[-1]
+    assert properties(facts["timer"])["ActiveState"] == "active"
+    assert properties(facts["timer"])["NextElapseUSecRealtime"].startswith("Mon ")
+
+
+@pytest.mark.req("R96", "R78", "R92")
+def test_report_sees_what_it_is_about(facts: dict[str, Fact]) -> None:
+    """The report's parts are all there, from inside its sandbox: logins, answers, bans, certificate, updates, backups"""
+    report = json.loads(facts["kept"].text)
+    assert set(report) >= PARTS
+    assert {name: part["error"] for name, part in report.items() if isinstance(part, dict) and "error" in part} == {}
+    assert report["web"]["requests"] == sum(n for kind, n in report["web"]["answers"].items() if kind.endswith("xx"))
+    assert "not readable" not in report["web"]["answers"]
+    assert report["certificates"]["days"] > 0
+    assert report["backups"]["configured"] is False
+    assert report["defence"]["dropped"] not in (None, "cannot be read")
+    assert "golden-report.timer" in report["timers"]
+    assert any("no backup is configured" in line for line in report["attention"])
+    assert "Needs attention" in facts["text"].text
+
+
+@pytest.mark.req("R99")
+def test_report_lists_who_may_come_in(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """The report lists every account that may log in, with roles, keys and last login: no key but the administrator's"""
+    users = json.loads(facts["kept"].text)["users"]
+    assert "sudo" in users[spec.admin.user]["roles"]
+    # cloud-init gives root the same key, with a command that names the administrator; sshd refuses root before that.
+    assert {key for one in users.values() for key in one["keys"]} == set(users[spec.admin.user]["keys"])
+    assert users[spec.admin.user]["keys"]
+    assert all("last_login" in one for one in users.values())
+
+
+@pytest.mark.req("R100")
+def test_fence_is_shown_before_it_is_put_up(facts: dict[str, Fact]) -> None:
+    """A dry run shows a fence that drops everything but SSH from the kept addresses, and changes nothing"""
+    text = facts["dry"].text
+    assert text.count("policy drop;") == 3
+    assert f"ip saddr {KEEP}/32 tcp dport 22 accept" in text
+    assert "ip6 saddr 2001:db8::7/128 tcp dport 22 accept" in text
+    assert facts["dry"].lines[-1] == "none"
+    assert facts["everybody"].status == 2
+
+
+@pytest.mark.req("R100")
+def test_evidence_is_whole_and_holds_no_secret(facts: dict[str, Fact]) -> None:
+    """The evidence: what runs, is open, connected, and all logs, with hashes, for root alone, and without secrets"""
+    told = json.loads(facts["evidence"].text)["evidence"]
+    assert len(told["sha256"]) == 64
+    assert facts["files"].lines[0].startswith("700 root")
+    assert all(line.startswith("600 root") for line in facts["files"].lines[1:])
+    assert facts["hash"].status == 0
+    assert not [line for line in facts["members"].lines if "FAILED" in line]
+    assert '"reason": "a drill"' in facts["members"].text
+    assert "packet-filter.txt" in facts["members"].words
+    counts = dict(line.split(":") for line in facts["content"].lines if ":" in line)
+    assert all(int(count) > 5 for count in counts.values()), counts
+    assert any(line.startswith("var/log/journal/") for line in facts["content"].lines)
+    assert facts["secrets"].lines == []
+
+
+@pytest.mark.req("R100")
+def test_fence_goes_up_and_down(facts: dict[str, Fact]) -> None:
+    """The fence goes up, says so, comes back after a restart, and leaves nothing behind when it is released"""
+    assert f'"{KEEP}/32"' in facts["fenced"].text
+    assert '"firewall": "closed"' in facts["fenced"].text
+    assert "status 3" in facts["fenced"].text
+    assert "the fence is down" in facts["fenced"].text
+    assert facts["fenced"].lines[-1] == "gone"
+    assert facts["removed"].status == 0
+    before, after = (json.loads(facts[name].text) for name in ("firewall before", "firewall after"))
+    assert before["isolated"] == after["isolated"] is False
+    assert before["administrators"] == after["administrators"]
+
+
+@pytest.mark.req("R9", "R100")
+def test_operation_units_are_confined(facts: dict[str, Fact]) -> None:
+    """The units of report and fence have no more exposure than 2.0"""
+    for line in facts["exposure"].lines:
+        assert float(line.split(".service: ")[1].split()[0]) <= 2.0, line

@@ -37,7 +37,6 @@ COMMANDS: dict[str, Sequence[str]] = {
     "journal-boots": ["journalctl", "--list-boots", "--no-pager"],
     "audit-rules": ["auditctl", "-l"],
     "bans": ["fail2ban-client", "status"],
-    "packages-verified": ["dpkg", "--verify"],
     "changed-files": [
         "find", "/etc", "/usr", "/opt", "/root", "/home", "/var/www", "/var/spool", "/tmp", "/var/tmp", "/dev/shm", "-xdev",
         "-newerct", "7 days ago", "-type", "f", "-printf", "%C+ %m %u:%g %s %p\n",

@@ -96,10 +96,10 @@ def down() -> dict[str, Any]:
     """Take the fence away, and let the packet filter be what the site settings say."""
     raised = standing()
     golden.run([NFT, "-f", "-"], stdin=f"table {TABLE}\ndelete table {TABLE}\n".encode(), timeout=60)
+    STATE.unlink(missing_ok=True)
     if FIREWALL.exists():
         golden.run([FIREWALL, "release"])
-        golden.run(["systemctl", "reload-or-restart", "golden-firewall.service"], check=False)
-    STATE.unlink(missing_ok=True)
+        golden.run(["systemctl", "reload-or-restart", "golden-firewall.service"])
     return {"released": raised}
 
 

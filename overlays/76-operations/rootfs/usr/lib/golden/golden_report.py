@@ -91,7 +91,7 @@ def defence() -> dict[str, Any]:
     jails = Counter(found[1] for line in bans if (found := re.search(r"\[([\w-]+)\] Ban ", line)))
     found: dict[str, Any] = {"bans": dict(jails), "dropped": None}
     if Path("/usr/sbin/golden-firewall").exists():
-        told = golden.run(["golden-firewall", "status", "--json"], check=False)
+        told = golden.run(["golden-firewall", "--json", "status"], check=False)
         found["dropped"] = json.loads(told.stdout)["dropped"] if told.returncode == 0 else "cannot be read"
     return found
 
