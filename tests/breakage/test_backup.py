@@ -62,6 +62,7 @@ def test_restore(
 
     machine.reset()
     fresh = connect(machine.entry())
+    traffic.door = machine.door()
     late = Journal(fresh, journal.found, scale=min(ward.scale, 3.0))
     for content, path in ((archive, ARCHIVE), (key, KEY), (other, OTHER_KEY)):
         give(machine, content, path)
