@@ -15,7 +15,7 @@ import pytest
 
 from build import accel, container, run, vm
 from build.errors import StepFailed
-from build.faults_machines import Clone, Container, Target, Ward
+from build.faults_machines import OWN_MIB, Clone, Container, Target, Ward
 from tests.fakes import Fake, Fakes
 from tests.unit.helpers import gone, running, start_python, wait_for
 from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh, sealed_image
@@ -140,7 +140,7 @@ def box(
     """A container whose systemd is a process that sleeps, on mounts that are only noted."""
     fakes.command("systemd-nspawn", sleep=300)
     tree = tmp_path / "tree"
-    for name in ("var/log", "var/www"):
+    for name in ("var/log", "var/www", "var/cache/nginx"):
         (tree / name).mkdir(parents=True)
         (tmp_path / "ward" / "box" / "root" / name).mkdir(parents=True)
     monkeypatch.setattr(container, "await_running", lambda process, _console: process.pid)
@@ -152,7 +152,8 @@ def box(
 def test_a_container_s_changes_are_mounted_and_taken_away(box: Container, mounts: dict[str, Fake]) -> None:
     box.start()
     made = [Path(call.argv[-1]) for call in mounts["mount"].calls()]
-    assert made == [box.directory / "changes", box.root, box.root / "var/log", box.root / "var/www"]
+    own = [box.root / name.lstrip("/") for name in OWN_MIB]
+    assert made == [box.directory / "changes", box.root, *own]
     assert not mounts["umount"].calls()
     process = box.leader
     assert Path(f"/proc/{process}").exists()
