@@ -140,7 +140,7 @@ def box(
     """A container whose systemd is a process that sleeps, on mounts that are only noted."""
     fakes.command("systemd-nspawn", sleep=300)
     tree = tmp_path / "tree"
-    for name in ("var/log", "var/www", "var/cache/nginx"):
+    for name in ("var/log", "var/www"):
         (tree / name).mkdir(parents=True)
         (tmp_path / "ward" / "box" / "root" / name).mkdir(parents=True)
     monkeypatch.setattr(container, "await_running", lambda process, _console: process.pid)
