@@ -88,4 +88,5 @@ def test_restore(
         downtime_s=restored[0]["downtime_seconds"],
     )  # fmt: skip
     assert traffic.get("/health").statuses == [200]
-    late.expect("restored|golden-restore")
+    late.expect("golden-restore.*could not restore /root/broken")
+    late.expect(f"golden-restore.*restored {ARCHIVE}: {restored[0]['rows']} rows")
