@@ -11,6 +11,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 UNITS = ("golden-backup.service", "golden-backup-send.service", "golden-restore-drill.service")
 ROWS = 2000
 MARK = "a row that must not be read by others"

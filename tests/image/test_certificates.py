@@ -14,6 +14,8 @@ from testinfra.host import Host
 from .facts import Fact, ask, browse, gather
 from .under_load import Load, under_load
 
+pytestmark = pytest.mark.story
+
 # On the clone, in memory; everything that the tests make, and what stood there before.
 WORK = "/run/test-certificates"
 # Pairs that must not be taken, and the rule that each breaks.
