@@ -216,7 +216,7 @@ def refused(host: Host, made: str) -> dict[str, Fact]:
 def test_bad_pair_is_refused(refused: dict[str, Fact], pair: str) -> None:
     """A pair that breaks a rule is refused, and the rule is named"""
     fact = refused[pair]
-    told = json.loads(fact.text[: fact.text.rindex("}") + 1])
+    told = json.loads(fact.text[fact.text.index("{") : fact.text.rindex("}") + 1])
     assert fact.status in (1, 3)
     assert told["ok"] is False
     assert BAD[pair] in told["error"] + told["hint"]
