@@ -28,13 +28,14 @@ RINGS = {
     "plumbing": {"errors", "log", "run", "files"},
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "requirements", "cluster", "roles", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
+        "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "faults_machines", "audit_tools", "audit_place", "audit_field",
+        "locksmith", "bundle", "pve", "preflight", "publish_media", "publish_machine", "faults_machines", "audit_tools",
+        "audit_place", "audit_field",
     },
-    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain"},
+    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish"},
     "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "cli", "__main__"},
 }  # fmt: skip
 
