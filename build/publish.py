@@ -32,12 +32,13 @@ POLL_SECONDS = 0.5
 class Subject:
     """What a verifier judges: a stopped machine on a node, from which it makes its clones.
 
-    ``check`` raises when the user wants to stop; a verifier calls it now and then.
+    ``ids`` gives numbers for them; ``check`` raises when the user wants to stop: a verifier calls it now and then.
     """
 
     node: str
     vmid: int
     label: Label
+    ids: VmIds
     check: Callable[[], None]
 
 
@@ -223,7 +224,7 @@ class _Run:
         if place.outcome is Outcome.PUBLISHED:
             machine.create(media, self._bring(media, node, undo))
             log.info(f"{node}: VM {machine.vmid} is made of the image; clones of it are verified next")
-            self.job.verifier(Subject(node, machine.vmid, self.label, self._check))
+            self.job.verifier(Subject(node, machine.vmid, self.label, self.ids, self._check))
             machine.to_template()
         if place.outcome is not Outcome.THERE:
             machine.finish()

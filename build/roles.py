@@ -49,7 +49,7 @@ def grants(role: Role, settings: Settings, *, major: int) -> tuple[Grant, ...]:
         return (templates, Grant(media, upload, "upload the image"), *shared)
     config = frozenset(f"VM.Config.{what}" for what in ("CDROM", "Cloudinit", "HWType", "Network", "Options"))
     if role is Role.VERIFIER:
-        return (Grant(pool, clone | config, "start and remove clones of the template"), *shared)
+        return (Grant(pool, clone | config | {"VM.Config.Disk"}, "start and remove clones of the template"), *shared)
     operator = clone | config | {"VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk"}
     return (Grant(pool, frozenset(operator), "clone and configure machines"), *shared)
 

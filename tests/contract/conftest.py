@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from fakepve.pytest_plugin import _Serving
 
-from build import cluster
+from build import cluster, pve
+from tests.contract.shipping import Bench
 from tests.fakes.proxmox import Proxmox
 
 HOST = "127.0.0.1"
@@ -35,6 +36,13 @@ def proxmox(tmp_path: Path, fakepve_cafile: str) -> Iterator[Proxmox]:
 
 
 @pytest.fixture
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask more often: the fake's tasks take no time."""
+    monkeypatch.setattr(pve, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(pve, "LONGEST_WAIT_SECONDS", 0.2)
+
+
+@pytest.fixture
 def settings(proxmox: Proxmox, fakepve_cafile: str) -> cluster.Settings:
     """Settings that lead to the cluster."""
     section = {
@@ -45,3 +53,9 @@ def settings(proxmox: Proxmox, fakepve_cafile: str) -> cluster.Settings:
     found = cluster.read(section, problems=problems)
     assert problems == []
     return found
+
+
+@pytest.fixture
+def bench(proxmox: Proxmox, settings: cluster.Settings, tmp_path: Path, quick_polls: None) -> Bench:
+    """A bench to publish from."""
+    return Bench(proxmox, settings, tmp_path / "line", TOKEN)

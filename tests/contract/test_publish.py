@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from build import artifact, cluster, files, labels, preflight, publish, pve
-from build.artifact import Artifact
-from build.cluster import Role, Settings
+from build import cluster, labels, preflight, publish, publish_machine, pve, roles
+from build.cluster import Role
 from build.errors import GoldsmithError, HostError, SpecError, VerificationFailed
-from build.publish_media import OverApi
 from tests.contract.conftest import TOKEN
+from tests.contract.shipping import NAME, Bench, image_bytes, make_artifact
 from tests.fakes.proxmox import Proxmox
-from tests.unit.test_artifact import manifest as plain_manifest
-
-DISK_MIB = 64
-NAME = "golden-1.2.3"
-
-
-def image_bytes(fill: bytes = b"\0") -> bytes:
-    """Return the head of a qcow2 file and some content: as much as Proxmox looks at."""
-    return struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 0, 0, 16, DISK_MIB << 20) + fill * 4096
-
-
-def make_artifact(place: Path, *, fill: bytes = b"\0", **changes: Any) -> Artifact:
-    place.mkdir(parents=True, exist_ok=True)
-    image = place / f"source-{fill.hex()}.qcow2"
-    image.write_bytes(image_bytes(fill))
-    facts = plain_manifest() | {
-        "name": "golden", "version": "1.2.3",
-        "image": {"sha256": files.sha256_file(image), "bytes": image.stat().st_size, "virtual_mib": DISK_MIB},
-        "inputs": {"archive_date": "2026-11-20T02:11:10Z"}, "verification": {"passed": 300, "failed": 0, "clones": []},
-    }  # fmt: skip
-    return artifact.commit(place / "artifacts", contents={artifact.IMAGE: image}, manifest=facts | changes)
-
-
-def content(_subject: publish.Subject) -> None:
-    """Judge everything to be good."""
-
-
-@dataclasses.dataclass
-class Bench:
-    """A cluster, an artifact, and a way to publish the one to the other."""
-
-    proxmox: Proxmox
-    settings: Settings
-    place: Path
-    verifier: publish.Verifier = content
-
-    def publish(self, found: Artifact | None = None, **changes: Any) -> list[publish.Template]:
-        with pve.Api(self.settings, TOKEN) as api:
-            job = publish.Job(
-                artifact=found or make_artifact(self.place), settings=self.settings, api=api, verifier=self.verifier,
-                nodes=self.settings.nodes, tokens={Role.PUBLISHER: api},
-                media=lambda connection: OverApi(connection, self.settings),
-            )  # fmt: skip
-            return publish.publish(dataclasses.replace(job, **changes))
-
-    def with_nodes(self, *names: str) -> None:
-        for name in names:
-            self.proxmox.add_node(name)
-        self.settings = dataclasses.replace(self.settings, nodes=names)
-
-
-@pytest.fixture
-def bench(proxmox: Proxmox, settings: Settings, tmp_path: Path) -> Bench:
-    return Bench(proxmox, settings, tmp_path / "line")
 
 
 def test_an_artifact_becomes_a_protected_template(bench: Bench) -> None:
@@ -200,7 +144,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:
         return real(self, how, path, *rest, **options)
 
     monkeypatch.setattr(pve.Api, "_call", call)
-    monkeypatch.setattr(publish.Undo, "run", lambda _self: [])
+    monkeypatch.setattr(publish_machine.Undo, "run", lambda _self: [])
 
 
 @pytest.mark.parametrize(
@@ -228,8 +172,8 @@ def test_a_template_that_lacks_its_last_step_is_finished_without_new_clones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(publish.Machine, "finish", kill)
-        patch.setattr(publish.Undo, "run", lambda _self: [])
+        patch.setattr(publish_machine.Machine, "finish", kill)
+        patch.setattr(publish_machine.Undo, "run", lambda _self: [])
         with pytest.raises(Killed):
             bench.publish()
     verified: list[publish.Subject] = []
@@ -313,7 +257,7 @@ def test_ctrl_c_takes_back_what_was_made(bench: Bench, monkeypatch: pytest.Monke
         bench.proxmox.time_scale = 0.05
         bench.proxmox.durations["qmcreate"] = 60.0
         bench.proxmox.on_task = lambda kind: reached.set() if kind == "qmcreate" else None
-    real = publish.wait
+    real = concurrent.futures.wait
 
     def interrupted(pending: Any, **options: Any) -> Any:
         if reached.is_set():
@@ -390,13 +334,10 @@ def test_what_is_missing_is_named_before_anything_is_changed(
 @pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
 def test_the_role_that_is_printed_is_enough(bench: Bench, version: str) -> None:
     """Every privilege that the fake checks, and no other right anywhere."""
-    from build import roles  # noqa: PLC0415 (used here only)
-
     bench.proxmox.version = version
     for grant in roles.grants(Role.PUBLISHER, bench.settings, major=int(version[0])):
         bench.proxmox.grant(TOKEN.identity, grant.path, *grant.privileges)
     assert bench.publish()[0].outcome is publish.Outcome.PUBLISHED
-    assert preflight.IMPORT_SINCE <= tuple(int(part) for part in version.split(".")[:2])
 
 
 # --- scale --------------------------------------------------------------------------------------------------------------
@@ -434,10 +375,3 @@ def test_ten_thousand_guests_cost_no_more_calls(bench: Bench) -> None:
     bench.publish()
     assert bench.proxmox.calls.total() == few
     assert few < 40
-
-
-@pytest.fixture(autouse=True)
-def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pve, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(pve, "LONGEST_WAIT_SECONDS", 0.2)
-    yield

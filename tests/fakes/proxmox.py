@@ -83,6 +83,9 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.bridges: dict[str, tuple[str, ...]] = {}
         # Fails the first tasks of a kind: kind -> how the task ends.
         self.broken_tasks: dict[str, list[str]] = {}
+        # The share of reads that nobody answers, and the writes whose answer is lost once: (method, end of the path).
+        self.lost_reads = 0.0
+        self.lost_answers: set[tuple[str, str]] = set()
         # Is told the kind of each task that begins.
         self.on_task: Callable[[str], object] = lambda _kind: None
         self.calls: Counter[tuple[str, str]] = Counter()
@@ -166,8 +169,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         async def whole() -> Any:
             self.on_task(ttype)
             await self.pause(self.durations.get(ttype, 0.0))
-            if self.broken_tasks.get(ttype):
-                await self._break(vm, ttype)
+            if ttype != "imgcopy":
+                self._break(vm, ttype)
             note = await body()
             if vm is not None and ttype in hooks:
                 await hooks[ttype](vm)
@@ -175,13 +178,28 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
         return await super().task(node, ttype, tid, user, whole, vm=vm, **options)
 
-    async def _break(self, vm: Any, kind: str) -> None:
+    def _break(self, vm: Any, kind: str) -> None:
+        if not self.broken_tasks.get(kind):
+            return
         # A creation or a clone that fails takes its half-made VM with it.
         if vm is not None and kind in ("qmcreate", "qmclone") and vm in self.vms:
             self.vms.remove(vm)
         raise TaskError(self.broken_tasks[kind].pop(0))
 
     # --- uploads --------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _middleware(self, request: Any, handler: Any) -> Any:
+        if request.method == "GET" and self._random.random() < self.lost_reads:
+            request.transport.close()
+            raise ConnectionResetError("a read is lost")
+        response = await super()._middleware(request, handler)
+        for method, ending in set(self.lost_answers):
+            if request.method == method and request.path.endswith(ending):
+                self.lost_answers.discard((method, ending))
+                request.transport.close()
+                raise ConnectionResetError("an answer is lost")
+        return response
 
     async def _read_body(self, request: Any) -> bytes:
         """The body of an upload is read by its handler, piece by piece."""
@@ -213,6 +231,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
         async def body() -> str:
             try:
+                self._break(None, "imgcopy")
                 return self._keep(node, name, f"{content}/{filename}", spool, fields)
             finally:
                 spool.unlink(missing_ok=True)

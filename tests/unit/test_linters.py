@@ -32,11 +32,11 @@ RINGS = {
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "preflight", "publish_media", "publish_machine", "faults_machines", "audit_tools",
-        "audit_place", "audit_field",
+        "locksmith", "bundle", "pve", "pve_guest", "preflight", "publish_media", "publish_machine", "faults_machines",
+        "audit_tools", "audit_place", "audit_field",
     },
-    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish"},
-    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "cli", "__main__"},
+    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify"},
+    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "cli", "__main__"},
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.
