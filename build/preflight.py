@@ -56,7 +56,7 @@ class View:
         """Raise HostError that names every miss with its remedy."""
         if misses := self.misses:
             raise HostError(
-                f"the cluster is not ready: {len(misses)} things are missing",
+                f"the cluster is not ready: {len(misses)} of {len(self.findings)} things that were looked at are missing",
                 details="\n".join(f"{one.what}: {one.text}\n  -> {one.remedy}" for one in misses),
                 hint="python -m build doctor --proxmox shows everything that was looked at; nothing was changed",
             )  # fmt: skip

@@ -75,8 +75,10 @@ class Uploads:
                 if now - self._shown < SHOW_SECONDS and sent < self.size:
                     return
                 self._shown = now
-                total, done = self.size * len(self._sent), sum(self._sent.values())
-            self.progress.update(f"{done / GIB:.2f} of {total / GIB:.2f} GiB", done / total)
+                nodes, done = len(self._sent), sum(self._sent.values())
+            # The text stays: without a terminal each new text is a line.
+            where = node if nodes == 1 else f"{nodes} nodes"
+            self.progress.update(f"{self.size / GIB:.2f} GiB to {where}", done / (self.size * nodes))
 
         return tell
 

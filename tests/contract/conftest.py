@@ -19,9 +19,15 @@ TOKEN = cluster.Token("goldsmith@pve", "publisher", "00000000-0000-0000-0000-000
 
 
 @pytest.fixture
-def proxmox(tmp_path: Path, fakepve_cafile: str) -> Iterator[Proxmox]:
+def proxmox_class() -> type[Proxmox]:
+    """The kind of cluster: a test module may have one of its own, with machines that boot."""
+    return Proxmox
+
+
+@pytest.fixture
+def proxmox(tmp_path: Path, fakepve_cafile: str, proxmox_class: type[Proxmox]) -> Iterator[Proxmox]:
     """A cluster of one node, pve1, that accepts TOKEN and has the pool golden; tasks take no time."""
-    made = Proxmox(tmp_path / "proxmox", host=HOST, port=0)
+    made = proxmox_class(tmp_path / "proxmox", host=HOST, port=0)
     made.apitokens[TOKEN.identity] = TOKEN.secret
     made.pools["golden"] = set()
     serving = _Serving(made, fakepve_cafile, str(Path(fakepve_cafile).with_suffix(".key")))

@@ -48,12 +48,13 @@ class Bench:
     place: Path
     token: Token
     verifier: publish.Verifier = content
+    artifact: Artifact | None = None
 
     def publish(self, found: Artifact | None = None, **changes: Any) -> list[publish.Template]:
         with pve.Api(self.settings, self.token) as api:
             job = publish.Job(
-                artifact=found or make_artifact(self.place), settings=self.settings, api=api, verifier=self.verifier,
-                nodes=self.settings.nodes, tokens={Role.PUBLISHER: api},
+                artifact=found or self.artifact or make_artifact(self.place), settings=self.settings, api=api,
+                verifier=self.verifier, nodes=self.settings.nodes, tokens={Role.PUBLISHER: api},
                 media=lambda connection: OverApi(connection, self.settings),
             )  # fmt: skip
             return publish.publish(dataclasses.replace(job, **changes))
