@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     shipping.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     shipping.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
     shipping.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
+    shipping.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -191,7 +192,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
     made = ship.ship(
         Project(arguments.project.resolve()), Cache(arguments.cache.resolve()), directory=arguments.artifact,
-        nodes=arguments.node, secrets=arguments.secrets,
+        nodes=arguments.node, secrets=arguments.secrets, over_ssh=arguments.ssh,
     )  # fmt: skip
     for one in made:
         print(f"{one.node}/{one.vmid} {one.name}")

@@ -10,7 +10,7 @@ import ipaddress
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -56,7 +56,7 @@ def mac(config: Mapping[str, Any], card: str = "net0") -> str:
     return found[0].lower()
 
 
-def pick_address(interfaces: list[Mapping[str, Any]], wanted_mac: str) -> str:
+def pick_address(interfaces: Sequence[Mapping[str, Any]], wanted_mac: str) -> str:
     """Return the address of the card with that hardware address: a global v4 first, then a v6; empty when none."""
     found: dict[int, str] = {}
     for interface in interfaces:

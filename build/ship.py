@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from build import artifact, files, preflight, proxmox_verify, publish, pve, roles
+from build import artifact, files, preflight, proxmox_verify, publish, pve, qm, roles
 from build import spec as specs
 from build.cache import Cache
 from build.cluster import Role, Settings, default_secrets, token
@@ -44,9 +44,13 @@ def _nodes(settings: Settings, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def ship(
-    project: Project, cache: Cache, *, directory: Path | None, nodes: Sequence[str], secrets: Path | None
+    project: Project, cache: Cache, *, directory: Path | None, nodes: Sequence[str], secrets: Path | None,
+    over_ssh: bool = False,
 ) -> list[publish.Template]:
-    """Publish an artifact (the newest one without a directory) to the cluster of golden.yaml."""
+    """Publish an artifact (the newest one without a directory) to the cluster of golden.yaml.
+
+    ``over_ssh``: for Proxmox VE before 8.4, whose API takes no images.
+    """
     spec = specs.load(project.spec)
     settings = settings_of(spec)
     chosen = _nodes(settings, nodes)
@@ -64,7 +68,8 @@ def ship(
             publish.Job(
                 artifact=found, settings=settings, api=publisher, verifier=judge.verify, nodes=chosen,
                 tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
-                media=lambda api: OverApi(api, settings),
+                media=lambda api: qm.OverSsh(api, settings, qm.Ssh()) if over_ssh else OverApi(api, settings),
+                over_ssh=over_ssh,
             )
         )  # fmt: skip
 

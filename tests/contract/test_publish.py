@@ -8,11 +8,12 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from build import cluster, labels, preflight, publish, publish_machine, pve, roles
+from build import cluster, files, labels, preflight, publish, publish_machine, pve, roles
 from build.cluster import Role
 from build.errors import GoldsmithError, HostError, SpecError, VerificationFailed
 from tests.contract.conftest import TOKEN

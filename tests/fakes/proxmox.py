@@ -130,6 +130,16 @@ class Proxmox(FakePve):  # type: ignore[misc]
             priv = "VM.Monitor"
         return bool(super().allowed(user, path, priv))
 
+    async def _permissions(self, values: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
+        held: dict[str, dict[str, int]] = await super()._permissions(values, user)
+        if self.version_numbers[0] < AGENT_SPLIT_SINCE:
+            for names in held.values():
+                agent = [name for name in names if name.startswith("VM.GuestAgent.")]
+                names.update(dict.fromkeys(["VM.Monitor"] if agent else [], 1))
+                for name in agent:
+                    del names[name]
+        return held
+
     def _config_priv(self, key: str) -> str:
         if key in CLOUD_INIT_KEYS or re.fullmatch(r"ipconfig\d+", key):
             return "VM.Config.Cloudinit"

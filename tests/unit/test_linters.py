@@ -32,7 +32,7 @@ RINGS = {
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "pve_guest", "preflight", "publish_media", "publish_machine", "faults_machines",
+        "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine", "faults_machines",
         "audit_tools", "audit_place", "audit_field",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify"},
