@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -47,15 +48,16 @@ def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, she
             return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
 
 
-def boot(root: Path, console: Path) -> AbstractContextManager[run.Process]:
-    """Start systemd in the tree ``root``; on leaving the block the container is gone."""
+def boot(root: Path, console: Path, *, masked: Sequence[str] = ()) -> AbstractContextManager[run.Process]:
+    """Start systemd in the tree ``root`` without some units; on leaving the block, or with Goldsmith, it is gone."""
     argv = [
         "systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--register=no", "--keep-unit",
         "--private-network", "--timezone=off", "--resolv-conf=off", f"--machine={NAME}", "--console=pipe",
         # Read by systemd as a kernel's would be: a pipe is no terminal to log in at.
-        "systemd.mask=console-getty.service",
+        *(f"systemd.mask={unit}" for unit in ("console-getty.service", *masked)),
     ]  # fmt: skip
-    return run.spawn(argv, log=console, env=ENVIRONMENT, contained=False)
+    # Contained: a systemd whose systemd-nspawn was killed would live on.
+    return run.spawn(argv, log=console, env=ENVIRONMENT)
 
 
 def plant_seed(root: Path, identity: seed.Identity) -> None:
@@ -71,11 +73,18 @@ def enter(leader: int, *words: str) -> list[str]:
     return ["nsenter", "--target", str(leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", *words]
 
 
-def find_leader(nspawn: int) -> int | None:
-    """Return the host's number of the container's process 1, which is a child of systemd-nspawn."""
-    children = Path(f"/proc/{nspawn}/task/{nspawn}/children")
-    found = children.read_text().split() if children.exists() else []
-    return int(found[-1]) if found else None
+def find_leader(spawned: int) -> int | None:
+    """Return the host's number of the container's process 1: a child of systemd-nspawn, whose parent was ``spawned``."""
+    found = spawned
+    for _generation in range(2):
+        try:
+            numbers = Path(f"/proc/{found}/task/{found}/children").read_text().split()
+        except OSError:
+            return None
+        if not numbers:
+            return None
+        found = int(numbers[-1])
+    return found
 
 
 def await_running(process: run.Process, console: Path) -> int:

@@ -62,6 +62,7 @@ def test_restore(
 
     machine.reset()
     fresh = connect(machine.entry())
+    traffic.door = machine.door()
     late = Journal(fresh, journal.found, scale=min(ward.scale, 3.0))
     for content, path in ((archive, ARCHIVE), (key, KEY), (other, OTHER_KEY)):
         give(machine, content, path)
@@ -87,4 +88,5 @@ def test_restore(
         downtime_s=restored[0]["downtime_seconds"],
     )  # fmt: skip
     assert traffic.get("/health").statuses == [200]
-    late.expect("restored|golden-restore")
+    late.expect("golden-restore.*could not restore /root/broken")
+    late.expect(f"golden-restore.*restored {ARCHIVE}: {restored[0]['rows']} rows")

@@ -28,13 +28,14 @@ def test_tampering_is_found(
         lambda: host.run("golden-aide first").rc == 0, seconds=patience(AIDE_SECONDS), what="a database of AIDE", pause=5
     )
     host.check_output("golden-aide renew")
-    host.check_output("; ".join(f"cp -a {path} {path}.kept-by-faults; echo '# changed' >>{path}" for path in TAMPERED))
+    kept = {path: f"/run/kept-by-faults.{number}" for number, path in enumerate(TAMPERED)}
+    host.check_output("; ".join(f"cp -a {path} {kept[path]}; echo '# changed' >>{path}" for path in TAMPERED))
     try:
         assert host.run(f"timeout {int(patience(AIDE_SECONDS))} systemctl start golden-aide.service").rc != 0
         for path in TAMPERED:
-            journal.expect(path, unit="golden-aide.service")
+            journal.expect(f"changed: {path}$", unit="golden-aide.service")
     finally:
-        host.check_output("; ".join(f"mv {path}.kept-by-faults {path}" for path in TAMPERED))
+        host.check_output("; ".join(f"mv {kept[path]} {path}" for path in TAMPERED))
     journal.expect("golden-alert.*golden-aide")
 
 

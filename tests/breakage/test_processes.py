@@ -26,7 +26,6 @@ for round in 1 2 3; do
     echo $((($(date +%s%N) - began) / 1000000))
 done
 """
-TIER = ("nginx", "gunicorn")
 
 
 def kill_main(host: Host, unit: str) -> str:
@@ -58,12 +57,14 @@ def test_kill_application_workers(
     journal.expect(r"Worker \(pid:[0-9]+\) was sent SIGKILL", unit="gunicorn")
 
 
+# While gunicorn starts, only pages are asked for: /health gives up after seconds, as it should, where that takes long.
+
+
 @pytest.mark.req("F02", "R9", "R21", "R23")
 def test_kill_application_master(
     host: Host, load: Callable[..., Any], journal: Journal, numbers: Callable[..., None]
 ) -> None:
     """A killed gunicorn is started again by systemd, which holds its socket: no request is lost"""
-    # Pages only: /health gives up after seconds, as it should, where an application takes long to start.
     with load("/") as going:
         killed = kill_main(host, "gunicorn")
         took = wait_until(lambda: is_back(host, "gunicorn", killed), seconds=60, what="a new gunicorn")
@@ -77,7 +78,7 @@ def test_kill_application_master(
 @pytest.mark.parametrize("verb", ["restart", "reload"])
 def test_restart_application(host: Host, load: Callable[..., Any], journal: Journal, verb: str) -> None:
     """A restart or a reload of gunicorn loses no request"""
-    with load() as going:
+    with load("/") as going:
         for _round in range(3):
             host.check_output(f"systemctl {verb} gunicorn")
             going.more()

@@ -44,7 +44,7 @@ class Visitor:
     @property
     def csrf(self) -> str:
         """The name of the cookie that proves where a form came from."""
-        return next(name for name in self.cookies if "csrftoken" in name)
+        return next(name for name in self.cookies if "csrf" in name)
 
     def upload(self, size: int) -> int:
         """Upload a text file of so many bytes; return the status of the answer."""

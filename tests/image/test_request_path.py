@@ -54,7 +54,7 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
             "sockets": "stat -c '%F %a %U:%G %n' /run/gunicorn.sock; stat -f -c %T /run; ss -Hlx src /run/gunicorn.sock",
             "activation": "systemctl show -p TriggeredBy -p Requires gunicorn.service; "
             "systemctl show -p Triggers gunicorn.socket",
-            "upstream": "grep -rhoE 'proxy_pass [^;]+' /etc/nginx | sort -u",
+            "upstream": "grep -rhoE '^ *(proxy_pass|server unix:)[^;]+' /etc/nginx | sed 's/^ *//' | sort -u",
             "configured": "grep -E '^workers|^wsgi_app' /etc/gunicorn/gunicorn.conf.py",
         },
     )
@@ -122,7 +122,7 @@ def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
     assert access == "socket 660 gunicorn:www-data /run/gunicorn.sock"
     assert filesystem == "tmpfs"
     assert "LISTEN" in listening
-    assert facts["upstream"].lines == ["proxy_pass http://unix:/run/gunicorn.sock:"]
+    assert facts["upstream"].lines == ["proxy_pass http://application", "server unix:/run/gunicorn.sock max_fails=0"]
     assert "gunicorn.socket" in properties(facts["activation"])["Requires"].split()
     assert properties(facts["activation"])["Triggers"] == "gunicorn.service"
 

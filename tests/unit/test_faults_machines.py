@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +15,19 @@ import pytest
 
 from build import accel, container, run, vm
 from build.errors import StepFailed
-from build.faults_machines import Clone, Container, Target, Ward
+from build.faults_machines import OWN_MIB, Clone, Container, Target, Ward
 from tests.fakes import Fake, Fakes
-from tests.unit.helpers import gone, wait_for
+from tests.unit.helpers import gone, running, start_python, wait_for
 from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh, sealed_image
 
 TCG = accel.tcg((7, 2), reason="a test")
+HOLD_CONTAINER = """
+import sys
+from pathlib import Path
+from build import container
+with container.boot(Path(sys.argv[1]), Path(sys.argv[2])) as process:
+    process.wait(60)
+"""
 
 
 @pytest.fixture
@@ -141,7 +152,8 @@ def box(
 def test_a_container_s_changes_are_mounted_and_taken_away(box: Container, mounts: dict[str, Fake]) -> None:
     box.start()
     made = [Path(call.argv[-1]) for call in mounts["mount"].calls()]
-    assert made == [box.directory / "changes", box.root, box.root / "var/log", box.root / "var/www"]
+    own = [box.root / name.lstrip("/") for name in OWN_MIB]
+    assert made == [box.directory / "changes", box.root, *own]
     assert not mounts["umount"].calls()
     process = box.leader
     assert Path(f"/proc/{process}").exists()
@@ -157,21 +169,44 @@ def test_a_container_is_reached_through_its_network(box: Container) -> None:
     assert box.entry()["enter"][:3] == ["nsenter", "--target", "4711"]
 
 
-def test_a_killed_container_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_container_is_gone(tmp_path: Path) -> None:
     box = Container("box", tmp_path, tree=tmp_path, identity=None)  # type: ignore[arg-type]
-    with run.spawn(["sh", "-c", "sleep 300 & wait"], log=tmp_path / "log", contained=False) as process:
+    with run.spawn(["sh", "-c", "setsid sleep 300 & wait"], log=tmp_path / "log") as process:
         box._process = process
+        assert wait_for(lambda: container.find_leader(process.pid))
         child = container.find_leader(process.pid)
-        while child is None:
-            child = container.find_leader(process.pid)
         box.cut_power()
         assert process.poll() == -signal.SIGKILL
-        # One that is dead and waits to be reaped has no arguments any more.
-        assert wait_for(lambda: not _arguments(child))
+        assert not Path(f"/proc/{child}").exists()
 
 
-def _arguments(process: int) -> bytes:
+@pytest.mark.skipif(os.geteuid() != 0, reason="a container needs root")
+def test_a_container_dies_when_goldsmith_is_killed(tmp_path: Path) -> None:
+    token = f"token-{secrets.token_hex(8)}"
+    root = tmp_path / "root"
+    make_tiny_system(root, f"#!/bin/sh\nsh -c 'sleep 300; :' {token} &\nwait\n")
+    goldsmith = start_python(HOLD_CONTAINER, root, tmp_path / "console.log")
     try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        assert wait_for(lambda: running(token), seconds=30), (tmp_path / "console.log").read_text()
+        goldsmith.send_signal(signal.SIGKILL)
+        goldsmith.wait(10)
+        assert gone(token), running(token)
+    finally:
+        goldsmith.kill()
+        goldsmith.communicate()
+        for survivor in running(token):
+            os.kill(survivor, signal.SIGKILL)
+
+
+def make_tiny_system(root: Path, init: str) -> None:
+    """Make a tree that systemd-nspawn boots: a shell and ``sleep`` with their libraries, and a first process."""
+    for program in ("/bin/sh", "/bin/sleep"):
+        libraries = re.findall(r"/\S+", run.run(["ldd", program], timeout=60).stdout)
+        for path in (program, *libraries):
+            target = root / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    for name, text, mode in (("usr/lib/os-release", "ID=tiny\n", 0o644), ("sbin/init", init, 0o755)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -125,3 +126,45 @@ def test_a_file_that_others_may_write_is_not_believed(module: ModuleType, tmp_pa
 
 def test_no_file_is_no_fault(module: ModuleType, tmp_path: Path) -> None:
     assert module.read(tmp_path / "site.yaml") == (module.defaults(), [])
+
+
+def collect(module: ModuleType, tmp_path: Path, sku: str, file: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Return the settings and the keys of the faults, with a hypervisor that says ``sku``."""
+    (tmp_path / "sku").write_text(f"{sku}\n")
+    if file:
+        (tmp_path / "site.yaml").write_text(file)
+        (tmp_path / "site.yaml").chmod(0o600)
+    settings, faults = module.collect(tmp_path / "site.yaml", hypervisor=tmp_path / "sku")
+    return settings, [fault.key for fault in faults]
+
+
+TOLD = 'golden:{"admin_cidrs":["192.0.2.0/24"],"server_names":["www.example.org"]}'
+
+
+def test_the_hypervisor_may_tell_networks_and_names(module: ModuleType, tmp_path: Path) -> None:
+    settings, faults = collect(module, tmp_path, TOLD)
+    assert faults == []
+    assert (settings["admin_cidrs"], settings["server_names"]) == (["192.0.2.0/24"], ["www.example.org"])
+
+
+@pytest.mark.parametrize("sku", ["", "Not Specified", "pc-q35-9.2", '{"admin_cidrs":["192.0.2.0/24"]}'])
+def test_an_ordinary_machine_tells_nothing(module: ModuleType, tmp_path: Path, sku: str) -> None:
+    assert collect(module, tmp_path, sku) == (module.defaults(), [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the file must be root's")
+def test_the_file_comes_before_the_hypervisor(module: ModuleType, tmp_path: Path) -> None:
+    settings, faults = collect(module, tmp_path, TOLD, "admin_cidrs: [198.51.100.0/24]\n")
+    assert faults == []
+    assert (settings["admin_cidrs"], settings["server_names"]) == (["198.51.100.0/24"], ["www.example.org"])
+    settings, faults = collect(module, tmp_path, TOLD, "admin_cidrs: [everywhere]\n")
+    assert (settings["admin_cidrs"], faults) == ([], ["admin_cidrs[0]"])
+
+
+@pytest.mark.parametrize(
+    "sku", ['golden:{"admin_cidrs":["0.0.0.0/0"]}', "golden:{", 'golden:{"alerts":{"webhook":"https://x.example/"}}']
+)
+def test_what_the_hypervisor_may_not_tell_is_refused(module: ModuleType, tmp_path: Path, sku: str) -> None:
+    settings, faults = collect(module, tmp_path, sku)
+    assert settings == module.defaults()
+    assert faults != []

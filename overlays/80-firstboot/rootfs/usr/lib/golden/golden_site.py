@@ -18,6 +18,10 @@ from urllib.parse import urlsplit
 import yaml
 
 LARGEST_FILE = 64 * 1024
+# What Proxmox VE can tell a machine whose cloud-init drive it writes itself: smbios1's field sku, "golden:" and JSON.
+HYPERVISOR = Path("/sys/class/dmi/id/product_sku")
+HYPERVISOR_MARK = "golden:"
+FROM_HYPERVISOR = ("admin_cidrs", "server_names")
 HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAIL_ADDRESS = re.compile(r"[A-Za-z0-9._%+=-]{1,64}@[A-Za-z0-9.-]{1,253}")
 BACKUP_TARGET = re.compile(
@@ -68,6 +72,28 @@ def read(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     except (OSError, UnicodeDecodeError) as error:
         return defaults(), [Fault(str(path), str(error), "make it a readable text file")]
     return parse(text, name=str(path))
+
+
+def collect(path: Path, *, hypervisor: Path = HYPERVISOR) -> tuple[dict[str, Any], list[Fault]]:
+    """Read the file, and take from the hypervisor what the file is silent about (the keys of FROM_HYPERVISOR)."""
+    settings, faults = read(path)
+    try:
+        text = hypervisor.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return settings, faults
+    if not text.startswith(HYPERVISOR_MARK):
+        return settings, faults
+    told, more = parse(text.removeprefix(HYPERVISOR_MARK), name="smbios1 sku")
+    for key in FROM_HYPERVISOR:
+        # A key that stands in the file with a fault stays closed: the operator meant something else.
+        if not settings[key] and not any(fault.key.startswith(key) for fault in faults):
+            settings[key] = told[key]
+    others = [
+        Fault(key, "(not shown)", f"only {' and '.join(FROM_HYPERVISOR)} can be told by the hypervisor; write it to {path}")
+        for key, value in told.items()
+        if key not in FROM_HYPERVISOR and value != defaults()[key]
+    ]
+    return settings, [*faults, *more, *others]
 
 
 def parse(text: str, *, name: str = "site.yaml") -> tuple[dict[str, Any], list[Fault]]:
