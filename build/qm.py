@@ -146,4 +146,3 @@ def _execute(client: paramiko.SSHClient, node: str, argv: list[str]) -> str:
             hint="run it by hand on the node to see more",
         )  # fmt: skip
     return text
-
