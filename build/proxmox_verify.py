@@ -132,7 +132,9 @@ class Judge:
             vmid, task = subject.ids.take(), {"upid": ""}
 
             def take_back(vmid: int = vmid, task: dict[str, str] = task) -> None:
-                take_away(api, subject.node, vmid, run=subject.label.run, upid=task["upid"])
+                take_away(
+                    api, subject.node, vmid, run=subject.label.run, upid=task["upid"], source=subject.vmid
+                )
 
             try:
                 # The description comes along: the next run knows by it what a killed one has left.

@@ -17,6 +17,9 @@ CREATE_SECONDS = 7200.0
 SETTLE_SECONDS = 600.0
 TRIES = 3
 TASKS_LOOKED_AT = 20
+# pve-manager, Tasks.pm: the status of a task in the list that has not ended.
+RUNNING = "RUNNING"
+OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
 
@@ -168,12 +171,14 @@ class Machine:
                 return
 
 
-def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "") -> None:
-    """Remove a machine that this run made, or was making when the answer was lost.
+def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", source: int = 0) -> None:
+    """Remove a machine that this run made, or was making when the answer was lost; ``source``: what it is a clone of.
 
     Without the task's id only a machine with this run's label is removed: the number may be somebody else's.
     """
-    for task in [upid] if upid else _tasks(api, node, vmid):
+    # Proxmox notes a clone's task under the number of its source.
+    found = [*_tasks(api, node, vmid), *(_tasks(api, node, source, kinds=("qmclone",)) if source and not upid else [])]
+    for task in dict.fromkeys([upid, *found] if upid else found):
         _end(api, node, task)
     config = _config(api, node, vmid)
     if config is None:
@@ -209,10 +214,11 @@ def _config(api: Api, node: str, vmid: int) -> dict[str, Any] | None:
     return found
 
 
-def _tasks(api: Api, node: str, vmid: int) -> list[str]:
-    """Return the creations of a machine that run: the token sees its own."""
+def _tasks(api: Api, node: str, vmid: int, *, kinds: Collection[str] = OUR_TASKS) -> list[str]:
+    """Return the tasks of a machine that run: the token sees its own."""
     listed = api.get(f"/nodes/{node}/tasks", vmid=vmid, source="all", limit=TASKS_LOOKED_AT)
-    return [str(one["upid"]) for one in listed if one.get("type") in ("qmcreate", "qmclone") and not one.get("status")]
+    running = [one for one in listed if one.get("status", RUNNING) == RUNNING]
+    return [str(one["upid"]) for one in running if one.get("type") in kinds]
 
 
 def _end(api: Api, node: str, upid: str) -> None:

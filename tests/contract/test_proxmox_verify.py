@@ -126,6 +126,16 @@ def test_an_image_that_fails_there_is_not_published(judged: Bench, tmp_path: Pat
     assert judged.proxmox.inventory() == before
 
 
+def test_a_clone_whose_answer_was_lost_is_found(judged: Bench) -> None:
+    before = judged.proxmox.inventory()
+    judged.proxmox.time_scale = 0.05
+    judged.proxmox.durations["qmclone"] = 20.0
+    judged.proxmox.lost_answers.add(("POST", "/clone"))
+    with pytest.raises(GoldsmithError, match="does not answer"):
+        judged.publish()
+    assert judged.proxmox.inventory() == before
+
+
 @pytest.mark.parametrize("kind", ["qmclone", "qmstart"])
 def test_a_clone_that_cannot_be_made_or_started(judged: Bench, kind: str) -> None:
     before = judged.proxmox.inventory()

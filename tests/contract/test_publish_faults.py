@@ -118,6 +118,17 @@ def test_a_task_that_does_not_end_in_time(bench: Bench, monkeypatch: pytest.Monk
     assert bench.proxmox.inventory() == before
 
 
+@pytest.mark.parametrize("path", [CREATE, TEMPLATE])
+def test_a_task_whose_answer_was_lost_is_found_and_ended(bench: Bench, path: str) -> None:
+    before = bench.proxmox.inventory()
+    bench.proxmox.time_scale = 0.05
+    bench.proxmox.durations = {"qmcreate": 20.0, "qmtemplate": 20.0}
+    bench.proxmox.lost_answers.add(("POST", path))
+    with pytest.raises(GoldsmithError, match="does not answer"):
+        bench.publish()
+    assert bench.proxmox.inventory() == before
+
+
 def test_a_slow_task_is_waited_for(bench: Bench) -> None:
     bench.proxmox.time_scale = 0.1
     bench.proxmox.durations = {"qmcreate": 10.0, "imgcopy": 5.0, "qmtemplate": 5.0, "imgdel": 2.0}

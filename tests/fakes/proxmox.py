@@ -169,6 +169,11 @@ class Proxmox(FakePve):  # type: ignore[misc]
             return str(wanted)
         return str(next(number for number in range(100, 10**9) if not self._qm_taken(number)))
 
+    def _task_view(self, task: dict[str, Any], listing: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        # pve-manager, Tasks.pm: what has not ended is listed as RUNNING.
+        found: dict[str, Any] = super()._task_view(task, listing)
+        return {"status": "RUNNING", **found} if listing else found
+
     async def task(self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **options: Any) -> Any:
         """Start a task; the lab's hook follows what fakepve does, and ``broken_tasks`` and ``durations`` come first."""
         hooks: dict[str, Callable[[Any], Awaitable[None]]] = {

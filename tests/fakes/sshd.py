@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -65,9 +66,11 @@ class _Session(paramiko.ServerInterface):  # type: ignore[misc]
 
     def _run(self, channel: Any, argv: list[str]) -> None:
         status, text = self.node.run(argv)
-        (channel.sendall if status == 0 else channel.sendall_stderr)(text.encode())
-        channel.send_exit_status(status)
-        channel.close()
+        # A client that has gone away is no matter.
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            (channel.sendall if status == 0 else channel.sendall_stderr)(text.encode())
+            channel.send_exit_status(status)
+            channel.close()
 
 
 class Node:
@@ -94,7 +97,7 @@ class Node:
             transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files)
             try:
                 transport.start_server(server=_Session(self))
-            except (paramiko.SSHException, EOFError):
+            except (paramiko.SSHException, EOFError, OSError):
                 transport.close()
 
     def run(self, argv: list[str]) -> tuple[int, str]:
