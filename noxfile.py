@@ -53,8 +53,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def doctor(session: nox.Session) -> None:
-    """Show what a build needs from this host, and what is missing."""
-    install(session, *TOOL)
+    """Show what a build needs from this host, and what is missing; -- --proxmox looks at the cluster."""
+    install(session, *TOOL, *(PROXMOX if {"--proxmox", "--roles"} & set(session.posargs) else ()))
     goldsmith(session, "doctor")
 
 
@@ -112,6 +112,13 @@ def bench(session: nox.Session) -> None:
     """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
     install(session, *TOOL, *IMAGE_TESTS)
     goldsmith(session, "bench")
+
+
+@nox.session
+def publish(session: nox.Session) -> None:
+    """Take the newest artifact to the Proxmox VE of golden.yaml, verify clones there, make it a protected template."""
+    install(session, *TOOL, *IMAGE_TESTS, *PROXMOX)
+    goldsmith(session, "publish")
 
 
 @nox.session

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--plan", action="store_true", help="print what would be made and why, and stop")
     verb("plan", _plan, "print what a build would make, and why")
     verb("setup", _setup, "install the host tools that are missing, or name them")
-    verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing")
+    _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
     lock = verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files")
     lock.add_argument("what", nargs="*", choices=["rootfs", "installer", "wheels", []], help="only these (default: all)")
     boot = verb("boot", _boot, "start a throw-away clone of the newest image; Ctrl-C ends it")
@@ -91,12 +91,24 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
+    shipping = verb("publish", _publish, "take a verified artifact to Proxmox VE, verify clones there, make it a template")
+    shipping.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    shipping.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
+    shipping.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
+    shipping.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--proxmox", action="store_true", help="look at the cluster of golden.yaml instead")
+    parser.add_argument("--roles", action="store_true", help="print the commands that grant our tokens what they need")
+    parser.add_argument("--pve", type=int, choices=[8, 9], metavar="8|9", help="for --roles: the version (default: ask)")
+    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600")
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +187,32 @@ def _setup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    made = ship.ship(
+        Project(arguments.project.resolve()), Cache(arguments.cache.resolve()), directory=arguments.artifact,
+        nodes=arguments.node, secrets=arguments.secrets, over_ssh=arguments.ssh,
+    )  # fmt: skip
+    for one in made:
+        print(f"{one.node}/{one.vmid} {one.name}")
+    return 0
+
+
+def _cluster_doctor(arguments: argparse.Namespace) -> int:
+    from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    project = Project(arguments.project.resolve())
+    if arguments.roles:
+        major = arguments.pve or ship.major(project, secrets=arguments.secrets)
+        print("\n".join(ship.grants(project, major=major)))
+        return 0
+    return doctor.report_cluster(ship.look(project, secrets=arguments.secrets))
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.proxmox or arguments.roles:
+        return _cluster_doctor(arguments)
     return doctor.report(
         project=Project(arguments.project.resolve()), cache=arguments.cache.resolve(),
         packer_choice=arguments.packer or os.environ.get("PACKER", ""), mirrors=lambda: _mirrors(arguments),

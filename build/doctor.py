@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from build import accel, files, host, packer, run
 from build.apt import Mirrors
 from build.errors import GoldsmithError
 from build.project import Project
+
+if TYPE_CHECKING:
+    # It needs packages that a build does not.
+    from build.preflight import Finding
 
 GOOD, BAD, NOTE = "ok", "MISSING", "note"
 STEADY_QEMU = (10, 0)
@@ -27,6 +32,16 @@ def report(*, project: Project, cache: Path, packer_choice: str, mirrors: Callab
     if missing:
         print(f"\nInstall what is missing, as root:\n    {host.install_command(missing)}")
     return 2 if any(state == BAD for state, _, _ in rows) else 0
+
+
+def report_cluster(findings: Sequence[Finding]) -> int:
+    """Print one line for each thing that was looked at on the cluster, each miss with its remedy; return 0 or 2."""
+    width = max(len(one.what) for one in findings)
+    for one in findings:
+        print(f"{GOOD if one.good else BAD:<8} {one.what:<{width}}  {one.text}")
+        if not one.good:
+            print(f"{'':<8} {'':<{width}}  -> {one.remedy}")
+    return 0 if all(one.good for one in findings) else 2
 
 
 def _tools() -> list[tuple[str, str, str]]:

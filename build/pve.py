@@ -56,11 +56,12 @@ class TaskFailed(StepFailed):
 
 
 class Api:
-    """A connection for one thread. ``calls`` counts what was asked, by method."""
+    """A connection for one thread. ``calls`` counts what was asked, by method; ``before`` is called ahead of each call."""
 
     def __init__(self, settings: Settings, token: Token) -> None:
         self.settings, self.token = settings, token
         self.calls: Counter[str] = Counter()
+        self.before: Callable[[], None] = lambda: None
         self._short, self._long = self._connect(API_SECONDS), self._connect(UPLOAD_SECONDS)
 
     def _connect(self, timeout: int) -> Any:
@@ -116,6 +117,7 @@ class Api:
         return self._call("delete", path, parameters)
 
     def _call(self, method: str, path: str, parameters: Mapping[str, Any], *, api: Any = None) -> Any:
+        self.before()
         self.calls[method] += 1
         # The API's names carry hyphens, Python's cannot.
         named = {key.replace("_", "-"): value for key, value in parameters.items()}
@@ -163,9 +165,14 @@ class Api:
         lines = self.get(f"/nodes/{node}/tasks/{upid}/log", limit=0)
         return [str(line.get("t", "")) for line in lines][-TASK_LOG_LINES:]
 
+    def version(self) -> tuple[int, int]:
+        """Return the version of Proxmox VE: major and minor."""
+        major, minor, *_ = (*str(self.get("/version")["version"]).split("-")[0].split("."), "0")
+        return int(major), int(minor)
+
     def major(self) -> int:
         """Return the major version of Proxmox VE."""
-        return int(str(self.get("/version")["version"]).split(".")[0])
+        return self.version()[0]
 
 
 class _Sent(io.FileIO):

@@ -1,7 +1,8 @@
 """Least privilege on Proxmox VE: what each of our tokens needs, where, and the commands that grant it.
 
 Source: the permission checks of qemu-server (PVE/API2/Qemu.pm, Agent.pm) and pve-storage (PVE/API2/Storage). Version 9
-split VM.Monitor; to ask the guest agent for addresses needs VM.GuestAgent.Audit there and VM.Monitor before.
+split VM.Monitor; to ask the guest agent for addresses needs VM.GuestAgent.Audit there, to read a clone's host key
+VM.GuestAgent.FileRead, and both VM.Monitor before. What a clone is told of its site travels in its SMBIOS: VM.Config.HWType.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ class Grant:
     purpose: str
 
 
-def agent_privilege(major: int) -> str:
-    """Return the privilege to ask a guest agent for addresses on a major version of Proxmox VE."""
-    return "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
+def agent_privileges(major: int) -> frozenset[str]:
+    """Return the privileges to ask a guest agent for addresses and the host key on a major version of Proxmox VE."""
+    return frozenset({"VM.GuestAgent.Audit", "VM.GuestAgent.FileRead"} if major >= GUEST_AGENT_SINCE else {"VM.Monitor"})
 
 
 def grants(role: Role, settings: Settings, *, major: int) -> tuple[Grant, ...]:
     """Return what the token of ``role`` needs on a cluster of that major version."""
     pool, disks, media = f"/pool/{settings.pool}", f"/storage/{settings.storage}", f"/storage/{settings.media}"
     network = f"/sdn/zones/localnetwork/{settings.bridge}" + (f"/{settings.vlan}" if settings.vlan else "")
-    clone = frozenset({"VM.Allocate", "VM.Audit", "VM.Clone", "VM.PowerMgmt", agent_privilege(major)})
+    clone = agent_privileges(major) | {"VM.Allocate", "VM.Audit", "VM.Clone", "VM.PowerMgmt"}
     shared = (
         Grant(disks, frozenset({"Datastore.AllocateSpace", "Datastore.Audit"}), "make disks"),
         Grant(network, frozenset({"SDN.Use"}), "attach the network card"),
@@ -46,9 +47,9 @@ def grants(role: Role, settings: Settings, *, major: int) -> tuple[Grant, ...]:
         upload = frozenset(f"Datastore.{what}" for what in ("AllocateTemplate", "Allocate", "Audit", "AllocateSpace"))
         templates = Grant(pool, clone | _CONFIG, "make, mark and protect templates")
         return (templates, Grant(media, upload, "upload the image"), *shared)
-    config = frozenset({"VM.Config.CDROM", "VM.Config.Cloudinit", "VM.Config.Network", "VM.Config.Options"})
+    config = frozenset(f"VM.Config.{what}" for what in ("CDROM", "Cloudinit", "HWType", "Network", "Options"))
     if role is Role.VERIFIER:
-        return (Grant(pool, clone | config, "start and remove clones of the template"), *shared)
+        return (Grant(pool, clone | config | {"VM.Config.Disk"}, "start and remove clones of the template"), *shared)
     operator = clone | config | {"VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk"}
     return (Grant(pool, frozenset(operator), "clone and configure machines"), *shared)
 

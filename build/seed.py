@@ -68,7 +68,9 @@ def write(directory: Path, name: str, identity: Identity, *, admin_cidrs: Sequen
     return target
 
 
-def write_ssh_config(directory: Path, *, alias: str, port: int, host_keys: Sequence[str], identity: Identity) -> Path:
+def write_ssh_config(
+    directory: Path, *, alias: str, port: int, host_keys: Sequence[str], identity: Identity, host: str = LOOPBACK
+) -> Path:
     """Write the ssh configuration for a clone whose host keys are known; unknown keys are refused.
 
     The control socket lies in a directory with a short path of its own: such paths are limited to 108 bytes.
@@ -76,7 +78,7 @@ def write_ssh_config(directory: Path, *, alias: str, port: int, host_keys: Seque
     known = directory / "known_hosts"
     files.write_atomic(known, "".join(f"{alias} {key}\n" for key in host_keys))
     config = {
-        "HostName": LOOPBACK, "Port": str(port), "User": identity.user, "IdentityFile": str(identity.key),
+        "HostName": host, "Port": str(port), "User": identity.user, "IdentityFile": str(identity.key),
         "IdentitiesOnly": "yes", "HostKeyAlias": alias, "UserKnownHostsFile": str(known),
         "GlobalKnownHostsFile": "/dev/null", "StrictHostKeyChecking": "yes", "BatchMode": "yes",
         "PasswordAuthentication": "no", "ConnectTimeout": "20", "ConnectionAttempts": "1", "LogLevel": "ERROR",

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from build import log, run, seed
 from build.accel import Accelerator
@@ -343,8 +343,21 @@ def clones(
         yield tuple(started)
 
 
+class Reachable(Protocol):
+    """A machine with an SSH configuration of its own."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def ssh_config(self) -> Path: ...
+
+    @property
+    def alias(self) -> str: ...
+
+
 @contextmanager
-def shared_connection(made: Clone) -> Iterator[None]:
+def shared_connection(made: Reachable) -> Iterator[None]:
     """Keep one SSH connection open that every later command goes through: a login costs an emulated guest a second.
 
     A child of ours rather than ssh's own ControlPersist, which would leave a process behind.

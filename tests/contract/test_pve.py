@@ -105,7 +105,7 @@ def test_writing_is_not_repeated(api: pve.Api, fakepve: Any) -> None:
 
 
 def test_upload_streams_and_is_checked(api: pve.Api, fakepve: Any, tmp_path: Path) -> None:
-    """The fake has no content type import yet, and keeps the body in its memory, which is this process's too."""
+    """The plain fake has no content type import, and keeps the body in its memory, which is this process's too."""
     image = tmp_path / "image.qcow2"
     with image.open("wb") as stream:
         stream.truncate(48 << 20)

@@ -19,6 +19,7 @@ from testinfra.backend import base as testinfra_base
 from testinfra.host import Host
 
 from build.sealed import SealedImage
+from build.seed import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Machine:
     ports: dict[str, int]
     disk_mib: int
     console: str
+    address: str
 
 
 class _Entered(testinfra_base.BaseBackend):  # type: ignore[misc]
@@ -64,7 +66,7 @@ def context(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def target(context: dict[str, Any]) -> str:
-    """What is tested: ``vm`` or ``container``."""
+    """What is tested: ``vm``, ``container``, or ``proxmox``: clones on a node."""
     return str(context["target"])
 
 
@@ -79,7 +81,10 @@ def spec(context: dict[str, Any]) -> SimpleNamespace:
 def machines(context: dict[str, Any]) -> list[Machine]:
     """Every clone with what it was made from."""
     return [
-        Machine(one["name"], connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"])
+        Machine(
+            one["name"], connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"],
+            one.get("address", LOOPBACK),
+        )
         for one in context["clones"]
     ]
 
@@ -114,6 +119,8 @@ def disk_size_mib(machines: list[Machine]) -> int:
 @pytest.fixture(scope="session")
 def sealed(context: dict[str, Any]) -> SealedImage:
     """The sealed disk, read from outside."""
+    if not context["sealed"]:
+        pytest.skip("the sealed disk was judged when the artifact was made, and a node has the same bytes")
     return SealedImage(Path(context["sealed"]))
 
 

@@ -31,6 +31,7 @@ VERBS = (
     "faults",
     "lock",
     "plan",
+    "publish",
     "requirements",
     "setup",
 )

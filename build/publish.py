@@ -1,0 +1,318 @@
+"""Takes a verified artifact to a cluster: the same bytes on every node, proved by clones there, then kept immutable.
+
+Publishing adds and never replaces: the same image is not published twice, and a name that stands for another image is
+refused. What fails, or is interrupted, is taken back: what this run made, and nothing else. A run that was killed is
+continued by the next one: an uploaded image is used, a half-made machine of the same image is removed and made anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from build import artifact, labels, log, preflight
+from build.artifact import Artifact
+from build.cluster import Role, Settings
+from build.errors import GoldsmithError, SpecError, StepFailed, VerificationFailed
+from build.labels import Label, State
+from build.publish_machine import Machine, Stopped, Undo, VmIds, remove
+from build.publish_media import Brought, Media, Uploads
+from build.pve import Api
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a verifier judges: a stopped machine on a node, from which it makes its clones.
+
+    ``ids`` gives numbers for them; ``check`` raises when the user wants to stop: a verifier calls it now and then.
+    """
+
+    node: str
+    vmid: int
+    label: Label
+    ids: VmIds
+    check: Callable[[], None]
+
+
+Verifier = Callable[[Subject], None]
+
+
+class Outcome(StrEnum):
+    """What became of a node."""
+
+    PUBLISHED = "published"
+    THERE = "was there already"
+    FINISHED = "was verified before, and is finished now"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template on the cluster."""
+
+    node: str
+    vmid: int
+    name: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run publishes, where, and with what."""
+
+    artifact: Artifact
+    settings: Settings
+    api: Api
+    verifier: Verifier
+    nodes: tuple[str, ...]
+    tokens: Mapping[Role, Api]
+    media: Callable[[Api], Media]
+    # Whether ``media`` needs no content type import: the way for Proxmox VE before 8.4.
+    over_ssh: bool = False
+
+
+def publish(job: Job) -> list[Template]:
+    """Publish an artifact; return the templates, in the order of the nodes.
+
+    Raises SpecError when the artifact is damaged or its name is taken, HostError when the cluster is not ready,
+    VerificationFailed when clones failed on a node, StepFailed when a step failed: what was made is gone again then.
+    """
+    check_artifact(job.artifact)
+    label = labels.of(job.artifact, state=State.PUBLISHING, published=_now(), run=secrets.token_hex(8))
+    image = job.artifact.manifest["image"]
+    with log.step("Looking at the cluster", done="the cluster is ready"):
+        need = preflight.Need(int(image["bytes"]), int(image["virtual_mib"]) << 20)
+        view = preflight.look(
+            job.api, job.settings, nodes=job.nodes, need=need, tokens=job.tokens, ssh=job.over_ssh
+        )  # fmt: skip
+        view.require()
+        guests = job.api.get("/cluster/resources", type="vm")
+        places = _places(job, label, guests, shared=view.disks_shared)
+    if all(place.outcome is Outcome.THERE and not place.leftovers for place in places):
+        return [_already(job, label, place) for place in places]
+    run = _Run(job, label, taken={int(one["vmid"]) for one in guests}, media_shared=view.media_shared)
+    with log.step(f"Publishing {label.template} to {', '.join(place.node for place in places)}", done="published"):
+        return run.all_of(places)
+
+
+def check_artifact(found: Artifact) -> None:
+    """Raise SpecError unless every byte of the artifact is what was verified."""
+    if problems := artifact.check(found.path):
+        raise SpecError(
+            f"{found.path} is not what was verified", details="\n".join(problems), hint="build anew: nox -s build"
+        )
+    verdict = found.manifest["verification"]
+    if verdict.get("failed") or not verdict.get("passed"):
+        raise SpecError(f"{found.path} was not verified", hint="build anew: nox -s build")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node that shall have the template, what is there already, and what a run that was killed left."""
+
+    node: str
+    outcome: Outcome
+    vmid: int = 0
+    leftovers: tuple[tuple[str, int, Label], ...] = ()
+
+
+def _places(job: Job, label: Label, guests: Sequence[Mapping[str, Any]], *, shared: bool) -> list[_Place]:
+    """Decide what to do on each node; one configuration is read for each guest that bears our name."""
+    nodes = job.nodes[:1] if shared else job.nodes
+    found: dict[str, list[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]] = {node: [] for node in nodes}
+    for guest in guests:
+        name, node = str(guest.get("name", "")), str(guest["node"])
+        if name != label.template and not name.startswith(f"{label.template}-check-"):
+            continue
+        if not shared and node not in found:
+            continue
+        config = job.api.get(f"/nodes/{node}/{guest['id']}/config")
+        theirs = labels.parse(config.get("description", ""))
+        if theirs is None or theirs.digest != label.digest:
+            raise _taken(label, guest, theirs)
+        found[nodes[0] if shared else node].append((guest, theirs, config))
+    return [_decide(node, label, found[node]) for node in nodes]
+
+
+def _decide(node: str, label: Label, found: Sequence[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]) -> _Place:
+    leftovers = []
+    finished: _Place | None = None
+    for guest, theirs, config in found:
+        where, vmid = str(guest["node"]), int(guest["vmid"])
+        if guest.get("name") == label.template and guest.get("template"):
+            done = theirs.state is State.TEMPLATE and int(config.get("protection", 0))
+            finished = _Place(where, Outcome.THERE if done else Outcome.FINISHED, vmid)
+        elif theirs.state is State.PUBLISHING and not int(config.get("protection", 0)) and not guest.get("template"):
+            leftovers.append((where, vmid, theirs))
+        else:
+            raise _taken(label, guest, theirs)
+    if finished:
+        return _Place(finished.node, finished.outcome, finished.vmid, tuple(leftovers))
+    return _Place(node, Outcome.PUBLISHED, 0, tuple(leftovers))
+
+
+def _taken(label: Label, guest: Mapping[str, Any], theirs: Label | None) -> SpecError:
+    what = f"image {theirs.digest[:artifact.DIGEST_HEX]}" if theirs else "a machine that Goldsmith did not make"
+    return SpecError(
+        f"{guest.get('name')} on {guest['node']} (VM {guest['vmid']}) is {what}, not {label.digest[:artifact.DIGEST_HEX]}",
+        hint="a published name is never given to other bytes: raise the version in golden.yaml, build, and publish that",
+    )
+
+
+class _Run:
+    """One run over all its nodes: a bounded number of threads, each with a connection of its own."""
+
+    def __init__(self, job: Job, label: Label, *, taken: set[int], media_shared: bool) -> None:
+        self.job, self.label = job, label
+        self.ids = VmIds(job.settings.vmids, taken)
+        self.stop = threading.Event()
+        self.uploads = Uploads(job.artifact.image.stat().st_size)
+        # All nodes import from one file then: it is uploaded once, and removed when the last one is done.
+        self.media_shared = media_shared
+        self._uploading = threading.Lock()
+        self._uploaded = False
+
+    def all_of(self, places: Sequence[_Place]) -> list[Template]:
+        """Publish to every place; return the templates, or raise what went wrong after everything has settled."""
+        with ThreadPoolExecutor(min(len(places), preflight.MOST_CONNECTIONS)) as pool:
+            futures = [pool.submit(self._one, place) for place in places]
+            try:
+                _settle(futures)
+            except KeyboardInterrupt:
+                self.stop.set()
+                log.warn("interrupted: what this run has made is being removed; please wait")
+                _settle_patiently(futures)
+                raise
+            finally:
+                self.uploads.progress.finish()
+                if self.media_shared and futures[0].done():
+                    self._remove_shared(places[0].node, futures)
+        return _results(places, futures)
+
+    def _one(self, place: _Place) -> Template:
+        """Publish to one node; take back what was made when that fails."""
+        undo = Undo()
+        with self.job.api.another() as api:
+            api.before = self._check
+            try:
+                return self._steps(api, place, undo)
+            except BaseException:
+                # Only new work is refused to somebody who wants to stop: what is half-made has to go.
+                api.before = _nothing
+                for problem in undo.run():
+                    log.warn(f"{place.node}: {problem}")
+                raise
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped("publishing was interrupted", hint="run the same command again: it continues")
+
+    def _steps(self, api: Api, place: _Place, undo: Undo) -> Template:
+        node = place.node
+        for where, vmid, theirs in place.leftovers:
+            remove(api, where, vmid)
+            log.info(f"{where}: VM {vmid} was left half-made by a run that was killed ({theirs.run}): it is removed")
+        media = self.job.media(api)
+        machine = Machine(api, self.job.settings, node, self.label, ids=self.ids, undo=undo, vmid=place.vmid)
+        if place.outcome is Outcome.PUBLISHED:
+            machine.create(media, self._bring(media, node, undo))
+            log.info(f"{node}: VM {machine.vmid} is made of the image; clones of it are verified next")
+            self.job.verifier(Subject(node, machine.vmid, self.label, self.ids, self._check))
+            machine.to_template()
+        if place.outcome is not Outcome.THERE:
+            machine.finish()
+        # From here on it is published: nothing of it is taken back.
+        undo.forget()
+        if not self.media_shared:
+            _tidy(media, node, self.label)
+        log.info(f"{node}: {self.label.template} is VM {machine.vmid}: {place.outcome}")
+        return Template(node, machine.vmid, self.label.template, place.outcome)
+
+    def _bring(self, media: Media, node: str, undo: Undo) -> Brought:
+        if not self.media_shared:
+            medium = self.label.medium
+            return self._find_or_bring(media, node, lambda: undo.add(medium, lambda: media.remove(node, self.label)))
+        with self._uploading:
+            return self._find_or_bring(media, node, self._note_upload)
+
+    def _find_or_bring(self, media: Media, node: str, ahead: Callable[[], None]) -> Brought:
+        self._check()
+        source = self.job.artifact
+        if found := media.find(node, source, self.label):
+            return found
+        ahead()
+        return media.bring(node, source, self.label, self.uploads.teller(node, self._check))
+
+    def _note_upload(self) -> None:
+        self._uploaded = True
+
+    def _remove_shared(self, node: str, futures: Sequence[Future[Template]]) -> None:
+        complete = all(future.done() and future.exception() is None for future in futures)
+        if self._uploaded or complete:
+            with self.job.api.another() as api:
+                _tidy(self.job.media(api), node, self.label)
+
+
+def _already(job: Job, label: Label, place: _Place) -> Template:
+    log.info(f"{label.template} is on {place.node} already, as {place.vmid}: the same image is not published twice.")
+    # A run that was killed at its very end leaves the uploaded image.
+    _tidy(job.media(job.api), place.node, label)
+    return Template(place.node, place.vmid, label.template, Outcome.THERE)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _tidy(media: Media, node: str, label: Label) -> None:
+    """Remove the uploaded image; the template is complete without it, so that a failure is only told."""
+    try:
+        media.remove(node, label)
+    except GoldsmithError as error:
+        log.warn(f"{node}: {label.medium} could not be removed: {error.brief}; the next run tries again")
+
+
+def _settle(futures: Sequence[Future[Template]]) -> None:
+    pending = set(futures)
+    while pending:
+        # In pieces: a wait without end would not notice Ctrl-C on every platform.
+        _done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+
+
+def _settle_patiently(futures: Sequence[Future[Template]]) -> None:
+    while True:
+        try:
+            return _settle(futures)
+        except KeyboardInterrupt:
+            log.warn("what this run has made is still being removed; please wait")
+
+
+def _results(places: Sequence[_Place], futures: Sequence[Future[Template]]) -> list[Template]:
+    errors = {place.node: error for place, future in zip(places, futures, strict=True) if (error := future.exception())}
+    if not errors:
+        return [future.result() for future in futures]
+    for error in errors.values():
+        if len(places) == 1 or not isinstance(error, GoldsmithError):
+            raise error
+    failed = any(isinstance(error, VerificationFailed) for error in errors.values())
+    kind: type[GoldsmithError] = VerificationFailed if failed else StepFailed
+    raise kind(
+        f"publishing failed on {len(errors)} of {len(places)} nodes; what is published on the others stays",
+        details="\n".join(f"{node}: {_rendered(error)}" for node, error in errors.items()),
+        hint="run the same command again: it continues with the nodes that are missing",
+    )
+
+
+def _rendered(error: BaseException) -> str:
+    return error.render() if isinstance(error, GoldsmithError) else str(error)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,121 @@
+"""The verbs that work on a cluster: which settings, which tokens, and what is told at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from build import artifact, files, preflight, proxmox_verify, publish, pve, qm, roles
+from build import spec as specs
+from build.cache import Cache
+from build.cluster import Role, Settings, default_secrets, token
+from build.errors import GoldsmithError, SpecError
+from build.project import Project
+from build.publish_media import OverApi
+
+# What a doctor without an artifact asks for: a usual image, and its disk.
+USUAL = preflight.Need(upload=2 << 30, disk=16 << 30)
+
+
+def settings_of(spec: specs.Spec) -> Settings:
+    """Return the cluster of golden.yaml; raise SpecError when it names none."""
+    if spec.proxmox is None:
+        raise SpecError(
+            "golden.yaml has no section proxmox",
+            hint="add: proxmox: {host: ..., nodes: [...], storage: ..., media: ..., pool: ...}",
+        )
+    return spec.proxmox
+
+
+def _connect(settings: Settings, role: Role, secrets: Path | None) -> pve.Api:
+    found = token(role, secrets=secrets or default_secrets(os.environ), environment=os.environ)
+    return pve.Api(settings, found)
+
+
+def _nodes(settings: Settings, wanted: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in wanted if name not in settings.nodes]
+    if unknown:
+        raise SpecError(
+            f"golden.yaml: proxmox.nodes has no {', '.join(unknown)}", hint=f"it has: {', '.join(settings.nodes)}"
+        )
+    return tuple(wanted) or settings.nodes
+
+
+def ship(
+    project: Project, cache: Cache, *, directory: Path | None, nodes: Sequence[str], secrets: Path | None,
+    over_ssh: bool = False,
+) -> list[publish.Template]:
+    """Publish an artifact (the newest one without a directory) to the cluster of golden.yaml.
+
+    ``over_ssh``: for Proxmox VE before 8.4, whose API takes no images.
+    """
+    spec = specs.load(project.spec)
+    settings = settings_of(spec)
+    chosen = _nodes(settings, nodes)
+    found = artifact.load(directory) if directory else artifact.newest(project.artifacts)
+    with ExitStack() as stack:
+        # Two runs of one host would take each other's machines for what a killed run left.
+        stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))
+        publisher = stack.enter_context(_connect(settings, Role.PUBLISHER, secrets))
+        verifier = stack.enter_context(_connect(settings, Role.VERIFIER, secrets))
+        judge = proxmox_verify.Judge(
+            api=verifier, settings=settings, manifest=found.manifest, tests=project.image_tests,
+            scratch=cache.root / "clones", logs=cache.root / "logs" / "publish",
+        )  # fmt: skip
+        return publish.publish(
+            publish.Job(
+                artifact=found, settings=settings, api=publisher, verifier=judge.verify, nodes=chosen,
+                tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
+                media=lambda api: qm.OverSsh(api, settings, qm.Ssh()) if over_ssh else OverApi(api, settings),
+                over_ssh=over_ssh,
+            )
+        )  # fmt: skip
+
+
+def look(project: Project, *, secrets: Path | None) -> list[preflight.Finding]:
+    """Look at the cluster with every token there is; a token that is missing is a finding too."""
+    settings = settings_of(specs.load(project.spec))
+    findings: list[preflight.Finding] = []
+    with ExitStack() as stack:
+        tokens: dict[Role, pve.Api] = {}
+        for role in Role:
+            try:
+                tokens[role] = stack.enter_context(_connect(settings, role, secrets))
+            except GoldsmithError as error:
+                findings.append(preflight.Finding(f"token: {role}", error.brief, error.hint))
+        if not tokens:
+            return findings
+        view = preflight.look(
+            next(iter(tokens.values())), settings, nodes=settings.nodes, need=_need(project), tokens=tokens
+        )  # fmt: skip
+        return [*findings, *view.findings]
+
+
+def _need(project: Project) -> preflight.Need:
+    try:
+        image = artifact.newest(project.artifacts).manifest["image"]
+    except SpecError:
+        return USUAL
+    return preflight.Need(int(image["bytes"]), int(image["virtual_mib"]) << 20)
+
+
+def major(project: Project, *, secrets: Path | None) -> int:
+    """Ask the cluster for its major version, with the first token there is."""
+    settings = settings_of(specs.load(project.spec))
+    problem: GoldsmithError | None = None
+    for role in Role:
+        try:
+            with _connect(settings, role, secrets) as api:
+                return api.major()
+        except GoldsmithError as error:
+            problem = problem or error
+    raise SpecError(
+        "the cluster's version is not known", details=problem.brief if problem else "", hint="give it: --pve 8, or --pve 9"
+    )
+
+
+def grants(project: Project, *, major: int) -> list[str]:
+    """Return the commands that make pool, user, roles and tokens on a cluster of that version, for root on a node."""
+    return roles.commands(settings_of(specs.load(project.spec)), major=major)

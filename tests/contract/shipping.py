@@ -1,0 +1,65 @@
+"""What the tests of publishing share: an artifact as small as Proxmox can take it, and a bench to publish it from."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+from typing import Any
+
+from build import artifact, files, publish, pve
+from build.artifact import Artifact
+from build.cluster import Role, Settings, Token
+from build.publish_media import OverApi
+from tests.fakes.proxmox import Proxmox
+from tests.unit.test_artifact import manifest as plain_manifest
+
+DISK_MIB = 64
+NAME = "golden-1.2.3"
+
+
+def image_bytes(fill: bytes = b"\0") -> bytes:
+    """Return the head of a qcow2 file and some content: as much as Proxmox looks at."""
+    return struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 0, 0, 16, DISK_MIB << 20) + fill * 4096
+
+
+def make_artifact(place: Path, *, fill: bytes = b"\0", **changes: Any) -> Artifact:
+    place.mkdir(parents=True, exist_ok=True)
+    image = place / f"source-{fill.hex()}.qcow2"
+    image.write_bytes(image_bytes(fill))
+    facts = plain_manifest() | {
+        "name": "golden", "version": "1.2.3",
+        "image": {"sha256": files.sha256_file(image), "bytes": image.stat().st_size, "virtual_mib": DISK_MIB},
+        "inputs": {"archive_date": "2026-11-20T02:11:10Z"}, "verification": {"passed": 300, "failed": 0, "clones": []},
+    }  # fmt: skip
+    return artifact.commit(place / "artifacts", contents={artifact.IMAGE: image}, manifest=facts | changes)
+
+
+def content(_subject: publish.Subject) -> None:
+    """Judge everything to be good."""
+
+
+@dataclasses.dataclass
+class Bench:
+    """A cluster, an artifact, and a way to publish the one to the other."""
+
+    proxmox: Proxmox
+    settings: Settings
+    place: Path
+    token: Token
+    verifier: publish.Verifier = content
+    artifact: Artifact | None = None
+
+    def publish(self, found: Artifact | None = None, **changes: Any) -> list[publish.Template]:
+        with pve.Api(self.settings, self.token) as api:
+            job = publish.Job(
+                artifact=found or self.artifact or make_artifact(self.place), settings=self.settings, api=api,
+                verifier=self.verifier, nodes=self.settings.nodes, tokens={Role.PUBLISHER: api},
+                media=lambda connection: OverApi(connection, self.settings),
+            )  # fmt: skip
+            return publish.publish(dataclasses.replace(job, **changes))
+
+    def with_nodes(self, *names: str) -> None:
+        for name in names:
+            self.proxmox.add_node(name)
+        self.settings = dataclasses.replace(self.settings, nodes=names)
