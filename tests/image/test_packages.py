@@ -65,7 +65,6 @@ SET_UID = {
     "/usr/bin/gpasswd": "account data",
     "/usr/bin/mount": "mounts that fstab allows to users; there are none",
     "/usr/bin/newgrp": "another one of the user's own groups; comes with login",
-    "/usr/bin/newgrp": "changes the group; comes with login",
     "/usr/bin/passwd": "account data",
     "/usr/bin/ssh-agent": "set-gid, so that it cannot be traced",
     "/usr/bin/su": "changes the user",
