@@ -145,8 +145,10 @@ def _swap(server: Server) -> float:
             if seen := wait_healthy():
                 run(["systemctl", "stop", *UNITS])
                 raise Problem(f"the application is not healthy with what was restored ({seen}); all is as it was before")
-    finally:
-        run(["systemctl", "start", *UNITS])
+    except BaseException:
+        # Where the media were lost the application does not start without them; what went wrong first is told.
+        run(["systemctl", "start", *UNITS], check=False)
+        raise
     return round(time.monotonic() - stopped, 1)
 
 
