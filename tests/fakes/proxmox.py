@@ -470,9 +470,3 @@ class Proxmox(FakePve):  # type: ignore[misc]
             "files": sorted(str(path) for path in self.directory.rglob("*") if path.is_file()),
             "pools": {name: sorted(ids) for name, ids in self.pools.items()},
         }
-
-
-def answer(data: Any) -> web.Response:
-    """Return what the API answers with; for overrides in a lab."""
-    response: web.Response = ok(data)
-    return response
