@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from build import files, log, run, seed
@@ -35,17 +35,23 @@ def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, she
     """
     if not run.is_root():
         raise HostError("a container that boots systemd needs root", hint="run it as root, or test on clones: nox -s build")
-    with files.scratch(workdir) as scratch:
-        root, console = scratch / "root", scratch / "console.log"
-        with log.step("Unpacking the root file system"):
-            run.run(["unsquashfs", "-quiet", "-no-progress", "-dest", root, squashfs], timeout=UNPACK_SECONDS)
-        plant_seed(root, seed.make_identity(scratch / "identity", spec.admin.user))
-        with boot(root, console) as process:
-            with log.step("Booting the container"):
-                leader = await_running(process, console)
-            if shell:
-                return run.attach(enter(leader, "/bin/bash", "--login"))
-            return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
+    with files.scratch(workdir) as scratch, booted(squashfs, spec=spec, scratch=scratch) as leader:
+        if shell:
+            return run.attach(enter(leader, "/bin/bash", "--login"))
+        return _test(leader, spec=spec, tests=tests, scratch=scratch, workdir=workdir)
+
+
+@contextmanager
+def booted(squashfs: Path, *, spec: Spec, scratch: Path) -> Iterator[int]:
+    """Boot the root file system; yield the host's number of its process 1 when all services are up. Raises StepFailed."""
+    root, console = scratch / "root", scratch / "console.log"
+    with log.step("Unpacking the root file system"):
+        run.run(["unsquashfs", "-quiet", "-no-progress", "-dest", root, squashfs], timeout=UNPACK_SECONDS)
+    plant_seed(root, seed.make_identity(scratch / "identity", spec.admin.user))
+    with boot(root, console) as process:
+        with log.step("Booting the container"):
+            leader = await_running(process, console)
+        yield leader
 
 
 def boot(root: Path, console: Path, *, masked: Sequence[str] = ()) -> AbstractContextManager[run.Process]:
@@ -108,12 +114,18 @@ def await_running(process: run.Process, console: Path) -> int:
     )
 
 
-def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path) -> int:
-    context = scratch / "context.json"
+def write_context(directory: Path, leader: int, spec: Spec) -> Path:
+    """Write what the image tests need to know about a container that runs."""
+    context = directory / "context.json"
     machine = {"name": NAME, "enter": enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
     files.write_json(
         context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""}
     )
+    return context
+
+
+def _test(leader: int, *, spec: Spec, tests: Path, scratch: Path, workdir: Path) -> int:
+    context = write_context(scratch, leader, spec)
     argv: list[str | Path] = [
         sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-m", "not vm", "-ra",
     ]  # fmt: skip

@@ -45,9 +45,10 @@ _PAGE = """<!doctype html>
 <tr><td>{{ name }}</td><td>{% for what, value in times | dictsort(by="value") %}{{ what }} after {{ value }} s{{ ", " if not loop.last }}{% endfor %}</td></tr>
 {% endfor %}</table>
 <h2>Tests</h2>
+<p>On the clones; those marked "container" in a container of the same root file system, because the clones were emulated.</p>
 <table><tr><th>Result</th><th>Test</th><th>Requirements</th></tr>
 {% for case in cases -%}
-<tr><td class="{{ case.result }}">{{ case.result }}</td><td>{{ case.title }}<br><code>{{ case.name }}</code>
+<tr><td class="{{ case.result }}">{{ case.result }}{{ " (container)" if case.place == "container" }}</td><td>{{ case.title }}<br><code>{{ case.name }}</code>
 {%- if case.message %}<br>{{ case.message }}{% endif %}</td><td>{{ case.requirements }}</td></tr>
 {% endfor %}</table>
 </html>
@@ -61,6 +62,7 @@ class Case:
     name: str
     title: str
     requirements: str
+    place: str
     result: str
     message: str
 
@@ -81,7 +83,7 @@ def _case(element: ElementTree.Element) -> Case:
     properties = {item.get("name"): item.get("value") or "" for item in element.iter("property")}
     module = (element.get("classname") or "").rsplit(".", 1)[-1]
     name = f"{module}::{element.get('name')}"
-    return Case(name, properties.get("title") or name, properties.get("requirements") or "", result, message)
+    return Case(name, properties.get("title") or name, properties.get("requirements") or "", properties.get("place") or "", result, message)
 
 
 def render(junit: Path, manifest: Mapping[str, Any]) -> str:

@@ -1,5 +1,8 @@
 """Boots throw-away clones of the sealed disk and lets the image tests judge them: the only way to a Verdict.
 
+Where clones are emulated, tests marked ``story`` (long dialogues with the services, such as backup and restore) are played
+in a container of the same root file system instead, at the speed of the host; the report says where each test ran.
+
 Two clones run side by side: one under BIOS with a larger disk, one under UEFI with Secure Boot. The tests reach them
 over SSH, compare them with each other, and read the sealed disk from outside.
 """
@@ -16,13 +19,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from build import files, log, run, sealed, seed, vm
+from build import container, files, log, run, sealed, seed, vm
 from build.accel import Accelerator
 from build.errors import GoldsmithError, VerificationFailed
 from build.spec import Spec
 
 WISHES = (vm.Wish("bios", vm.Firmware.BIOS, grow_gib=4), vm.Wish("uefi", vm.Firmware.UEFI))
 TEST_SECONDS = 180
+STORY_SECONDS = 1200.0
+STORIES = "stories"
 CONTEXT = "context.json"
 JUNIT = "junit.xml"
 KEPT = ("console.log", "qemu.log")
@@ -41,10 +46,12 @@ class Verdict:
 
 
 def verify(
-    image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator, expected_seconds: float
-) -> Verdict:
+    image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator, expected_seconds: float,
+    rootfs: Path | None = None,
+) -> Verdict:  # fmt: skip
     """Boot two clones of ``image``, run the tests, and leave JUnit and consoles in ``out``.
 
+    ``rootfs`` is the squashfs for the container in which stories are played; without it the clones play them.
     A kernel panic under emulation is tried once more and counted. Raises VerificationFailed naming each failed test.
     """
     panics = 0
@@ -52,7 +59,7 @@ def verify(
         try:
             return _attempt(
                 image, spec=spec, tests=tests, out=out, scratch=scratch / f"attempt{panics}", accelerator=accelerator,
-                expected_seconds=expected_seconds, panics=panics,
+                expected_seconds=expected_seconds, panics=panics, rootfs=rootfs,
             )  # fmt: skip
         except vm.Panic as panic:
             if panics or accelerator.kind != "tcg":
@@ -63,8 +70,9 @@ def verify(
 
 def _attempt(
     image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator,
-    expected_seconds: float, panics: int,
+    expected_seconds: float, panics: int, rootfs: Path | None,
 ) -> Verdict:  # fmt: skip
+    stories = _play_stories(rootfs, spec=spec, tests=tests, out=out, scratch=scratch) if rootfs else 0
     identity = seed.make_identity(scratch / "identity", spec.admin.user)
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -79,10 +87,29 @@ def _attempt(
         timings = {one.wish.name: one.timings for one in ready}
         context = write_context(scratch, spec=spec, clones=ready, raw=raw, target="vm")
         with log.step("Testing the clones"):
-            status = run_tests(tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale)
+            select = "vm or not story" if rootfs else ""
+            status = run_tests(tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale, select=select)
+    if rootfs:
+        _join(out / JUNIT, out / STORIES / JUNIT)
     took = round(time.monotonic() - begun, 1)
     facts = {"boot": timings, "clones": [wish.name for wish in WISHES], "panics": panics, "seconds": took}
-    return judge(out / JUNIT, status=status, facts=facts)
+    return judge(out / JUNIT, status=status or stories, facts=facts)
+
+
+def _play_stories(rootfs: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path) -> int:
+    """Run the stories in a container; return pytest's exit status. JUnit and log go to ``out/stories``."""
+    (out / STORIES).mkdir(parents=True, exist_ok=True)
+    with files.scratch(scratch) as place, container.booted(rootfs, spec=spec, scratch=place) as leader:
+        context = container.write_context(place, leader, spec)
+        with log.step("Playing the stories in the container"):
+            return run_tests(tests, context, out=out / STORIES, timeout=STORY_SECONDS, select="story and not vm")
+
+
+def _join(junit: Path, more: Path) -> None:
+    """Put the tests of a second JUnit file into the first."""
+    tree = ElementTree.parse(junit)
+    tree.getroot().extend(ElementTree.parse(more).getroot())
+    tree.write(junit, encoding="utf-8", xml_declaration=True)
 
 
 def write_context(
@@ -102,11 +129,12 @@ def write_context(
     return path
 
 
-def run_tests(tests: Path, context: Path, *, out: Path, timeout: float) -> int:
-    """Run pytest on the image tests; return its exit status. Its output goes to ``out/pytest.log``."""
+def run_tests(tests: Path, context: Path, *, out: Path, timeout: float, select: str = "") -> int:
+    """Run the image tests (of the marks ``select``); return pytest's exit status. Its output goes to ``out/pytest.log``."""
     done = run.run(
         [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-ra", "--tb=short",
-         f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit1"],
+         f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit1",
+         *(["-m", select] if select else [])],
         timeout=timeout, cwd=tests.parent.parent, log=out / "pytest.log", check=False,
         env={"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip

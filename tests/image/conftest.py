@@ -125,9 +125,10 @@ def sealed(context: dict[str, Any]) -> SealedImage:
 
 
 @pytest.fixture(autouse=True)
-def _tell_report(request: pytest.FixtureRequest, record_property: Any) -> None:
-    """Put the test's title and requirement ids into the JUnit file, where the report finds them."""
+def _tell_report(request: pytest.FixtureRequest, record_property: Any, target: str) -> None:
+    """Put the test's title, requirement ids and place into the JUnit file, where the report finds them."""
     document = (getattr(request.function, "__doc__", None) or request.node.name).strip()
+    record_property("place", target)
     record_property("title", document.splitlines()[0])
     ids = [name for marker in request.node.iter_markers("req") for name in marker.args]
     record_property("requirements", " ".join(ids))

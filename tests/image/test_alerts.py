@@ -10,6 +10,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 WORK = "/run/goldentest-alerts"
 MAIL_PORT, HOOK_PORT = 2525, 2443
 SITE = "alerts: {mail: {server: 'localhost:%d', from: golden@example.org, to: admin@example.org}, webhook: 'https://localhost:%d/x'%s}"

@@ -11,6 +11,8 @@ from testinfra.host import Host
 from .facts import Fact, gather, properties
 from .neighbours import ADMINISTRATOR, STRANGER, play
 
+pytestmark = pytest.mark.story
+
 JAILS = {"golden-limit", "golden-probes", "sshd"}
 # What the log holds of a request, and whether it counts against the address that sent it.
 REFUSED = '{"ts":"2026-01-02T03:04:05+00:00","ip":"%s","status":%d,"uri":"%s"}'

@@ -11,6 +11,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 UNITS = (
     "golden-deploy.service", "golden-deploy-build@0123456789ab.service", "golden-deploy-migrate@0123456789ab.service",
     "golden-deploy-accept.service",

@@ -10,6 +10,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather
 
+pytestmark = pytest.mark.story
+
 WORK = "/run/goldentest-logs"
 PORT = 6599
 MANY = 200

@@ -10,6 +10,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 WORK = "/var/tmp/goldentest-evidence"
 KEEP = "192.0.2.7"
 TABLE = "nft list table inet golden_fence"

@@ -64,6 +64,7 @@ SET_UID = {
     "/usr/bin/expiry": "reads /etc/shadow for the account's owner",
     "/usr/bin/gpasswd": "account data",
     "/usr/bin/mount": "mounts that fstab allows to users; there are none",
+    "/usr/bin/newgrp": "another one of the user's own groups; comes with login",
     "/usr/bin/passwd": "account data",
     "/usr/bin/ssh-agent": "set-gid, so that it cannot be traced",
     "/usr/bin/su": "changes the user",

@@ -78,6 +78,7 @@ def test_reading_again_changes_nothing(facts: dict[str, Fact]) -> None:
     assert float(facts["exposure"].text.split("service: ")[1].split()[0]) <= 2.0
 
 
+@pytest.mark.story
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
     """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""

@@ -12,6 +12,8 @@ from testinfra.host import Host
 from .facts import Fact, gather
 from .wire import Reply, reloading, send, wire
 
+pytestmark = pytest.mark.story
+
 WORK = "/run/test-admin"
 # The address that the test lets in, and one that it does not.
 INSIDE, OUTSIDE = "127.0.3.1", "127.0.3.2"

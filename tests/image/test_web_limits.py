@@ -13,6 +13,8 @@ from testinfra.host import Host
 from .facts import ask, browse
 from .wire import Reply, send, wire
 
+pytestmark = pytest.mark.story
+
 # Runs on the clone, every part from an address of its own: {"name": ..., "path": a static file}.
 STRESS = r"""
 import json, re, socket, ssl, sys, threading, time
