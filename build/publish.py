@@ -97,7 +97,8 @@ def publish(job: Job) -> list[Template]:
         places = _places(job, label, guests, shared=view.disks_shared)
     if all(place.outcome is Outcome.THERE and not place.leftovers for place in places):
         return [_already(job, label, place) for place in places]
-    run = _Run(job, label, taken={int(one["vmid"]) for one in guests}, media_shared=view.media_shared)
+    taken = {int(one["vmid"]) for one in guests}
+    run = _Run(job, label, places=len(places), taken=taken, media_shared=view.media_shared)
     with log.step(f"Publishing {label.template} to {', '.join(place.node for place in places)}", done="published"):
         return run.all_of(places)
 
@@ -169,11 +170,11 @@ def _taken(label: Label, guest: Mapping[str, Any], theirs: Label | None) -> Spec
 class _Run:
     """One run over all its nodes: a bounded number of threads, each with a connection of its own."""
 
-    def __init__(self, job: Job, label: Label, *, taken: set[int], media_shared: bool) -> None:
+    def __init__(self, job: Job, label: Label, *, places: int, taken: set[int], media_shared: bool) -> None:
         self.job, self.label = job, label
         self.ids = VmIds(job.settings.vmids, taken)
         self.stop = threading.Event()
-        self.uploads = Uploads(job.artifact.image.stat().st_size)
+        self.uploads = Uploads(job.artifact.image.stat().st_size, 1 if media_shared else places)
         # All nodes import from one file then: it is uploaded once, and removed when the last one is done.
         self.media_shared = media_shared
         self._uploading = threading.Lock()

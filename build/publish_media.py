@@ -55,10 +55,12 @@ class Media(Protocol):
 
 
 class Uploads:
-    """One bar for the uploads to all nodes together."""
+    """One bar for the uploads to all nodes together; ``nodes``: to how many an image may have to go."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, nodes: int) -> None:
         self.size = size
+        # The text stays as it is: without a terminal each new text is a line.
+        self._text = f"{size / GIB:.2f} GiB" + (f" to each of {nodes} nodes" if nodes > 1 else "")
         self.progress = log.Progress("uploading")
         self._sent: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -75,10 +77,8 @@ class Uploads:
                 if now - self._shown < SHOW_SECONDS and sent < self.size:
                     return
                 self._shown = now
-                nodes, done = len(self._sent), sum(self._sent.values())
-            # The text stays: without a terminal each new text is a line.
-            where = node if nodes == 1 else f"{nodes} nodes"
-            self.progress.update(f"{self.size / GIB:.2f} GiB to {where}", done / (self.size * nodes))
+                fraction = sum(self._sent.values()) / (self.size * len(self._sent))
+            self.progress.update(self._text, fraction)
 
         return tell
 

@@ -53,6 +53,7 @@ class Guests(Proxmox):
         other = {"hardware-address": "02:42:00:00:00:01", "ip-addresses": [{"ip-address": "198.51.100.1"}]}
         mine = {"hardware-address": mac.upper(), "ip-addresses": addresses}
         vm.agent = None if self.silent else {"interfaces": [other, mine], "files": {pve_guest.HOST_KEY: f"{KEY} root@x\n"}}
+        assert self.origins[vm.config["scsi0"].split(",")[0]] == self.vm(9000).config["scsi0"].split(",")[0]
         self.seen = [*getattr(self, "seen", []), dict(vm.config)]
 
 
@@ -113,6 +114,7 @@ def test_clones_are_told_who_may_come_and_from_where(judged: Bench) -> None:
         site = base64.b64decode(smbios["sku"]).decode().removeprefix("golden:")
         assert json.loads(site) == {"admin_cidrs": ["127.0.0.1/32"]}
     assert first["smbios1"] != second["smbios1"]
+    assert [config["scsi0"].rpartition("size=")[2] for config in (first, second)] == ["4160M", "64M"]
     assert [config["name"] for config in (first, second)] == [f"{NAME}-check-a", f"{NAME}-check-b"]
 
 

@@ -362,7 +362,9 @@ def test_32_nodes_take_little_more_than_the_slowest(bench: Bench) -> None:
     bench.proxmox.durations["qmcreate"] = 60.0
     together = timed(bench)
     assert len([vm for vm in bench.proxmox.vms if vm.template]) == 33
+    # Both ends of 32 connections are in this process: their own work is not the cluster's.
     assert together < 2.5 * alone + 2, (together, alone)
+    print(f"one node {alone:.1f} s, 32 nodes {together:.1f} s, {bench.proxmox.most_uploading} uploads at once at most")
     assert bench.proxmox.most_uploading <= preflight.MOST_CONNECTIONS
 
 

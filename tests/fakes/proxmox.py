@@ -9,10 +9,11 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
 * cloud-init drives are called vm-ID-cloudinit, and a clone gets one of its own (Qemu.pm, clone_vm);
 * tags given at creation are checked on /vms/ID alone, and a clone inherits protection (both Qemu.pm);
 * privileges of cloud-init keys and options as Qemu.pm has them; VM.Monitor before version 9;
+* a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
 The lab puts machines behind it by overriding the hooks ``created``, ``cloned``, ``started``, ``stopped``,
-``made_template``, ``destroyed`` and ``freed``.
+``made_template``, ``resized``, ``destroyed`` and ``freed``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fakepve.model import PveError, TaskError
 from fakepve.qemu import DRIVE_KEY, drives_of, is_cdrom, join_drive, split_drive, volume_ref
 from fakepve.routing import die, param_error, split_list
 from fakepve.server import USER, ok
+from fakepve.storage import _bytes as size_bytes
 
 CHUNK = 1 << 20
 # pve-storage, PVE::Storage: SAFE_CHAR_CLASS_RE and the extensions of content import since 8.3.6 (PVE 8.4).
@@ -79,6 +81,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.media: dict[tuple[str, str, str], Medium] = {}
         # What each allocated disk was imported from: volume id -> medium. The lab copies the bytes in ``created``.
         self.imported: dict[str, Medium] = {}
+        # What each disk of a clone was made from: volume id -> volume id.
+        self.origins: dict[str, str] = {}
         self.durations: dict[str, float] = {}
         self.bridges: dict[str, tuple[str, ...]] = {}
         # Fails the first tasks of a kind: kind -> how the task ends.
@@ -99,7 +103,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
         """A VM was made; ``imported`` knows where its disks come from."""
 
     async def cloned(self, vm: Any) -> None:
-        """A VM was cloned; ``origin`` of its disks' volumes names the volumes they come from."""
+        """A VM was cloned; ``origins`` names the volumes that its disks come from."""
 
     async def started(self, vm: Any) -> None:
         """A VM was started; raise TaskError when it cannot be."""
@@ -112,6 +116,9 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
     async def destroyed(self, vm: Any) -> None:
         """A VM is gone."""
+
+    async def resized(self, vm: Any, key: str, size: int) -> None:
+        """A disk has another size, in bytes."""
 
     def freed(self, volume_id: str) -> None:
         """A disk is gone."""
@@ -151,7 +158,10 @@ class Proxmox(FakePve):  # type: ignore[misc]
         super()._record(request, body)
 
     def _routes_bridges(self) -> list[Any]:
-        return [("GET", "/nodes/{node}/network", self._network), ("GET", "/cluster/nextid", self._next_id)]
+        return [
+            ("GET", "/nodes/{node}/network", self._network), ("GET", "/cluster/nextid", self._next_id),
+            ("PUT", "/nodes/{node}/qemu/{vmid}/resize", self._resize),
+        ]  # fmt: skip
 
     async def _network(self, values: dict[str, Any], user: str) -> list[dict[str, Any]]:
         # pve-manager, Network.pm: of the bridges, those that the caller may use.
@@ -187,6 +197,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
             if ttype != "imgcopy":
                 self._break(vm, ttype)
             note = await body()
+            if ttype == "qmclone":
+                self._note_origins(self.vm(int(tid)), vm)
             if vm is not None and ttype in hooks:
                 await hooks[ttype](vm)
             return note
@@ -410,6 +422,29 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self._qm_check_tags(user, values)
         return await super()._qm_create(values, user)
 
+    def _note_origins(self, source: Any, vm: Any) -> None:
+        theirs = {key: volume for key, volume, _ in drives_of(source.config, skip_cdrom=True)}
+        self.origins.update({volume: theirs[key] for key, volume, _ in drives_of(vm.config, skip_cdrom=True)})
+
+    async def _resize(self, values: dict[str, Any], user: str) -> Any:
+        vm, key, wanted = self.find(values["node"], values["vmid"]), values["disk"], str(values["size"])
+        self._check_lock(vm)
+        volume, props = split_drive(vm.config[key])
+        record = self._qm_volume(volume)
+        size = size_bytes(wanted.lstrip("+")) + (int(record["size"]) if wanted.startswith("+") else 0)
+        if size < int(record["size"]):
+            raise die("shrinking disks is not supported")
+
+        async def body() -> None:
+            store, more = self.storages[volume_ref(volume)[0]], size - int(record["size"])
+            if "avail" in store:
+                store["avail"] -= more
+            record["size"] = size
+            vm.config[key] = join_drive(volume, {**props, "size": format_size(size)})
+            await self.resized(vm, key, size)
+
+        return await self.task(vm.node, "resize", vm.vmid, user, body, vm=vm)
+
     async def _cloned(self, vm: Any) -> None:
         for key, volume, props in drives_of(vm.config):
             if DRIVE_KEY.match(key) and is_cdrom(volume, props) and "-cloudinit" in volume:
@@ -420,6 +455,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
     def _qm_free(self, volid: str) -> None:
         super()._qm_free(volid)
         self.imported.pop(volid, None)
+        self.origins.pop(volid, None)
         self.freed(volid)
 
     # --- what a test compares -------------------------------------------------------------------------------------
@@ -434,9 +470,3 @@ class Proxmox(FakePve):  # type: ignore[misc]
             "files": sorted(str(path) for path in self.directory.rglob("*") if path.is_file()),
             "pools": {name: sorted(ids) for name, ids in self.pools.items()},
         }
-
-
-def answer(data: Any) -> web.Response:
-    """Return what the API answers with; for overrides in a lab."""
-    response: web.Response = ok(data)
-    return response
