@@ -137,19 +137,23 @@ def _swap(server: Server) -> float:
     run(["systemctl", "stop", *UNITS])
     try:
         with _exchanged(server):
-            if newer:
-                # The backup may be of an older application: its tables are brought up to what runs here.
-                MIGRATED.unlink(missing_ok=True)
-                run(["systemctl", "restart", "golden-migrate.service"], timeout=1800)
-            run(["systemctl", "start", *UNITS])
-            if seen := wait_healthy():
-                run(["systemctl", "stop", *UNITS])
-                raise Problem(f"the application is not healthy with what was restored ({seen}); all is as it was before")
+            _bring_up(newer=newer)
     except BaseException:
         # Where the media were lost the application does not start without them; what went wrong first is told.
         run(["systemctl", "start", *UNITS], check=False)
         raise
     return round(time.monotonic() - stopped, 1)
+
+
+def _bring_up(*, newer: bool) -> None:
+    """Start the application on what was restored, with its tables brought up to date if the running one is ``newer``."""
+    if newer:
+        MIGRATED.unlink(missing_ok=True)
+        run(["systemctl", "restart", "golden-migrate.service"], timeout=1800)
+    run(["systemctl", "start", *UNITS])
+    if seen := wait_healthy():
+        run(["systemctl", "stop", *UNITS])
+        raise Problem(f"the application is not healthy with what was restored ({seen}); all is as it was before")
 
 
 def _migrations(server: Server, database: str) -> list[list[str]] | None:
