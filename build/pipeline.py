@@ -184,6 +184,12 @@ def _settle(options: Options) -> Gathered:
         return gather(options, settle=True)
 
 
+def stories_rootfs(accelerator: accel.Accelerator, made: Path) -> Path | None:
+    """Return the root file system to play stories in, where that is quicker than on a clone, and possible."""
+    emulated = accelerator.kind is accel.Kind.TCG
+    return made / rootfs.SQUASHFS if emulated and run.is_root() else None
+
+
 class _Line:
     """One run along the line; each stage has a method that makes it in the directory it is given."""
 
@@ -269,16 +275,11 @@ class _Line:
             verdict = verify.verify(
                 self.result("disk") / artifact.IMAGE, spec=self.inputs.spec, tests=self.options.project.image_tests,
                 out=logs, scratch=scratch, accelerator=self.accelerator, expected_seconds=self._expected_boot(),
-                rootfs=self._stories(),
+                rootfs=stories_rootfs(self.accelerator, self.result("rootfs")),
             )  # fmt: skip
         shutil.copytree(logs, out, dirs_exist_ok=True)
         counts = {"passed": verdict.passed, "failed": verdict.failed, "skipped": verdict.skipped}
         return {**verdict.facts, **counts, "accelerator": dataclasses.asdict(self.accelerator)}
-
-    def _stories(self) -> Path | None:
-        """Return the root file system to play stories in, where that is quicker than on a clone and possible."""
-        emulated = self.accelerator.kind is accel.Kind.TCG
-        return self.result("rootfs") / rootfs.SQUASHFS if emulated and run.is_root() else None
 
     def _expected_boot(self) -> float:
         """Return how many seconds the slower clone took to be ready the last time, or 0."""

@@ -54,12 +54,14 @@ def verify(
     ``rootfs`` is the squashfs for the container in which stories are played; without it the clones play them.
     A kernel panic under emulation is tried once more and counted. Raises VerificationFailed naming each failed test.
     """
+    if rootfs:
+        _play_stories(rootfs, spec=spec, tests=tests, out=out, scratch=scratch)
     panics = 0
     while True:
         try:
             return _attempt(
                 image, spec=spec, tests=tests, out=out, scratch=scratch / f"attempt{panics}", accelerator=accelerator,
-                expected_seconds=expected_seconds, panics=panics, rootfs=rootfs,
+                expected_seconds=expected_seconds, panics=panics, played=rootfs is not None,
             )  # fmt: skip
         except vm.Panic as panic:
             if panics or accelerator.kind != "tcg":
@@ -70,9 +72,8 @@ def verify(
 
 def _attempt(
     image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator,
-    expected_seconds: float, panics: int, rootfs: Path | None,
+    expected_seconds: float, panics: int, played: bool,
 ) -> Verdict:  # fmt: skip
-    stories = _play_stories(rootfs, spec=spec, tests=tests, out=out, scratch=scratch) if rootfs else 0
     identity = seed.make_identity(scratch / "identity", spec.admin.user)
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -87,22 +88,23 @@ def _attempt(
         timings = {one.wish.name: one.timings for one in ready}
         context = write_context(scratch, spec=spec, clones=ready, raw=raw, target="vm")
         with log.step("Testing the clones"):
-            select = "vm or not story" if rootfs else ""
+            select = "vm or not story" if played else ""
             status = run_tests(tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale, select=select)
-    if rootfs:
+    if played:
         _join(out / JUNIT, out / STORIES / JUNIT)
     took = round(time.monotonic() - begun, 1)
     facts = {"boot": timings, "clones": [wish.name for wish in WISHES], "panics": panics, "seconds": took}
-    return judge(out / JUNIT, status=status or stories, facts=facts)
+    return judge(out / JUNIT, status=status, facts=facts)
 
 
-def _play_stories(rootfs: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path) -> int:
-    """Run the stories in a container; return pytest's exit status. JUnit and log go to ``out/stories``."""
+def _play_stories(rootfs: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path) -> None:
+    """Run the stories in a container, JUnit and log in ``out/stories``; raise VerificationFailed when one fails."""
     (out / STORIES).mkdir(parents=True, exist_ok=True)
     with files.scratch(scratch) as place, container.booted(rootfs, spec=spec, scratch=place) as leader:
         context = container.write_context(place, leader, spec)
         with log.step("Playing the stories in the container"):
-            return run_tests(tests, context, out=out / STORIES, timeout=STORY_SECONDS, select="story and not vm")
+            status = run_tests(tests, context, out=out / STORIES, timeout=STORY_SECONDS, select="story and not vm")
+    judge(out / STORIES / JUNIT, status=status, facts={})
 
 
 def _join(junit: Path, more: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from build import accel, run, seed, verify, vm
+from build import accel, container, run, seed, verify, vm
 from build.errors import StepFailed, VerificationFailed
+from build.report import read_cases
 from build.verify import Verdict
 from tests.fakes import Fake, Fakes
 from tests.unit.helpers import make_disk_image, make_spec
@@ -64,12 +67,14 @@ def image_tests(tmp_path: Path, text: str = GOOD) -> Path:
     return tests
 
 
-def judge(tmp_path: Path, image: Path, tests: Path, accelerator: accel.Accelerator = TCG) -> Verdict:
+def judge(
+    tmp_path: Path, image: Path, tests: Path, accelerator: accel.Accelerator = TCG, rootfs: Path | None = None
+) -> Verdict:
     for name in ("out", "scratch"):
         (tmp_path / name).mkdir()
     return verify.verify(
         image, spec=make_spec(tmp_path), tests=tests, out=tmp_path / "out", scratch=tmp_path / "scratch",
-        accelerator=accelerator, expected_seconds=0.0,
+        accelerator=accelerator, expected_seconds=0.0, rootfs=rootfs,
     )  # fmt: skip
 
 
@@ -116,6 +121,48 @@ def test_a_panic_under_emulation_is_tried_once_more_and_counted(
     assert (
         "warning: clone bios: Kernel panic - not syncing: int3: known under emulation; the clones are booted once more"
     ) in capsys.readouterr().err
+
+
+STORY = """
+import json
+import pytest
+
+@pytest.mark.story
+def test_story(request):
+    context = json.loads(request.config.getoption("--context").read_text())
+    assert context["target"] == "container"
+    assert {told}
+"""
+
+
+def play(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a container be there without a root file system that boots."""
+
+    @contextmanager
+    def booted(_squashfs: Path, **_options: Any) -> Iterator[int]:
+        yield 1
+
+    monkeypatch.setattr(container, "booted", booted)
+
+
+def test_stories_are_played_in_a_container_and_stand_in_the_same_report(
+    qemu: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch)
+    tests = image_tests(tmp_path, GOOD + STORY.format(told=True))
+    verdict = judge(tmp_path, image, tests, rootfs=tmp_path / "filesystem.squashfs")
+    assert (verdict.passed, verdict.failed, verdict.skipped) == (2, 0, 0)
+    assert {case.name for case in read_cases(verdict.junit)} == {"test_x::test_context", "test_x::test_story"}
+
+
+def test_a_story_that_fails_fails_the_image_before_a_clone_is_booted(
+    qemu: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch)
+    tests = image_tests(tmp_path, GOOD + STORY.format(told=False))
+    with pytest.raises(VerificationFailed, match="failed 1 of 1"):
+        judge(tmp_path, image, tests, rootfs=tmp_path / "filesystem.squashfs")
+    assert qemu.calls() == []
 
 
 @pytest.mark.parametrize(("accelerator", "starts"), [(TCG, 2), (KVM, 1)], ids=["tcg", "kvm"])
