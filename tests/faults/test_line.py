@@ -349,7 +349,7 @@ def test_mmdebstrap_that_hangs_is_ended(
     line: Line, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.forget("base")
-    monkeypatch.setattr(base, "INSTALL_SECONDS", 1.0)
+    monkeypatch.setattr(base, "INSTALL_SECONDS", 5.0)
     line.mmdebstrap(sleep=600, stderr="I: downloading\n")
     assert line.run(capsys) == 1
     assert "mmdebstrap cannot make the root file system" in line.err
