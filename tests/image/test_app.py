@@ -15,6 +15,8 @@ from testinfra.host import Host
 from .facts import Answer, Fact, ask, browse, gather, properties
 from .people import play, story
 
+pytestmark = pytest.mark.story
+
 LOCK = Path(__file__).parents[2] / "overlays" / "40-app" / "requirements.lock"
 SECRET = "/etc/credstore/app.secret-key"
 SECONDS_FOR_HEALTH = 3.0
