@@ -248,6 +248,7 @@ def test_lists_without_a_date_are_refused(private: PrivateApt) -> None:
         private.date()
 
 
+@pytest.mark.req("R25", "R34")
 def test_sources_are_bound_to_debians_keyring() -> None:
     lines = apt.sources(MIRRORS, "trixie", components="main main/debian-installer").splitlines()
     options = f"[arch=amd64 signed-by={apt.KEYRING}]"

@@ -91,6 +91,7 @@ def test_no_renewal_before_its_time(modules: dict[str, ModuleType], leaf: Any, i
     assert renewal(modules, leaf, now=NOW + timedelta(days=29)) == ""
 
 
+@pytest.mark.req("R62", "R63")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

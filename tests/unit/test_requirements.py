@@ -73,3 +73,13 @@ def test_the_list_is_complete() -> None:
 def test_tests_carry_known_ids_only() -> None:
     names = {one.name for one in requirements.load(ROOT / requirements.LIST)}
     assert {name: tests for name, tests in requirements.marks(ROOT).items() if name not in names} == {}
+
+
+def test_every_requirement_and_every_fault_has_a_test() -> None:
+    names = {one.name for one in requirements.load(ROOT / requirements.LIST)}
+    assert names - set(requirements.marks(ROOT)) == set()
+
+
+def test_the_page_is_the_current_one() -> None:
+    """`nox -s requirements` writes it anew."""
+    assert (ROOT / requirements.PAGE).read_text(encoding="utf-8") == requirements.page(ROOT)
