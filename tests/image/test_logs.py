@@ -15,27 +15,47 @@ pytestmark = pytest.mark.story
 WORK = "/run/goldentest-logs"
 PORT = 6599
 MANY = 200
+FORM = r"<\d+>1 \d{{4}}-\d\d-\d\dT\S+ \S+ goldentest \d+ - - {}"
 
-# A collector: syslog over TLS with octet counting (RFC 5425); each message becomes a line of its file.
+# A collector of both protocols: each message becomes a line of its file. RELP: TXNR SP COMMAND SP LENGTH [SP DATA] LF, and
+# an answer to each; syslog over TLS (RFC 5425): LENGTH SP MESSAGE, and no answer.
 COLLECTOR = r"""
 import os, socket, socketserver, ssl, sys
 
-work, port = sys.argv[1], int(sys.argv[2])
+work, port, protocol = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(work + "/pem", work + "/key")
 
+def word(stream):
+    text = b""
+    while (one := stream.read(1)) not in (b" ", b"\n", b""):
+        text += one
+    return text, one
+
+def keep(message):
+    with open(work + "/got", "ab") as file:
+        file.write(message.replace(b"\n", b" ") + b"\n")
+
 class Collector(socketserver.StreamRequestHandler):
     def handle(self):
-        stream = context.wrap_socket(self.request, server_side=True).makefile("rb")
-        while True:
-            length = b""
-            while (one := stream.read(1)).isdigit():
-                length += one
-            if not length:
-                return
-            message = stream.read(int(length))
-            with open(work + "/got", "ab") as file:
-                file.write(message.replace(b"\n", b" ") + b"\n")
+        stream = context.wrap_socket(self.request, server_side=True).makefile("rwb")
+        (self.relp if protocol == "relp" else self.syslog)(stream)
+
+    def syslog(self, stream):
+        while length := word(stream)[0]:
+            keep(stream.read(int(length)))
+
+    def relp(self, stream):
+        while number := word(stream)[0]:
+            command, (length, end) = word(stream)[0], word(stream)
+            data = stream.read(int(length))
+            if end == b" ":
+                stream.read(1)
+            if command == b"syslog":
+                keep(data)
+            answer = b"200 OK" + (b"\n" + data if command == b"open" else b"")
+            stream.write(b"%s rsp %d %s\n" % (number, len(answer), answer))
+            stream.flush()
 
 socketserver.ThreadingTCPServer.allow_reuse_address = True
 socketserver.ThreadingTCPServer.daemon_threads = True
@@ -45,9 +65,15 @@ server.serve_forever()
 """
 
 
-def collector(peer: str) -> str:
+def start(protocol: str) -> str:
+    """Return the shell command that starts the collector."""
+    unit = "systemd-run --quiet --unit=goldentest-collector --service-type=notify"
+    return f"{unit} python3 {WORK}/collector {WORK} {PORT} {protocol}"
+
+
+def collector(peer: str, more: str = "") -> str:
     """Return the shell command that gives the clone a collector, whose certificate must name ``peer``."""
-    text = f"log_collector: {{host: 127.0.0.1, port: {PORT}, ca: {WORK}/pem, peer: {peer}}}"
+    text = f"log_collector: {{host: 127.0.0.1, port: {PORT}, ca: {WORK}/pem, peer: {peer}{more}}}"
     restart = "systemctl restart golden-site.service; systemctl restart golden-logs.service"
     return f'echo "{text}" >/etc/golden/site.yaml; {restart}'
 
@@ -66,7 +92,7 @@ def arrives(word: str, count: int) -> str:
 @pytest.fixture(scope="module")
 def facts(host: Host) -> Iterator[dict[str, Fact]]:
     """A collector that is not the one named, then the right one, then one that is away for a while."""
-    start = f"systemd-run --quiet --unit=goldentest-collector --service-type=notify python3 {WORK}/collector {WORK} {PORT}"
+    stop = "systemctl stop goldentest-collector"
     request = (
         "python3 -c 'import http.client as h; c = h.HTTPConnection(\"127.0.0.1\", 80); "
         'c.request("GET", "/web-1-end", headers={"Host": open("/run/golden/names").read().split()[0]}); c.getresponse()\''
@@ -80,17 +106,19 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 "keep": f"test ! -e /etc/golden/site.yaml || cp -p /etc/golden/site.yaml {WORK}/kept",
                 "certificate": f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout {WORK}/key "
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
-                "start": start,
+                "start": start("relp"),
                 "stranger": collector("other.example.org") + f"; {log('stranger', 1)}; "
                 "for i in $(seq 100); do journalctl -b -q -o cat -u rsyslog --since=-1min -g 'not permitted|peer name' "
                 f"&& break; sleep 0.2; done; cat {WORK}/got",
                 "right": f"{collector('localhost')}; {log('early', MANY)}; {request}; {arrives('early', MANY)}",
                 "web": arrives("web", 1),
                 "stranger later": arrives("stranger", 1),
-                "down": f"systemctl stop goldentest-collector; {log('down', MANY)}; sleep 1; {log('later', MANY)}",
+                "down": f"{stop}; {log('down', MANY)}; sleep 1; {log('later', MANY)}",
                 "restarted": f"systemctl restart rsyslog.service; {log('after', MANY)}; ls /var/spool/rsyslog",
-                "up": f"{start}; {arrives('after', MANY)}; {arrives('down', MANY)}; {arrives('later', MANY)}",
+                "up": f"{start('relp')}; {arrives('after', MANY)}; {arrives('down', MANY)}; {arrives('later', MANY)}",
                 "form": f"grep -a -m1 early-1-end {WORK}/got",
+                "plain": f"{stop}; {start('syslog')}; {collector('localhost', ', protocol: syslog')}; {log('plain', MANY)}; "
+                f"{arrives('plain', MANY)}; grep -a -m1 plain-1-end {WORK}/got",
                 "config": "stat -c '%a %U' /run/golden-logs/forward.conf; rsyslogd -N1 2>&1 | tail -1",
                 "same": "systemctl show -p MainPID --value rsyslog; systemctl restart golden-logs.service; "
                 "systemctl show -p MainPID --value rsyslog",
@@ -123,8 +151,15 @@ def test_logs_arrive_over_tls(facts: dict[str, Fact]) -> None:
     """What the journal and the web server log arrives at the collector, with time, host and program"""
     assert facts["right"].lines[-1] == str(MANY)
     assert facts["web"].text == "1"
-    form = r"<\d+>1 \d{4}-\d\d-\d\dT\S+ \S+ goldentest \d+ - - early-1-end"
-    assert re.match(form, facts["form"].text), facts["form"].text
+    assert re.match(FORM.format("early-1-end"), facts["form"].text), facts["form"].text
+
+
+@pytest.mark.req("R65")
+def test_logs_arrive_at_a_collector_of_plain_syslog(facts: dict[str, Fact]) -> None:
+    """A collector that speaks RFC 5425 only gets the same lines"""
+    count, line = facts["plain"].lines[-2:]
+    assert count == str(MANY)
+    assert re.match(FORM.format("plain-1-end"), line), line
 
 
 @pytest.mark.req("R65", "R93")

@@ -74,6 +74,7 @@ def test_the_example_names_every_key_and_is_good_but_for_the_files_it_names(modu
         ("application: {bundle: /srv/x, sha256: 12}", "application.sha256", "in one line"),
         ("certificate: {acme: {directory: https://ca.example.org, mail: x}}", "certificate.acme.mail", "no such key"),
         ("log_collector: {host: logs.example.org, ca: /no/such/file}", "log_collector.ca", "No such file"),
+        ("log_collector: {host: logs.example.org, protocol: udp}", "log_collector.protocol", "relp or syslog"),
         ("admin_proxy: {client_ca: /etc/hostname}", "admin_proxy.client_ca", "PEM"),
     ],
 )

@@ -29,6 +29,7 @@ BACKUP_TARGET = re.compile(
 )
 BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 SYSLOG_TLS_PORT, SUBMISSION_PORT = 6514, 587
+LOG_PROTOCOLS = ("relp", "syslog")
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def _log_collector(part: _Table) -> dict[str, Any]:
     host = part.needed("host", host_or_address)
     return {
         "host": host,
+        "protocol": part.value("protocol", one_of(*LOG_PROTOCOLS), default=LOG_PROTOCOLS[0]),
         "port": part.value("port", number(1, 65535), default=SYSLOG_TLS_PORT),
         "ca": part.needed("ca", certificate_file),
         "peer": part.value("peer", host_or_address, default=host),
@@ -304,6 +306,17 @@ def number(low: int, high: int) -> Callable[[object], int]:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise _Wrong(f"write a whole number from {low} to {high}")
         return value
+
+    return kind
+
+
+def one_of(*words: str) -> Callable[[object], str]:
+    """Return what reads one of some words."""
+
+    def kind(value: object) -> str:
+        if value not in words:
+            raise _Wrong(f"write {' or '.join(words)}")
+        return str(value)
 
     return kind
 
