@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import http.server
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -153,6 +155,24 @@ def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+@contextmanager
+def running_python(code: str, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Python of its own on ``code``; it is gone when the block is left."""
+    process = start_python(code, *words)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill_alone(process: subprocess.Popen[bytes], token: str) -> None:
+    """Kill a process and nobody else; every process with ``token`` has to follow it."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert gone(token), running(token)
 
 
 class Mirror:
