@@ -9,6 +9,7 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
 * cloud-init drives are called vm-ID-cloudinit, and a clone gets one of its own (Qemu.pm, clone_vm);
 * tags given at creation are checked on /vms/ID alone, and a clone inherits protection (both Qemu.pm);
 * privileges of cloud-init keys and options as Qemu.pm has them; VM.Monitor before version 9;
+* a machine that is off can be told to shut down, which does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -204,6 +205,15 @@ class Proxmox(FakePve):  # type: ignore[misc]
             return note
 
         return await super().task(node, ttype, tid, user, whole, vm=vm, **options)
+
+    async def _do_shutdown(self, vm: Any, user: str, values: dict[str, Any]) -> Any:
+        if vm.status == "running":
+            return await super()._do_shutdown(vm, user, values)
+
+        async def body() -> None:
+            """Do nothing: it is off."""
+
+        return await self.task(vm.node, "qmshutdown", vm.vmid, user, body, vm=vm)
 
     def _break(self, vm: Any, kind: str) -> None:
         if not self.broken_tasks.get(kind):

@@ -293,7 +293,8 @@ def make_checkout(root: Path, **changes: Any) -> Project:
     for module in (ROOT / "build").glob("*.py"):
         (root / "build" / module.name).write_text(f"{CODE}NAME = {module.stem!r}\n")
     for name in (
-        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod", "docs/planes.md",
+        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod",
+        "packer/proxmox/source.pkr.hcl", "docs/planes.md",
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)

@@ -1,0 +1,22 @@
+# For Packer 1.10 and later with the proxmox plugin. The machine stays a machine: it is verified before it becomes a template.
+
+packer {
+  required_plugins {
+    proxmox = {
+      source  = "github.com/hashicorp/proxmox"
+      version = ">= 1.2.2"
+    }
+  }
+}
+
+build {
+  source "source.proxmox-iso.golden" {
+    skip_convert_to_template = true
+
+    # The plugin's own limit for one task, a minute, is less than a slow storage takes for a disk.
+    task_timeout = "30m"
+
+    # The installer writes its console to the first port and its log to the second: qm terminal shows them.
+    serials = ["socket", "socket"]
+  }
+}
