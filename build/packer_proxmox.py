@@ -65,11 +65,9 @@ def locate(*, tools: Path, cache: Path, chosen: str = "") -> Packer:
 
 
 def _candidates(*, tools: Path, cache: Path, chosen: str) -> list[Path]:
-    if chosen:
-        return [Path(chosen)]
-    on_path = shutil.which("packer", path=run.search_path())
+    found = shutil.which(chosen or "packer", path=run.search_path())
     compiled = packer.locked_directory(tools=tools, cache=cache) / "packer"
-    return [Path(path) for path in (on_path, compiled) if path and Path(path).exists()]
+    return [*([Path(found)] if found else []), *([compiled] if compiled.exists() and not chosen else [])]
 
 
 def installed_plugins(path: Path) -> Path | None:

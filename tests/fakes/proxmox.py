@@ -331,6 +331,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         spool.rename(path)
         store["avail"] = store.get("avail", needed) - needed
         self.media[key] = Medium(path, fields["got"], needed, size)
+        if volume.startswith("iso/"):
+            store["files"].add(fields["filename"])
         return f"finished file import successfully, SHA-256 {fields['got']}"
 
     def _forget(self, key: tuple[str, str, str]) -> bool:
@@ -338,6 +340,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
         if medium is not None:
             medium.path.unlink(missing_ok=True)
             self.storages[key[1]]["avail"] += medium.size
+            self.storages[key[1]]["files"].discard(medium.path.name)
         return medium is not None
 
     async def _content_list(self, values: dict[str, Any], user: str) -> list[dict[str, Any]]:
@@ -348,6 +351,10 @@ class Proxmox(FakePve):  # type: ignore[misc]
             item for item in await super()._content_list(values, user)
             if shared or "vmid" not in item or item["vmid"] in there
         ]  # fmt: skip
+        for item in found:
+            # What was uploaded is as large as it is.
+            medium = self.media.get((self.place(node, name), name, str(item["volid"]).split(":", 1)[-1]))
+            item["size"] = medium.size if medium else item["size"]
         if values.get("content") in (None, "import") and values.get("vmid") is None:
             for (place, storage, volume), medium in self.media.items():
                 if (place, storage) == (self.place(node, name), name) and volume.startswith("import/"):
