@@ -85,6 +85,18 @@ def build(workspace: packer.Workspace, settings: cluster.Settings) -> tuple[int 
     return status, log.read_text(encoding="utf-8")
 
 
+def test_the_syntax_is_accepted_without_a_plugin_too(
+    real_packer: packer.Packer, settings: cluster.Settings, job: packer_proxmox.Job, tmp_path: Path
+) -> None:
+    """Blocks, expressions and variables: as far as a current Packer looks when it has no plugin."""
+    workspace = packer_proxmox.prepare(tmp_path, found=real_packer, templates=TEMPLATES, settings=settings, job=job)
+    argv = workspace.argv("validate")
+    run.run(
+        [*argv[:-2], "-syntax-only", *argv[-2:]], cwd=tmp_path, env=environment(workspace, settings),
+        timeout=packer.VALIDATE_SECONDS,
+    )  # fmt: skip
+
+
 def test_the_source_is_accepted(workspace: packer.Workspace, settings: cluster.Settings) -> None:
     run.run(
         workspace.argv("validate"), cwd=workspace.directory, env=environment(workspace, settings),
