@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build import files, labels, packer, packer_proxmox, proxmox_build, publish, pve
+from build import files, labels, packer, packer_proxmox, proxmox_build, publish, pve, roles
 from build.cluster import Role
 from build.errors import GoldsmithError, HostError, SpecError, StepFailed, VerificationFailed
 from tests.contract.conftest import TOKEN
@@ -118,6 +118,14 @@ def test_a_name_that_stands_for_something_else_is_refused(bench: Bench, job: pro
     with pytest.raises(SpecError, match="is image"):
         proxmox_build.build(job)
     assert bench.proxmox.inventory() == before
+
+
+@pytest.mark.parametrize("major", [8, 9])
+def test_the_privileges_of_a_publisher_are_enough(bench: Bench, job: proxmox_build.Job, major: int) -> None:
+    bench.proxmox.version = {8: "8.4.1", 9: "9.0.10"}[major]
+    for grant in roles.grants(Role.PUBLISHER, bench.settings, major=major):
+        bench.proxmox.grant(TOKEN.identity, grant.path, *grant.privileges)
+    assert proxmox_build.build(job).outcome is publish.Outcome.PUBLISHED
 
 
 @pytest.mark.parametrize("how", ["fail", "drop"])
