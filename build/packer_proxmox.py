@@ -23,7 +23,7 @@ from build.packer import Packer, Workspace
 PLUGIN = "github.com/hashicorp/proxmox"
 PLUGIN_FILE = "packer-plugin-proxmox_v*_x5.*_linux_*"
 # The oldest plugin that keeps the machine a machine (skip_convert_to_template), and packer/proxmox/plugin asks for it.
-PLUGIN_SINCE = (1, 2, 2)
+PLUGIN_SINCE = (1, 2, 4)
 QUIET = {"CHECKPOINT_DISABLE": "1"}
 SOURCES, WITH_PLUGIN, BUNDLED = "proxmox", "plugin", "bundled"
 

@@ -157,9 +157,13 @@ class _Run:
         )  # fmt: skip
         self.undo.add(f"VM {vmid}", lambda: self._take_back(vmid, name))
         self._run_packer(job)
-        config = self.api.get(f"/nodes/{self.node}/qemu/{vmid}/config")
+        path = f"/nodes/{self.node}/qemu/{vmid}"
+        config = self.api.get(f"{path}/config")
         if config.get("name") != name or "scsi0" not in config:
             raise StepFailed(f"Packer says that it succeeded, and left no {name} behind", hint="run the same command again")
+        # The plugin starts the machine that it leaves. Nothing runs in it: its boot order has only an empty drive.
+        if self.api.get(f"{path}/status/current")["status"] == "running":
+            self.api.wait(self.api.post(f"{path}/status/stop"))
         return vmid
 
     def _bring(self) -> str:

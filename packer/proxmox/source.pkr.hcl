@@ -10,11 +10,12 @@ source "proxmox-iso" "golden" {
   vm_id   = var.vm_id
   vm_name = var.vm_name
 
-  iso_file    = var.iso_file
-  unmount_iso = true
+  os = "l26"
 
-  os              = "l26"
-  boot            = "order=scsi0;ide2"
+  # The disk is not in the order, so that nothing ever boots what was installed, not even a builder that starts the
+  # machine when it is done. Proxmox asks the firmware to keep to the order (-boot strict=on).
+  boot = "order=ide2"
+
   cpu_type        = var.cpu_type
   cores           = var.cores
   memory          = var.memory

@@ -25,16 +25,24 @@ INSTALL_SECONDS, RUN_SECONDS = 3, 120
 
 
 class Installing(Proxmox):
-    """A cluster whose machines install within a moment and power themselves off, or never: they know no power button."""
+    """A cluster whose machines install within a moment and power themselves off, or never: they know no power button.
+
+    A machine without a medium runs until it is stopped; ``booted`` notes what each one was started with.
+    """
 
     installs = True
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self.booted: list[tuple[str, str]] = []
 
     async def started(self, vm: Any) -> None:
         def power_off() -> None:
             vm.status = vm.qmpstatus = "stopped"
 
         vm.acpi = False
-        if self.installs:
+        self.booted.append((vm.config["boot"], vm.config["ide2"].split(",")[0]))
+        if self.installs and ":iso/" in vm.config["ide2"]:
             asyncio.get_running_loop().call_later(INSTALL_SECONDS / 3, power_off)
 
 
@@ -116,13 +124,13 @@ def test_an_unknown_attribute_is_rejected(workspace: packer.Workspace, settings:
 
 
 def test_the_installer_runs_on_the_node(
-    workspace: packer.Workspace, settings: cluster.Settings, proxmox: Proxmox
+    workspace: packer.Workspace, settings: cluster.Settings, proxmox: Installing
 ) -> None:
     status, output = build(workspace, settings)
     assert status == 0, output
     machine = proxmox.vm(VMID)
     expected = {
-        "name": NAME, "boot": "order=scsi0;ide2", "cpu": "x86-64-v2-AES", "cores": "2", "memory": "2048", "agent": "0",
+        "name": NAME, "boot": "order=ide2", "cpu": "x86-64-v2-AES", "cores": "2", "memory": "2048", "agent": "0",
         "ostype": "l26", "scsihw": "virtio-scsi-single", "onboot": "0",
     }  # fmt: skip
     assert {key: str(machine.config[key]) for key in expected} == expected
@@ -131,8 +139,9 @@ def test_the_installer_runs_on_the_node(
     assert "golden.iso" not in str(machine.config)
     assert re.fullmatch(r"local-lvm:(vm|base)-9000-disk-0,.*size=12G", machine.config["scsi0"])
     assert proxmox.pools["golden"] == {VMID}
-    assert machine.status == "stopped"
-    assert proxmox.calls["POST", f"/nodes/pve1/qemu/{VMID}/status/start"] == 1
+    assert proxmox.booted[0] == ("order=ide2", "local:iso/golden.iso")
+    # Whatever a builder starts, it is never the disk.
+    assert {order for order, _medium in proxmox.booted} == {"order=ide2"}
     # Only a current Packer leaves the machine as it is.
     assert bool(machine.template) == (workspace.packer.version < packer.FIRST_WITHOUT_BUILDERS)
 

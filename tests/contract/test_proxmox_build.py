@@ -62,6 +62,7 @@ def test_what_is_installed_becomes_a_template_like_every_other(
 
     def verifier(subject: publish.Subject) -> None:
         machine = bench.proxmox.vm(subject.vmid)
+        assert machine.status == "stopped"
         seen.append((subject.node, subject.vmid, machine.config["tags"], bool(machine.template)))
 
     def no_secret(call: Call) -> None:
@@ -73,6 +74,11 @@ def test_what_is_installed_becomes_a_template_like_every_other(
     made = proxmox_build.build(dataclasses.replace(job, verifier=verifier))
     no_secret(fake_packer.calls()[-1])
     assert made == publish.Template("pve1", 9000, NAME, publish.Outcome.PUBLISHED)
+    # The installer, and what the plugin starts at its end: never the disk.
+    assert isinstance(bench.proxmox, Installing)
+    assert bench.proxmox.booted == [
+        ("order=ide2", f"local:iso/{NAME}-{job.medium.sha256[:12]}.iso"), ("order=ide2", "none"),
+    ]  # fmt: skip
     assert seen == [("pve1", 9000, f"golden;sha256-{job.medium.sha256[:12]};v1.2.3", False)]
     built = dict(bench.proxmox.vm(9000).config)
     assert built["name"] == NAME
@@ -197,7 +203,7 @@ def test_what_a_killed_run_left_is_named_and_left_and_hidden_guests_are_passed_o
     [
         ({"version": "1.6.6"}, "knows no API tokens"),
         ({}, f"plugins install {packer_proxmox.PLUGIN}"),
-        ({"plugins": [f"/plugins/{PLUGIN.replace('v1.2.4', 'v1.1.8')}"]}, "no proxmox plugin 1.2.2 or later"),
+        ({"plugins": [f"/plugins/{PLUGIN.replace('v1.2.4', 'v1.2.3')}"]}, "no proxmox plugin 1.2.4 or later"),
     ],
 )
 def test_a_packer_that_cannot_is_told_what_it_lacks(

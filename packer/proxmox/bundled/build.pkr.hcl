@@ -2,5 +2,7 @@
 
 build {
   source "source.proxmox-iso.golden" {
+    iso_file    = var.iso_file
+    unmount_iso = true
   }
 }

@@ -62,7 +62,7 @@ def build(ending: str, given: dict) -> int:  # type: ignore[type-arg]
     print("==> proxmox-iso.golden: Creating VM", flush=True)
     api.task(
         "POST", f"/nodes/{given['node']}/qemu", vmid=given["vm_id"], name=given["vm_name"], pool=given["pool"],
-        description="Packer ephemeral build VM", agent=0, boot="order=scsi0;ide2", cores=given["cores"],
+        description="Packer ephemeral build VM", agent=0, boot="order=ide2", cores=given["cores"],
         cpu=given["cpu_type"], memory=given["memory"], ostype="l26", scsihw="virtio-scsi-single", onboot=0,
         scsi0=f"{given['storage']}:{given['disk_size'].rstrip('G')},format=raw,iothread=1,cache=none",
         ide2=f"{given['iso_file']},media=cdrom", serial0="socket", serial1="socket",
@@ -79,7 +79,9 @@ def build(ending: str, given: dict) -> int:  # type: ignore[type-arg]
         api.task("DELETE", path)
         return 1
     api.task("POST", f"{path}/status/shutdown")
-    api.ask("PUT", f"{path}/config", delete="ide2")
+    # As version 1.2.4 of the plugin does with skip_convert_to_template.
+    api.ask("PUT", f"{path}/config", ide2="none,media=cdrom")
+    api.task("POST", f"{path}/status/start")
     print(f"--> proxmox-iso.golden: A VM was created: {given['vm_id']}")
     return 0
 
