@@ -188,7 +188,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         """Start a task; the lab's hook follows what fakepve does, and ``broken_tasks`` and ``durations`` come first."""
         hooks: dict[str, Callable[[Any], Awaitable[None]]] = {
             "qmcreate": self.created, "qmclone": self._cloned, "qmstart": self.started, "qmstop": self.stopped,
-            "qmshutdown": self.stopped, "qmtemplate": self.made_template, "qmdestroy": self.destroyed,
+            "qmshutdown": self.stopped, "qmreboot": self.started, "qmtemplate": self.made_template,
+            "qmdestroy": self.destroyed,
         }  # fmt: skip
 
         async def whole() -> Any:
