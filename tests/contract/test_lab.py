@@ -20,7 +20,7 @@ from tests.lab.cluster import Lab
 GREETING = "lab: a guest speaks"
 DISK_BYTES = 1 << 20
 PATIENCE = 60.0
-UEFI = {"bios": "ovmf", "machine": "q35", "efidisk0": "local-lvm:1,efitype=4m,pre-enrolled-keys=1"}
+UEFI: dict[str, Any] = {"bios": "ovmf", "machine": "q35", "efidisk0": "local-lvm:1,efitype=4m,pre-enrolled-keys=1"}
 
 
 def boot_sector(*, power_off: bool, seconds: float) -> bytes:

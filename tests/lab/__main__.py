@@ -27,7 +27,7 @@ from build.cache import RECORD
 from build.cli import default_cache
 from build.errors import GoldsmithError, SpecError
 from build.host import Tool
-from tests.lab import bench, cloudinit, network
+from tests.lab import bench, cloudinit, lease, network
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab
 
@@ -180,6 +180,7 @@ def lab_run(arguments: argparse.Namespace) -> int:
         accelerator = accel.probe(workdir=directory, wanted=arguments.accel)
         log.info(f"{VERDICT} {accelerator.kind}: {accelerator.reason}")
         wires = stack.enter_context(network.bridged(directory))
+        log.debug(f"the bridge gives addresses: {lease.ask()}")
         lab = Lab(
             directory / "pve", accelerator=accelerator, wires=wires, dns=cloudinit.Dns((network.NAMES,)),
             logs=logs / "machines", host=network.HOST, port=API_PORT,
