@@ -140,7 +140,7 @@ class Judge:
                 # The description comes along: the next run knows by it what a killed one has left.
                 task["upid"] = str(api.post(
                     f"/nodes/{subject.node}/qemu/{subject.vmid}/clone", newid=vmid, full=1, pool=self.settings.pool,
-                    name=f"{subject.label.template}-check-{letter}",
+                    name=subject.label.clone_name(letter),
                 ))  # fmt: skip
             except ApiError as error:
                 if any(words in error.brief for words in EXISTS):
