@@ -282,7 +282,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
                     while piece := await part.read_chunk(CHUNK):
                         digest.update(piece)
                         # Zeros take no room on this disk either.
-                        stream.seek(len(piece), 1) if not any(piece) else stream.write(piece)
+                        stream.seek(len(piece), 1) if piece.count(0) == len(piece) else stream.write(piece)
                     stream.truncate()
                 fields["got"] = digest.hexdigest()
         except BaseException:
