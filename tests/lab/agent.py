@@ -20,9 +20,11 @@ from typing import Any
 from build import vm
 
 SENTINEL = b"\xff"
-# PVE::QMPClient waits three seconds for a guest-ping; an emulated guest gets that time for each step of its own.
+# PVE::QMPClient waits three seconds for a guest-ping. An emulated guest gets more, but the API's callers do not wait for
+# ever: both together stay below the 30 seconds of a client.
 PING_SECONDS = 3.0
-COMMAND_SECONDS = 10.0
+COMMAND_SECONDS = 5.0
+MOST_PATIENCE = 3.0
 # PVE::API2::Qemu::Agent: the most of a file that file-read returns.
 MOST_BYTES = 16 << 20
 PIECE = 1 << 20
@@ -50,7 +52,7 @@ class Agent:
     """The agent behind a socket; one conversation at a time. ``patience`` scales the time it gets."""
 
     def __init__(self, path: Path, *, patience: float = 1.0) -> None:
-        self.path, self.patience = path, patience
+        self.path, self.patience = path, min(patience, MOST_PATIENCE)
         self._lock = threading.Lock()
 
     def ask(self, command: str, values: Mapping[str, Any]) -> Any:
