@@ -31,8 +31,9 @@ RINGS = {
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
     },
     "engines": {
-        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine", "faults_machines",
+        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
+        "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
+        "faults_machines",
         "audit_tools", "audit_place", "audit_field",
     },
     "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify"},
