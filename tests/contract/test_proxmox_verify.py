@@ -164,6 +164,22 @@ def test_a_clone_without_an_agent_names_the_three_causes(judged: Bench, monkeypa
     assert judged.proxmox.inventory() == before
 
 
+def test_a_clone_whose_agent_is_there_before_its_host_key_is_waited_for(judged: Bench) -> None:
+    said = f"Agent error: failed to open file '{pve_guest.HOST_KEY}' (mode: 'r'): No such file or directory"
+    judged.proxmox.fail("GET", "/agent/file-read", 500, said, times=3)
+    [made] = judged.publish()
+    assert made.outcome is publish.Outcome.PUBLISHED
+
+
+def test_a_clone_that_never_has_a_host_key(judged: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox_verify, "LOGIN_SECONDS", 0.2)
+    before = judged.proxmox.inventory()
+    judged.proxmox.fail("GET", "/agent/file-read", 500, "Agent error: failed to open file")
+    with pytest.raises(StepFailed, match="failed to open file"):
+        judged.publish()
+    assert judged.proxmox.inventory() == before
+
+
 def test_a_missing_agent_privilege_is_no_silent_agent(judged: Bench) -> None:
     before = judged.proxmox.inventory()
     for role, token in ((Role.PUBLISHER, TOKEN), (Role.VERIFIER, VERIFIER)):
