@@ -22,11 +22,13 @@ from pathlib import Path
 from fakepve.certs import make_cert
 from fakepve.pytest_plugin import _Serving
 
-from build import accel, cli, files, host, log, run, seed
-from build.cache import RECORD
+from build import accel, cli, files, host, log, pipeline, run, seed, workshop
+from build.apt import Mirrors
+from build.cache import Cache
 from build.cli import default_cache
-from build.errors import GoldsmithError, SpecError
+from build.errors import GoldsmithError
 from build.host import Tool
+from build.project import Project
 from tests.lab import bench, cloudinit, lease, network
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab
@@ -102,10 +104,8 @@ def parser() -> argparse.ArgumentParser:
 
 def newest_disk(cache: Path) -> Path:
     """Return the newest disk of the cache."""
-    found = sorted((cache / "stages" / "disk").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise SpecError("the cache holds no disk", hint="build one: nox -s build")
-    return found[-1].with_name("image.qcow2")
+    options = pipeline.Options(project=Project(ROOT), cache=Cache(cache), mirrors=Mirrors("", ""))
+    return workshop.find_image(options, directory=None, unverified=True)
 
 
 @contextmanager
