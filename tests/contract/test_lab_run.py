@@ -61,6 +61,14 @@ def test_outside_of_a_name_space_nothing_is_touched(tmp_path: Path, monkeypatch:
         pass
 
 
+def test_a_host_without_tap_devices_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(network.INSIDE, "1")
+    monkeypatch.setattr(network, "TUN", tmp_path / "tun")
+    with pytest.raises(HostError, match="cannot be opened") as caught, network.bridged(tmp_path):
+        pass
+    assert "modprobe tun" in caught.value.hint
+
+
 def test_the_project_differs_in_the_cluster_only(tmp_path: Path) -> None:
     project = project_of(tmp_path, firmware="bios")
     mine, theirs = (yaml.safe_load((root / "golden.yaml").read_text()) for root in (project.root, ROOT))

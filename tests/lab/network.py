@@ -24,6 +24,7 @@ HOST = "10.99.0.1"
 # Nothing but addresses for DHCP is behind these: there is no way out of the name space.
 GATEWAY, NAMES, FIRST_GUEST = "10.99.0.2", "10.99.0.3", "10.99.0.15"
 DHCP_TAP = "tapdhcp"
+TUN = Path("/dev/net/tun")
 INSIDE = "GOLDSMITH_LAB_INSIDE"
 SECONDS = 30.0
 BRIDGE_UP_SECONDS = 10.0
@@ -92,6 +93,11 @@ def bridged(directory: Path) -> Iterator[Bridge]:
     """Set up the bridge and its DHCP server in this name space."""
     if INSIDE not in os.environ:
         raise HostError("the lab's network wants a name space of its own", hint="start it with: nox -s lab")
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        raise HostError(
+            f"{TUN} cannot be opened: the machines' network cards are made with it",
+            hint=f"run the lab as root, or as root: modprobe tun; chmod 0666 {TUN}   (what udev does on Debian)",
+        )
     bridge = Bridge()
     _ip("link", "set", "lo", "up")
     _ip("link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
