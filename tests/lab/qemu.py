@@ -22,11 +22,11 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 # Qemu.pm and Cloudinit.pm: keys that the machine itself does not feel, or that are read elsewhere in the lab.
 NOT_FELT = re.compile(
     r"name|description|tags|onboot|protection|meta|ostype|hotplug|startup|template|digest|ciuser|cipassword|cicustom|citype|"
-    r"ciupgrade|sshkeys|nameserver|searchdomain|ipconfig\d+|numa|tablet|cpu|unused\d+|lock|parent|vmstate|snapstate|cpuunits"
+    r"ciupgrade|sshkeys|nameserver|searchdomain|ipconfig\d+|numa|tablet|cpu|unused\d+|lock|parent|vmstate|snapstate|cpuunits|kvm"
 )
 # What is mapped below.
 MAPPED = re.compile(
-    r"bios|machine|cores|sockets|memory|balloon|scsihw|boot|agent|serial0|smbios1|vmgenid|vga|rng0|efidisk0|acpi|"
+    r"bios|machine|cores|sockets|memory|balloon|scsihw|boot|agent|serial0|smbios1|vmgenid|vga|rng0|efidisk0|"
     r"(ide|sata|scsi|virtio|net)\d+"
 )
 CARD_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000"}
