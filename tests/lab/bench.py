@@ -20,6 +20,7 @@ from tests.fakes.proxmox import Proxmox
 
 ROOT = Path(__file__).parents[2]
 USER = "goldsmith@pve"
+POOLS = "/pool/"
 POOL, STORAGE, MEDIA, NODE = "golden", "local-lvm", "local", "pve1"
 # The lab's own copy of the tests would otherwise bring its logs along.
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -89,12 +90,13 @@ def vouch(project: Project, disk: Path) -> artifact.Artifact:
 
 
 def admit(lab: Proxmox, settings: Settings) -> dict[Role, Token]:
-    """Give the cluster a token for each role, with the rights that `doctor --roles` prints and no more."""
-    lab.pools.setdefault(settings.pool, set())
+    """Give the cluster a token for each role, with the rights that `doctor --roles` prints and no more, and their pools."""
     tokens = {role: Token(USER, role.value, str(uuid.uuid4())) for role in Role}
     for role, token in tokens.items():
         lab.apitokens[token.identity] = token.secret
         for grant in roles.grants(role, settings, major=lab.version_numbers[0]):
+            if grant.path.startswith(POOLS):
+                lab.pools.setdefault(grant.path.removeprefix(POOLS), set())
             lab.grant(token.identity, grant.path, *grant.privileges)
     return tokens
 
