@@ -15,6 +15,7 @@ from build import accel, cluster, files, pve, run, vm
 from build.errors import GoldsmithError
 from tests.contract.conftest import HOST, TOKEN
 from tests.fakes import guest
+from tests.lab.agent import Agent
 from tests.lab.cluster import Lab
 
 GREETING = "lab: a guest speaks"
@@ -187,6 +188,32 @@ def test_a_guest_without_an_agent_has_none(bench: Bench) -> None:
     bench.do("post", "/qemu/9000/status/start")
     with pytest.raises(GoldsmithError, match="QEMU guest agent is not running"):
         bench.do("get", "/qemu/9000/agent/network-get-interfaces")
+
+
+def test_an_emulated_host_starts_the_next_machine_when_this_one_has_answered(bench: Bench) -> None:
+    bench.create(make_image(bench.place))
+    answers = iter([False, False, True])
+    asked: list[bool] = []
+
+    def is_up(_self: Agent) -> bool:
+        asked.append(next(answers))
+        return asked[-1]
+
+    bench.lab.settle_seconds = PATIENCE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "is_up", is_up)
+        bench.do("post", "/qemu/9000/status/start")
+    assert asked == [False, False, True]
+
+
+def test_a_start_does_not_wait_for_a_guest_that_has_ended(bench: Bench) -> None:
+    bench.lab.machines.accelerator = dataclasses.replace(bench.lab.machines.accelerator, timeout_scale=0.1)
+    bench.lab.settle_seconds = PATIENCE
+    bench.create(make_image(bench.place, power_off=True, seconds=0.5), machine="q35")
+    begun = time.monotonic()
+    bench.do("post", "/qemu/9000/status/start")
+    assert time.monotonic() - begun < PATIENCE / 2
+    await_(lambda: bench.status() == "stopped")
 
 
 def test_what_the_lab_has_not_is_refused(bench: Bench) -> None:

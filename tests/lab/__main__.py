@@ -44,6 +44,8 @@ TOOLS = (
 )  # fmt: skip
 CLONE_NAME, CLONE_ADDRESS = "web1", "10.99.0.101"
 CLONE_SECONDS = 1800
+# Emulated guests boot one after the other: see Lab.
+SETTLE_SECONDS = 900.0
 VERDICT = "THE LAB IS NO PROXMOX VE: the API is a fake, the machines behind it are real."
 
 
@@ -183,7 +185,8 @@ def lab_run(arguments: argparse.Namespace) -> int:
         log.debug(f"the bridge gives addresses: {lease.ask()}")
         lab = Lab(
             directory / "pve", accelerator=accelerator, wires=wires, dns=cloudinit.Dns((network.NAMES,)),
-            logs=logs / "machines", host=network.HOST, port=API_PORT,
+            logs=logs / "machines", settle_seconds=SETTLE_SECONDS if accelerator.kind is accel.Kind.TCG else 0.0,
+            host=network.HOST, port=API_PORT,
         )  # fmt: skip
         lab.version, lab.time_scale = PVE[arguments.pve], 1.0
         ca = stack.enter_context(serving(lab, directory))

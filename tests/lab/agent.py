@@ -72,6 +72,14 @@ class Agent:
         with self._conversation() as line:
             return line.do(name, arguments)
 
+    def is_up(self) -> bool:
+        """Say whether the guest answers."""
+        try:
+            self.call("guest-ping")
+        except (NoAnswer, Refused):
+            return False
+        return True
+
     def shut_down(self) -> bool:
         """Ask the guest to power off; say whether anybody was there to hear it."""
         try:

@@ -7,6 +7,7 @@ cluster. What the lab cannot do (snapshots, suspension, migration) is refused wi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from build.errors import GoldsmithError
 from tests.fakes.proxmox import Proxmox
 from tests.lab import agent, cloudinit, values
 from tests.lab.disks import Disks
-from tests.lab.machines import Machines, await_up
+from tests.lab.machines import Machines, Running, await_up
 from tests.lab.network import Wires
 
 WATCH_SECONDS = 0.3
@@ -33,13 +34,16 @@ class Lab(Proxmox):
 
     def __init__(
         self, directory: Path, *, accelerator: Accelerator, wires: Wires | None = None, dns: cloudinit.Dns | None = None,
-        logs: Path | None = None, **options: Any,
+        logs: Path | None = None, settle_seconds: float = 0.0, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(directory, **options)
         self.disks = Disks(directory / "disks")
         self.machines = Machines(
             directory / "machines", logs or directory / "logs", accelerator, wires, dns or cloudinit.Dns()
         )  # fmt: skip
+        # So long may the task of a start wait for the guest's agent: two guests that boot at once on an emulated host
+        # starve each other, until systemd gives up waiting for their disks.
+        self.settle_seconds = settle_seconds
         # Templates' disks as they were made: volume id -> SHA-256.
         self.sealed: dict[str, str] = {}
         self._full: dict[int, bool] = {}
@@ -149,6 +153,15 @@ class Lab(Proxmox):
         except GoldsmithError as error:
             raise TaskError(error.render()) from error
         self._watch(vm)
+        if self.settle_seconds and values.flag(vm.config, "agent"):
+            await self._settle(made)
+
+    async def _settle(self, made: Running) -> None:
+        deadline = time.monotonic() + self.settle_seconds
+        while made.process.poll() is None and time.monotonic() < deadline:
+            if await asyncio.to_thread(made.agent.is_up):
+                return
+            await asyncio.sleep(WATCH_SECONDS)
 
     def _files(self, vm: Any) -> dict[str, Path]:
         found = {}
