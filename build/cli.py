@@ -29,6 +29,7 @@ from build import (
     requirements,
     workshop,
 )  # fmt: skip
+from build import spec as specs
 from build.apt import Mirrors
 from build.audit_field import AUDITORS
 from build.cache import Cache
@@ -63,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
 
     build = verb("build", _build, "build and verify the image; what did not change is not made again")
     build.add_argument("--plan", action="store_true", help="print what would be made and why, and stop")
+    build.add_argument("--on", choices=["proxmox"], help="run the installer on a node of golden.yaml's cluster instead")
+    build.add_argument("--node", action="append", default=[], metavar="NAME", help="for --on: this node, not the first one")
+    build.add_argument("--secrets", type=Path, metavar="FILE", help="for --on: with the tokens, mode 0600")
+    build.add_argument(
+        "--install-minutes", type=int, default=15, metavar="N", help="for --on: how long an installation takes at most"
+    )
     verb("plan", _plan, "print what a build would make, and why")
     verb("setup", _setup, "install the host tools that are missing, or name them")
     _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
@@ -168,10 +175,26 @@ def _options(arguments: argparse.Namespace) -> pipeline.Options:
 def _build(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _plan(arguments)
+    if arguments.on:
+        return _build_on_proxmox(arguments)
     made = pipeline.build(_options(arguments))
     counts = made.manifest["verification"]
     log.info(f"Verified: {counts['passed']} tests passed on {len(counts['clones'])} clones.")
     print(made.path)
+    return 0
+
+
+def _build_on_proxmox(arguments: argparse.Namespace) -> int:
+    from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    options = _options(arguments)
+    ship.settings_of(specs.load(options.project.spec))
+    medium, spec = pipeline.build_media(options)
+    made = ship.build_on(
+        options.project, options.cache, medium=medium, spec=spec, nodes=arguments.node, secrets=arguments.secrets,
+        packer=options.packer, minutes=arguments.install_minutes,
+    )  # fmt: skip
+    print(f"{made.node}/{made.vmid} {made.name}")
     return 0
 
 

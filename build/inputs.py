@@ -92,7 +92,7 @@ def _media(inputs: Inputs) -> dict[str, Any]:
 def _disk(inputs: Inputs) -> dict[str, Any]:
     return {
         "size_mib": inputs.spec.disk.size_mib,
-        "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "README")),
+        "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "proxmox/", "README")),
         "code": inputs.project.code("disk", "packer", "console"),
     }
 

@@ -33,10 +33,12 @@ RINGS = {
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
-        "faults_machines",
-        "audit_tools", "audit_place", "audit_field",
+        "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
     },
-    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify"},
+    "stages": {
+        "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
+        "proxmox_build",
+    },
     "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "cli", "__main__"},
 }  # fmt: skip
 
@@ -111,7 +113,7 @@ def test_packer_fmt_is_content() -> None:
     packer = shutil.which("packer", path=run.search_path())
     if packer is None:
         pytest.skip("no packer in PATH; the contract tests say how to get one")
-    for directory in (ROOT / "packer", ROOT / "packer" / "plugins"):
+    for directory in sorted({path.parent for path in (ROOT / "packer").rglob("*.pkr.hcl")}):
         done = run.run([packer, "fmt", "-check", "-diff", directory], timeout=ASK_SECONDS, check=False)
         assert done.returncode == 0, f"\n{done.stdout}{done.stderr}"
 
