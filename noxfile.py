@@ -18,7 +18,8 @@ TOOL = ("jinja2", "pyyaml")
 IMAGE_TESTS = ("pytest", "pytest-testinfra", "pytest-xdist")
 AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
-CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")
+LAB = "fakepve[crypto]"
+CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
@@ -119,6 +120,15 @@ def publish(session: nox.Session) -> None:
     """Take the newest artifact to the Proxmox VE of golden.yaml, verify clones there, make it a protected template."""
     install(session, *TOOL, *IMAGE_TESTS, *PROXMOX)
     goldsmith(session, "publish")
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Publish, verify and clone against a fake Proxmox VE with real machines behind it: see docs/lab.md."""
+    install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, LAB)
+    session.run(
+        "python", "-m", "tests.lab", *session.posargs, interrupt_timeout=GRACE_SECONDS, terminate_timeout=GRACE_SECONDS
+    )
 
 
 @nox.session

@@ -51,6 +51,14 @@ class Label:
         """The file name of the uploaded image: another image has another name."""
         return f"{self.template}-{self.digest[:DIGEST_HEX]}.qcow2"
 
+    def clone_name(self, letter: str = "") -> str:
+        """Return the name of a clone that is tested on a node, or with no letter what all such names begin with.
+
+        Without a dot: Proxmox's cloud-init drive makes what stands before the first one the host name, and all clones of
+        all versions 0.x would share it.
+        """
+        return f"{self.template.replace('.', '-')}-check-{letter}"
+
     def tags(self, *channels: str) -> str:
         """Return the tags as Proxmox takes them."""
         return ";".join(sorted({PRODUCT_TAG, f"v{self.version}".lower(), digest_tag(self.digest), *channels}))

@@ -140,7 +140,7 @@ class Judge:
                 # The description comes along: the next run knows by it what a killed one has left.
                 task["upid"] = str(api.post(
                     f"/nodes/{subject.node}/qemu/{subject.vmid}/clone", newid=vmid, full=1, pool=self.settings.pool,
-                    name=f"{subject.label.template}-check-{letter}",
+                    name=subject.label.clone_name(letter),
                 ))  # fmt: skip
             except ApiError as error:
                 if any(words in error.brief for words in EXISTS):
@@ -163,12 +163,14 @@ class Judge:
     def _reach(self, api: Api, subject: Subject, clone: Clone, identity: seed.Identity) -> None:
         """Find the clone's address and host key, and wait until it is up."""
         seen: list[str] = []
-        clone.address = pve_guest.wait_address(
-            api, subject.node, clone.vmid, timeout=BOOT_SECONDS, tell=lambda text: _tell_once(seen, clone, text)
-        )  # fmt: skip
+
+        def tell(text: str) -> None:
+            _tell_once(seen, clone, text)
+
+        clone.address = pve_guest.wait_address(api, subject.node, clone.vmid, timeout=BOOT_SECONDS, tell=tell)
+        key = pve_guest.wait_host_key(api, subject.node, clone.vmid, timeout=LOGIN_SECONDS, tell=tell)
         seed.write_ssh_config(
-            clone.directory, alias=clone.alias, host=clone.address, port=PORTS["ssh"],
-            host_keys=[pve_guest.host_key(api, subject.node, clone.vmid)], identity=identity,
+            clone.directory, alias=clone.alias, host=clone.address, port=PORTS["ssh"], host_keys=[key], identity=identity
         )  # fmt: skip
         deadline, state = time.monotonic() + LOGIN_SECONDS, ""
         while state not in ("running", "degraded", "maintenance"):

@@ -135,7 +135,7 @@ def places(
     found: dict[str, list[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]] = {node: [] for node in nodes}
     for guest in guests:
         name, node = str(guest.get("name", "")), str(guest["node"])
-        if name != label.template and not name.startswith(f"{label.template}-check-"):
+        if name != label.template and not name.startswith(label.clone_name()):
             continue
         if not shared and node not in found:
             continue

@@ -98,6 +98,21 @@ def wait_address(api: Api, node: str, vmid: int, *, timeout: float, tell: Callab
         time.sleep(POLL_SECONDS)
 
 
+def wait_host_key(api: Api, node: str, vmid: int, *, timeout: float, tell: Callable[[str], None]) -> str:
+    """Wait for the guest's host key: its agent may answer before its first boot has made one. Raises StepFailed."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return host_key(api, node, vmid)
+        except Denied:
+            raise
+        except StepFailed as error:
+            if (isinstance(error, ApiError) and error.status == 0) or time.monotonic() > deadline:
+                raise
+            tell(f"no host key yet: {error.brief}")
+        time.sleep(POLL_SECONDS)
+
+
 def host_key(api: Api, node: str, vmid: int) -> str:
     """Return the guest's own SSH host key, read through its agent."""
     answer = api.get(f"/nodes/{node}/qemu/{vmid}/agent/file-read", file=HOST_KEY)

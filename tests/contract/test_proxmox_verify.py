@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from build import proxmox_verify, publish, pve, pve_guest, roles
 from build.cluster import Role, Token
@@ -19,6 +20,7 @@ from tests.contract.conftest import TOKEN
 from tests.contract.shipping import NAME, Bench, make_artifact
 from tests.fakes import Fakes
 from tests.fakes.proxmox import Proxmox
+from tests.lab import cloudinit
 
 VERIFIER = Token("goldsmith@pve", "verifier", "00000000-0000-0000-0000-000000000002")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfTheClone"
@@ -115,7 +117,10 @@ def test_clones_are_told_who_may_come_and_from_where(judged: Bench) -> None:
         assert json.loads(site) == {"admin_cidrs": ["127.0.0.1/32"]}
     assert first["smbios1"] != second["smbios1"]
     assert [config["scsi0"].rpartition("size=")[2] for config in (first, second)] == ["4160M", "64M"]
-    assert [config["name"] for config in (first, second)] == [f"{NAME}-check-a", f"{NAME}-check-b"]
+    # Each a host name of its own: Proxmox takes what stands before the first dot for it.
+    assert [config["name"] for config in (first, second)] == ["golden-1-2-3-check-a", "golden-1-2-3-check-b"]
+    names = [yaml.safe_load(cloudinit.user_data(config, 9001))["hostname"] for config in (first, second)]
+    assert names[0] != names[1]
 
 
 def test_an_image_that_fails_there_is_not_published(judged: Bench, tmp_path: Path) -> None:
@@ -156,6 +161,22 @@ def test_a_clone_without_an_agent_names_the_three_causes(judged: Bench, monkeypa
     assert "not running" in caught.value.details
     for cause in ("DHCP", "no guest agent", "did not boot"):
         assert cause in caught.value.hint
+    assert judged.proxmox.inventory() == before
+
+
+def test_a_clone_whose_agent_is_there_before_its_host_key_is_waited_for(judged: Bench) -> None:
+    said = f"Agent error: failed to open file '{pve_guest.HOST_KEY}' (mode: 'r'): No such file or directory"
+    judged.proxmox.fail("GET", "/agent/file-read", 500, said, times=3)
+    [made] = judged.publish()
+    assert made.outcome is publish.Outcome.PUBLISHED
+
+
+def test_a_clone_that_never_has_a_host_key(judged: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox_verify, "LOGIN_SECONDS", 0.2)
+    before = judged.proxmox.inventory()
+    judged.proxmox.fail("GET", "/agent/file-read", 500, "Agent error: failed to open file")
+    with pytest.raises(StepFailed, match="failed to open file"):
+        judged.publish()
     assert judged.proxmox.inventory() == before
 
 

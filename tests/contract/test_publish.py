@@ -192,7 +192,7 @@ def kill(_self: Any) -> None:
 def test_clones_that_a_killed_run_left_are_removed(bench: Bench) -> None:
     label = labels.of(make_artifact(bench.place), state=labels.State.PUBLISHING, published="", run="dead")
     bench.proxmox.add_vm(
-        9001, f"{NAME}-check-a", status="running", pool="golden", config={"description": label.describe(), "memory": 512}
+        9001, label.clone_name("a"), status="running", pool="golden", config={"description": label.describe(), "memory": 512}
     )
     bench.publish()
     assert [vm.vmid for vm in bench.proxmox.vms] == [9000]

@@ -189,7 +189,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         """Start a task; the lab's hook follows what fakepve does, and ``broken_tasks`` and ``durations`` come first."""
         hooks: dict[str, Callable[[Any], Awaitable[None]]] = {
             "qmcreate": self.created, "qmclone": self._cloned, "qmstart": self.started, "qmstop": self.stopped,
-            "qmshutdown": self.stopped, "qmtemplate": self.made_template, "qmdestroy": self.destroyed,
+            "qmshutdown": self.stopped, "qmreboot": self.started, "qmtemplate": self.made_template,
+            "qmdestroy": self.destroyed,
         }  # fmt: skip
 
         async def whole() -> Any:
@@ -291,7 +292,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
                     while piece := await part.read_chunk(CHUNK):
                         digest.update(piece)
                         # Zeros take no room on this disk either.
-                        stream.seek(len(piece), 1) if not any(piece) else stream.write(piece)
+                        stream.seek(len(piece), 1) if piece.count(0) == len(piece) else stream.write(piece)
                     stream.truncate()
                 fields["got"] = digest.hexdigest()
         except BaseException:

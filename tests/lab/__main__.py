@@ -1,0 +1,221 @@
+"""Publishes an image to the lab, proves it from two clones there, makes an operator's clone, and says what came of it.
+
+    nox -s lab                                  the newest artifact
+    nox -s lab -- --unverified --tests ssh boot the newest disk of the cache, and only these image tests
+
+The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
+own, over the API's TLS. This is no Proxmox VE: see docs/lab.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fakepve.certs import make_cert
+from fakepve.pytest_plugin import _Serving
+
+from build import accel, cli, files, host, log, pipeline, run, seed, workshop
+from build.apt import Mirrors
+from build.cache import Cache
+from build.cli import default_cache
+from build.errors import GoldsmithError
+from build.host import Tool
+from build.project import Project
+from tests.lab import bench, cloudinit, lease, network
+from tests.lab.bench import ROOT, Choice
+from tests.lab.cluster import Lab
+
+MODULE = "tests.lab"
+API_PORT = 8006
+PVE = {8: "8.4.1", 9: "9.0.10"}
+TOOLS = (
+    *(tool for tool in host.TOOLS if tool.package in ("qemu-system-x86", "qemu-utils", "ovmf", "seabios", "xorriso",
+                                                     "openssh-client", "curl", "e2fsprogs", "fdisk", "util-linux")),
+    Tool("ip", "iproute2", "make the lab's bridge"),
+    Tool("unshare", "util-linux", "give the lab a network of its own"),
+)  # fmt: skip
+CLONE_NAME, CLONE_ADDRESS = "web1", "10.99.0.101"
+CLONE_SECONDS = 1800
+# Emulated guests boot one after the other: see Lab.
+SETTLE_SECONDS = 900.0
+VERDICT = "THE LAB IS NO PROXMOX VE: the API is a fake, the machines behind it are real."
+
+
+@dataclass
+class Step:
+    """One command under test: what came of it, and how long it took."""
+
+    name: str
+    status: int
+    seconds: float
+
+
+class Walk:
+    """The commands under test, one after another."""
+
+    def __init__(self, project: Path, cache: Path, secrets: Path) -> None:
+        self.steps: list[Step] = []
+        self._common = ["--project", str(project), "--cache", str(cache)]
+        self._secrets = ["--secrets", str(secrets)]
+
+    def do(self, name: str, *words: str) -> bool:
+        """Run ``python -m build`` with these words; say whether it went well."""
+        log.info(f"$ python -m build {' '.join(words)}")
+        begun = time.monotonic()
+        verb, *rest = words
+        status = run.attach([sys.executable, "-m", "build", verb, *rest, *self._secrets, *self._common])
+        self.steps.append(Step(name, status, time.monotonic() - begun))
+        return status == 0
+
+    def check(self, name: str, problems: Sequence[str]) -> None:
+        """Note something that the lab itself looked at."""
+        for problem in problems:
+            log.warn(f"{name}: {problem}")
+        self.steps.append(Step(name, 1 if problems else 0, 0.0))
+
+    @property
+    def status(self) -> int:
+        """The first exit status that is not 0, or 0."""
+        return next((step.status for step in self.steps if step.status), 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = top.add_argument
+    add("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    add("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
+    add("--tests", nargs="+", default=[], metavar="NAME", help="only these modules of tests/image, such as: ssh boot")
+    add("--firmware", choices=["uefi", "bios"], default="uefi", help="of the template (default: %(default)s)")
+    add("--pve", type=int, choices=sorted(PVE), default=9, help="the version that the fake speaks (default: %(default)s)")
+    add("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
+    add("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
+    add("--no-clone", dest="clone", action="store_false", help="stop when the template is published")
+    add("--verbose", action="store_true", help="say more")
+    return top
+
+
+def newest_disk(cache: Path) -> Path:
+    """Return the newest disk of the cache."""
+    options = pipeline.Options(project=Project(ROOT), cache=Cache(cache), mirrors=Mirrors("", ""))
+    return workshop.find_image(options, directory=None, unverified=True)
+
+
+@contextmanager
+def serving(lab: Lab, directory: Path) -> Iterator[Path]:
+    """Serve the cluster's API; yield the certificate to trust."""
+    certificate, key, _ = make_cert(str(directory), hosts=(lab.host,))
+    server = _Serving(lab, certificate, key)
+    try:
+        yield Path(certificate)
+    finally:
+        lab.close()
+        server.stop()
+
+
+def has_verb(name: str) -> bool:
+    """Say whether the command line has a verb."""
+    return any(name in (action.choices or ()) for action in cli.parser()._actions if isinstance(action.choices, dict))
+
+
+def walk(lab: Lab, project: Path, cache: Path, secrets: Path, *, clone: bool) -> Walk:
+    """Publish, publish again, clone, look for drift; then look at what is left."""
+    made = Walk(project, cache, secrets)
+    if made.do("the cluster is ready", "doctor", "--proxmox") and made.do("publish, two clones verified", "publish"):
+        made.do("publish again: nothing to do", "publish")
+        if clone and has_verb("clone"):
+            _clone(made, cache)
+        if has_verb("drift"):
+            made.do("no template has changed", "drift")
+        made.check("the template's disks are as they were made", lab.changed_templates())
+    expected = {CLONE_NAME}
+    left = [vm.name for vm in lab.vms if not vm.template and vm.name not in expected]
+    made.check("no machine is left over", left)
+    return made
+
+
+def _clone(made: Walk, cache: Path) -> None:
+    identity = seed.make_identity(cache / "operator", "admin")
+    made.do(
+        "an operator's clone answers HTTPS", "clone", "--name", CLONE_NAME, "--ip",
+        f"{CLONE_ADDRESS}/24,gw={network.GATEWAY}", "--ssh-key", str(identity.key.with_suffix(".pub")),
+        "--admin-cidr", f"{network.HOST}/32", "--timeout", str(CLONE_SECONDS),
+    )  # fmt: skip
+
+
+def summary(made: Walk, lab: Lab, logs: Path) -> str:
+    """Return what is told at the end."""
+    lines = ["", VERDICT, ""]
+    for step in made.steps:
+        result = "good" if step.status == 0 else f"failed ({step.status})"
+        took = f"{step.seconds:7.1f} s" if step.seconds else ""
+        lines.append(f"  {step.name:<44} {result:<12} {took}".rstrip())
+    lines.append("")
+    for vm in lab.vms:
+        state = "template" if vm.template else vm.status
+        lines.append(f"  {vm.node}/{vm.vmid} {vm.name}: {state}, tags: {vm.config.get('tags', 'none')}")
+    calls = sum(lab.calls.values())
+    lines += [f"  {calls} calls of the API", f"  consoles, QEMU's words, the tests' own: {logs}", ""]
+    return "\n".join(lines)
+
+
+def lab_run(arguments: argparse.Namespace) -> int:
+    """Set everything up, walk, and take everything down."""
+    host.ensure(TOOLS, install=False)
+    root = arguments.cache.resolve() / "lab"
+    choice = Choice(
+        artifact=arguments.artifact, disk=newest_disk(arguments.cache) if arguments.unverified else None,
+        tests=tuple(arguments.tests), firmware=arguments.firmware,
+    )  # fmt: skip
+    logs = root / "logs"
+    with ExitStack() as stack:
+        directory = stack.enter_context(files.scratch(root))
+        accelerator = accel.probe(workdir=directory, wanted=arguments.accel)
+        log.info(f"{VERDICT} {accelerator.kind}: {accelerator.reason}")
+        wires = stack.enter_context(network.bridged(directory))
+        log.debug(f"the bridge gives addresses: {lease.ask()}")
+        lab = Lab(
+            directory / "pve", accelerator=accelerator, wires=wires, dns=cloudinit.Dns((network.NAMES,)),
+            logs=logs / "machines", settle_seconds=SETTLE_SECONDS if accelerator.kind is accel.Kind.TCG else 0.0,
+            host=network.HOST, port=API_PORT,
+        )  # fmt: skip
+        lab.version, lab.time_scale = PVE[arguments.pve], 1.0
+        ca = stack.enter_context(serving(lab, directory))
+        with log.step("Setting up the lab", done="the lab is ready"):
+            project = bench.write_project(directory / "project", choice, host=lab.host, port=lab.port, ca=ca)
+            bench.write_secrets(directory / "secrets.yaml", bench.admit(lab, bench.settings_of(project)))
+        made = walk(lab, project.root, root, directory / "secrets.yaml", clone=arguments.clone)
+        print(summary(made, lab, logs), flush=True)
+    return made.status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the lab; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(words)
+    network.enter(MODULE, words)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    log.configure(json_lines=False, verbose=arguments.verbose)
+    os.chdir(ROOT)
+    try:
+        return lab_run(arguments)
+    except GoldsmithError as error:
+        log.error(error.render())
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("Interrupted. Every machine of the lab is gone.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

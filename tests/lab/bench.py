@@ -1,0 +1,114 @@
+"""What a run of the lab needs around the cluster: a project that names it, tokens, rights, and an artifact."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from build import artifact, cluster, files, roles, vm
+from build import spec as specs
+from build.cluster import Role, Settings, Token
+from build.errors import SpecError
+from build.project import Project
+from tests.fakes.proxmox import Proxmox
+
+ROOT = Path(__file__).parents[2]
+USER = "goldsmith@pve"
+POOLS = "/pool/"
+POOL, STORAGE, MEDIA, NODE = "golden", "local-lvm", "local", "pve1"
+# The lab's own copy of the tests would otherwise bring its logs along.
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is about: an artifact, or a disk that nobody verified, and which of the image tests."""
+
+    artifact: Path | None = None
+    disk: Path | None = None
+    tests: tuple[str, ...] = ()
+    firmware: str = "uefi"
+
+
+def write_project(target: Path, choice: Choice, *, host: str, port: int, ca: Path) -> Project:
+    """Write a checkout beside this one: the same, but for golden.yaml's cluster, and the image tests that were chosen."""
+    target.mkdir(parents=True)
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in ("golden.yaml", "tests", "artifacts"):
+            (target / entry.name).symlink_to(entry)
+    content: dict[str, Any] = yaml.safe_load((ROOT / "golden.yaml").read_text(encoding="utf-8"))
+    content["proxmox"] = {
+        "host": host, "port": port, "ca": str(ca), "nodes": [NODE], "storage": STORAGE, "media": MEDIA, "pool": POOL,
+        "firmware": choice.firmware,
+    }  # fmt: skip
+    (target / "golden.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    shutil.copytree(ROOT / "tests", target / "tests", ignore=LEFT_OUT)
+    project = Project(target)
+    _select(project.image_tests, choice.tests)
+    if choice.disk:
+        vouch(project, choice.disk)
+    else:
+        found = artifact.load(choice.artifact) if choice.artifact else artifact.newest(Project(ROOT).artifacts)
+        project.artifacts.mkdir()
+        (project.artifacts / found.path.name).symlink_to(found.path)
+    return project
+
+
+def _select(tests: Path, wanted: Sequence[str]) -> None:
+    """Leave only the named modules of the image tests; all of them without a name."""
+    present = {path.stem.removeprefix("test_"): path for path in tests.glob("test_*.py")}
+    if unknown := sorted(set(wanted) - set(present)):
+        raise SpecError(f"there are no image tests {', '.join(unknown)}", hint=f"there are: {', '.join(sorted(present))}")
+    for name, path in present.items():
+        if wanted and name not in wanted:
+            path.unlink()
+
+
+def vouch(project: Project, disk: Path) -> artifact.Artifact:
+    """Make an artifact of a disk that nobody has verified: here it is the clones on the node that prove it.
+
+    It never leaves the lab, and says so in its manifest.
+    """
+    spec = specs.load(project.spec)
+    manifest: dict[str, Any] = {
+        "schema": artifact.SCHEMA, "name": spec.name, "version": spec.version,
+        "image": {
+            "file": artifact.IMAGE, "format": "qcow2", "sha256": files.sha256_file(disk), "bytes": disk.stat().st_size,
+            "virtual_mib": vm.sealed_disk_size_mib(disk),
+        },
+        "inputs": {"spec": spec.as_inputs(), "archive_date": "", "rootfs_tar_sha256": ""},
+        "packages": {}, "installer": {}, "tools": {}, "accelerator": {}, "stages": [], "retries": {},
+        "verification": {"passed": 1, "failed": 0, "skipped": 0, "clones": [], "by": "the lab's word: nobody has tested it"},
+    }  # fmt: skip
+    return artifact.commit(project.artifacts, contents={artifact.IMAGE: disk}, manifest=manifest)
+
+
+def admit(lab: Proxmox, settings: Settings) -> dict[Role, Token]:
+    """Give the cluster a token for each role, with the rights that `doctor --roles` prints and no more, and their pools."""
+    tokens = {role: Token(USER, role.value, str(uuid.uuid4())) for role in Role}
+    for role, token in tokens.items():
+        lab.apitokens[token.identity] = token.secret
+        for grant in roles.grants(role, settings, major=lab.version_numbers[0]):
+            if grant.path.startswith(POOLS):
+                lab.pools.setdefault(grant.path.removeprefix(POOLS), set())
+            lab.grant(token.identity, grant.path, *grant.privileges)
+    return tokens
+
+
+def write_secrets(path: Path, tokens: dict[Role, Token]) -> None:
+    """Write the secrets file that the commands under test read."""
+    content = {"tokens": {role.value: f"{token.identity}={token.secret}" for role, token in tokens.items()}}
+    files.write_atomic(path, yaml.safe_dump(content), mode=0o600)
+
+
+def settings_of(project: Project) -> Settings:
+    """Return the settings of the project's cluster."""
+    settings = specs.load(project.spec).proxmox
+    assert isinstance(settings, cluster.Settings)
+    return settings
