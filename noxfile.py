@@ -122,6 +122,13 @@ def publish(session: nox.Session) -> None:
 
 
 @nox.session
+def clone(session: nox.Session) -> None:
+    """Make an operator's machine of a published template: -- --name web1 --ip dhcp --ssh-key FILE --admin-cidr CIDR."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "clone")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

@@ -20,6 +20,7 @@ from build import (
     audit,
     bench,
     bundle,
+    clone_request,
     doctor,
     faults,
     files,
@@ -96,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     shipping.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
     shipping.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
     shipping.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
+    clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -196,6 +198,15 @@ def _publish(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     for one in made:
         print(f"{one.node}/{one.vmid} {one.name}")
+    return 0
+
+
+def _clone(arguments: argparse.Namespace) -> int:
+    from build import clone_verb  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    project, cache = Project(arguments.project.resolve()), Cache(arguments.cache.resolve())
+    request = clone_request.read(arguments)
+    print(clone_verb.run(project, cache, request, secrets=arguments.secrets, as_json=arguments.json))
     return 0
 
 

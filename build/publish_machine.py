@@ -51,7 +51,8 @@ class VmIds:
 class Undo:
     """What was made and is taken back, the newest first, when the work fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: str = "run the same command again, which removes it") -> None:
+        self._remedy = remedy
         self._steps: list[tuple[str, Callable[[], None]]] = []
 
     def add(self, what: str, step: Callable[[], None]) -> None:
@@ -70,7 +71,7 @@ class Undo:
             try:
                 _persist(step)
             except GoldsmithError as error:
-                problems.append(f"{what} could not be removed: {error.brief}; run the same command again, which removes it")
+                problems.append(f"{what} could not be removed: {error.brief}; {self._remedy}")
         return problems
 
 
@@ -157,18 +158,7 @@ class Machine:
         self._put(description=label.describe(), tags=label.tags(labels.CANDIDATE), protection=1)
 
     def _put(self, **keys: Any) -> None:
-        """Set keys of the configuration. When the answer is lost, look whether they are set before trying again."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                self.api.put(f"{self.path}/config", **keys)
-            except ApiError as error:
-                if error.status != 0 or attempt == TRIES:
-                    raise
-                config = self.api.get(f"{self.path}/config")
-                if all(str(config.get(key, "")).strip() == str(value).strip() for key, value in keys.items()):
-                    return
-            else:
-                return
+        self.api.configure(self.path, **keys)
 
 
 def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", source: int = 0) -> None:
@@ -183,8 +173,7 @@ def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", sourc
     config = _config(api, node, vmid)
     if config is None:
         return
-    label = labels.parse(config.get("description", ""))
-    ours = label is not None and label.run == run
+    ours = labels.run_of(config.get("description", "")) == run
     if not upid and not ours:
         return
     if ours and int(config.get("protection", 0)):

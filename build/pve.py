@@ -27,6 +27,7 @@ API_SECONDS = 30
 UPLOAD_SECONDS = 3600
 TASK_SECONDS = 3600.0
 READ_ATTEMPTS = 4
+CONFIGURE_ATTEMPTS = 3
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 3.0
 TASK_LOG_LINES = 12
 # pve-access-control: RPCEnvironment::check, "Permission check failed (/path, Privilege)".
@@ -111,6 +112,20 @@ class Api:
     def put(self, path: str, **parameters: Any) -> Any:
         """Change something. Raises ApiError."""
         return self._call("put", path, parameters)
+
+    def configure(self, path: str, **keys: Any) -> None:
+        """Set keys of a machine's configuration. When the answer is lost, look whether they are set before trying again."""
+        for attempt in range(1, CONFIGURE_ATTEMPTS + 1):
+            try:
+                self.put(f"{path}/config", **keys)
+            except ApiError as error:
+                if error.status != 0 or attempt == CONFIGURE_ATTEMPTS:
+                    raise
+                config = self.get(f"{path}/config")
+                if all(str(config.get(key, "")).strip() == str(value).strip() for key, value in keys.items()):
+                    return
+            else:
+                return
 
     def delete(self, path: str, **parameters: Any) -> Any:
         """Remove something. Raises ApiError."""
@@ -247,6 +262,7 @@ def _hint(text: str) -> str:
         ("no quorum", "the cluster has lost its quorum: nothing can be changed until it is back"),
         ("No space left", "free space on the storage"),
         ("not enough", "free space on the storage"),
+        ("Linked clone feature is not supported", "this storage makes full clones only: leave --linked out"),
         ("checksum mismatch", "the upload was damaged on its way: run the same command again"),
     ):
         if words in text:

@@ -29,7 +29,8 @@ def settings_of(spec: specs.Spec) -> Settings:
     return spec.proxmox
 
 
-def _connect(settings: Settings, role: Role, secrets: Path | None) -> pve.Api:
+def connect(settings: Settings, role: Role, secrets: Path | None) -> pve.Api:
+    """Connect with the token of a role; ``secrets`` is the file of the tokens, when it is not the usual one."""
     found = token(role, secrets=secrets or default_secrets(os.environ), environment=os.environ)
     return pve.Api(settings, found)
 
@@ -58,8 +59,8 @@ def ship(
     with ExitStack() as stack:
         # Two runs of one host would take each other's machines for what a killed run left.
         stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))
-        publisher = stack.enter_context(_connect(settings, Role.PUBLISHER, secrets))
-        verifier = stack.enter_context(_connect(settings, Role.VERIFIER, secrets))
+        publisher = stack.enter_context(connect(settings, Role.PUBLISHER, secrets))
+        verifier = stack.enter_context(connect(settings, Role.VERIFIER, secrets))
         judge = proxmox_verify.Judge(
             api=verifier, settings=settings, manifest=found.manifest, tests=project.image_tests,
             scratch=cache.root / "clones", logs=cache.root / "logs" / "publish",
@@ -82,7 +83,7 @@ def look(project: Project, *, secrets: Path | None) -> list[preflight.Finding]:
         tokens: dict[Role, pve.Api] = {}
         for role in Role:
             try:
-                tokens[role] = stack.enter_context(_connect(settings, role, secrets))
+                tokens[role] = stack.enter_context(connect(settings, role, secrets))
             except GoldsmithError as error:
                 findings.append(preflight.Finding(f"token: {role}", error.brief, error.hint))
         if not tokens:
@@ -107,7 +108,7 @@ def major(project: Project, *, secrets: Path | None) -> int:
     problem: GoldsmithError | None = None
     for role in Role:
         try:
-            with _connect(settings, role, secrets) as api:
+            with connect(settings, role, secrets) as api:
                 return api.major()
         except GoldsmithError as error:
             problem = problem or error

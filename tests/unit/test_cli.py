@@ -26,6 +26,7 @@ VERBS = (
     "build",
     "bundle",
     "check",
+    "clone",
     "container",
     "doctor",
     "faults",

@@ -29,14 +29,19 @@ RINGS = {
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
+        "clone_request",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
         "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine", "faults_machines",
-        "audit_tools", "audit_place", "audit_field",
+        "audit_tools", "audit_place", "audit_field", "clone_source", "clone_machine", "clone_reach",
     },
-    "stages": {"base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify"},
-    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "cli", "__main__"},
+    "stages": {
+        "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify", "clone",
+    },
+    "top": {
+        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "cli", "__main__",
+    },
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.
