@@ -15,7 +15,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 CONSTRAINTS = ".ci/constraints.txt"
 TOOL = ("jinja2", "pyyaml")
-IMAGE_TESTS = ("pytest", "pytest-testinfra")
+IMAGE_TESTS = ("pytest", "pytest-testinfra", "pytest-xdist")
 AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
 CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", "fakepve[crypto]")

@@ -77,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
         boot.add_argument(f"--{service}-port", type=int, default=0, metavar="N", help=f"forward this port to {service}")
     container = verb("container", _container, "boot the root file system as a container and run the tests that hold there")
     container.add_argument("--layer", action="append", default=[], metavar="NN-NOUN", help="with this layer as well")
+    container.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system (default: the spec's)")
+    container.add_argument("--stories", type=Path, metavar="DIR", help="play the stories alone; log and JUnit go there")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
     breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
@@ -243,7 +245,9 @@ def _boot(arguments: argparse.Namespace) -> int:
 
 def _container(arguments: argparse.Namespace) -> int:
     options = dataclasses.replace(_options(arguments), layers=tuple(arguments.layer))
-    return workshop.container(options, shell=arguments.shell)
+    return workshop.container(
+        options, squashfs=arguments.squashfs, stories=arguments.stories, shell=arguments.shell
+    )
 
 
 def _faults(arguments: argparse.Namespace) -> int:

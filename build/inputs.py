@@ -102,7 +102,7 @@ def _verify(inputs: Inputs) -> dict[str, Any]:
         "spec": files.digest(inputs.spec.as_inputs())[:16],
         "tests": inputs.project.tree(inputs.project.image_tests),
         "planes": files.sha256_file(inputs.project.planes)[:16],
-        "code": inputs.project.code("verify", "container", "vm", "seed", "sealed"),
+        "code": inputs.project.code("verify", "image_tests", "stories", "container", "vm", "seed", "sealed"),
     }
 
 

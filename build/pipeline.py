@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from build import (
     packer,
     rootfs,
     run,
+    stories,
     verify,
     wheels,
 )  # fmt: skip
@@ -41,6 +43,8 @@ from build.errors import StepFailed
 from build.project import Project
 
 ISO = "installer.iso"
+# The stages that stories can run beside: what they need is there.
+AFTER_ROOTFS = ("media", "disk", "verify")
 
 
 @dataclass(frozen=True)
@@ -184,10 +188,9 @@ def _settle(options: Options) -> Gathered:
         return gather(options, settle=True)
 
 
-def stories_rootfs(accelerator: accel.Accelerator, made: Path) -> Path | None:
-    """Return the root file system to play stories in, where that is quicker than on a clone, and possible."""
-    emulated = accelerator.kind is accel.Kind.TCG
-    return made / rootfs.SQUASHFS if emulated and run.is_root() else None
+def plays_stories(accelerator: accel.Accelerator) -> bool:
+    """Say whether a container plays the stories: where that is quicker than on a clone, and possible."""
+    return accelerator.kind is accel.Kind.TCG and run.is_root()
 
 
 class _Line:
@@ -200,6 +203,7 @@ class _Line:
         self.inputs = gathered.inputs
         self.changes = gathered.changes
         self.store = Store(options.cache.root / "files")
+        self.stories: stories.Stories | None = None
 
     def run(self, stages: list[str]) -> Artifact:
         """Make the stages that have to be made, in order, and commit the artifact."""
@@ -213,11 +217,22 @@ class _Line:
             "base": self.base, "rootfs": self.rootfs, "media": self.media, "disk": self.disk, "verify": self.verify,
         }  # fmt: skip
         results: dict[str, StageResult] = {}
-        for stage in stages:
-            if stage in makers:
+        with ExitStack() as beside:
+            for stage in stages:
+                if stage not in makers:
+                    continue
+                if self.stories:
+                    self.stories.check()
+                elif "verify" in stages and stage in AFTER_ROOTFS and plays_stories(self.accelerator):
+                    self.stories = beside.enter_context(self._playing())
                 with log.step(f"Stage {stage}"):
                     results[stage] = self.cache.obtain(self.keys[stage], makers[stage])
         return results
+
+    def _playing(self) -> AbstractContextManager[stories.Stories]:
+        out = self._logs("verify", "stories")
+        squashfs = self.result("rootfs") / rootfs.SQUASHFS
+        return stories.playing(squashfs, project=self.options.project.root, cache=self.options.cache.root, out=out)
 
     def result(self, stage: str) -> Path:
         """Return the directory of a finished stage."""
@@ -275,8 +290,10 @@ class _Line:
             verdict = verify.verify(
                 self.result("disk") / artifact.IMAGE, spec=self.inputs.spec, tests=self.options.project.image_tests,
                 out=logs, scratch=scratch, accelerator=self.accelerator, expected_seconds=self._expected_boot(),
-                rootfs=stories_rootfs(self.accelerator, self.result("rootfs")),
+                stories=self.stories,
             )  # fmt: skip
+        if self.stories:
+            shutil.copytree(self.stories.out, out / "stories")
         shutil.copytree(logs, out, dirs_exist_ok=True)
         counts = {"passed": verdict.passed, "failed": verdict.failed, "skipped": verdict.skipped}
         return {**verdict.facts, **counts, "accelerator": dataclasses.asdict(self.accelerator)}
@@ -286,9 +303,9 @@ class _Line:
         boots = self.cache.last_facts("verify").get("boot", {})
         return max((float(times["ready"]) for times in boots.values()), default=0.0)
 
-    def _logs(self, stage: str) -> Path:
+    def _logs(self, stage: str, name: str = "") -> Path:
         """Return an empty directory for a stage's logs that outlives its failure; errors name files in it."""
-        path = self.cache.root / "logs" / f"{stage}-{self.keys[stage].key}"
+        path = self.cache.root / "logs" / f"{name or stage}-{self.keys[stage].key}"
         files.remove_tree(path)
         path.mkdir(parents=True)
         return path

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from build import files, log, pve_guest, run, seed, verify, vm
+from build import files, image_tests, log, pve_guest, run, seed, verify, vm
 from build.cluster import Settings
 from build.errors import GoldsmithError, StepFailed
 from build.publish import Subject
@@ -84,9 +84,9 @@ class Judge:
             context = directory / verify.CONTEXT
             files.write_json(context, self._context(clones))
             log.info(f"{subject.node}: testing {' and '.join(f'{one.vmid} ({one.address})' for one in clones)}")
-            status = verify.run_tests(self.tests, context, out=out, timeout=TEST_SECONDS)
+            status = image_tests.run_tests(self.tests, context, out=out, timeout=TEST_SECONDS)
             subject.check()
-            verdict = verify.judge(out / verify.JUNIT, status=status, facts={})
+            verdict = image_tests.judge(out / image_tests.JUNIT, status=status, facts={})
             log.info(f"{subject.node}: {verdict.passed} tests passed on {len(clones)} clones, {verdict.skipped} left out")
 
     @property
@@ -217,7 +217,7 @@ def _own_network(settings: Settings) -> str:
 def _kept(out: Path, node: str) -> Iterator[None]:
     """Make the directory for what the tests say, and name it in every error."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / verify.JUNIT).unlink(missing_ok=True)
+    (out / image_tests.JUNIT).unlink(missing_ok=True)
     try:
         yield
     except GoldsmithError as error:

@@ -45,10 +45,11 @@ _PAGE = """<!doctype html>
 <tr><td>{{ name }}</td><td>{% for what, value in times | dictsort(by="value") %}{{ what }} after {{ value }} s{{ ", " if not loop.last }}{% endfor %}</td></tr>
 {% endfor %}</table>
 <h2>Tests</h2>
-<p>On the clones; those marked "container" in a container of the same root file system, because the clones were emulated.</p>
+<p>Beside each result stands the clone that was tested; "container" is one of the same root file system, which plays long
+stories where clones are emulated.</p>
 <table><tr><th>Result</th><th>Test</th><th>Requirements</th></tr>
 {% for case in cases -%}
-<tr><td class="{{ case.result }}">{{ case.result }}{{ " (container)" if case.place == "container" }}</td><td>{{ case.title }}<br><code>{{ case.name }}</code>
+<tr><td class="{{ case.result }}">{{ case.result }}{{ " (%s)" % case.place if case.place }}</td><td>{{ case.title }}<br><code>{{ case.name }}</code>
 {%- if case.message %}<br>{{ case.message }}{% endif %}</td><td>{{ case.requirements }}</td></tr>
 {% endfor %}</table>
 </html>

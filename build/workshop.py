@@ -8,7 +8,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from build import accel, artifact, base, files, host, layers, lock, locksmith, log, pipeline, seed, vm, wheels
+from build import (
+    accel,
+    artifact,
+    base,
+    files,
+    host,
+    image_tests,
+    layers,
+    lock,
+    locksmith,
+    log,
+    pipeline,
+    seed,
+    vm,
+    wheels,
+)
 from build import container as containers
 from build import spec as specs
 from build.apt import private_apt
@@ -102,10 +117,16 @@ def _unverified_disk(options: Options) -> Path:
     return disks[-1].with_name(artifact.IMAGE)
 
 
-def container(options: Options, *, shell: bool) -> int:
-    """Build the root file system (only that), boot it under systemd-nspawn, and test it or open a shell."""
+def container(options: Options, *, squashfs: Path | None, stories: Path | None, shell: bool) -> int:
+    """Boot a root file system (the spec's, if none is named) under systemd-nspawn, and test it or open a shell.
+
+    With ``stories`` only those are played, and their log and JUnit go there.
+    """
     host.ensure(host.needed(container=True), install=options.install)
-    squashfs, spec = pipeline.build_rootfs(options)
+    spec = specs.load(options.project.spec)
+    if squashfs is None:
+        squashfs, spec = pipeline.build_rootfs(options)
     return containers.run_container(
-        squashfs, spec=spec, tests=options.project.image_tests, workdir=options.cache.root / "container", shell=shell
-    )
+        squashfs, spec=spec, tests=options.project.image_tests, workdir=stories or options.cache.root / "container",
+        select=image_tests.STORIES if stories else image_tests.NO_VM, shell=shell,
+    )  # fmt: skip

@@ -36,7 +36,7 @@ CHANGES: tuple[tuple[object, str, Any], ...] = (
     (disk, "POLL_SECONDS", 0.05),
     (vm, "POLL_SECONDS", 0.02),
     # No systemd boots in the fakes' root file system: the clones play the stories too.
-    (pipeline, "stories_rootfs", lambda *_words: None),
+    (pipeline, "plays_stories", lambda *_words: False),
 )
 
 

@@ -7,6 +7,7 @@ machines the file names.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +101,27 @@ def connect(one: dict[str, Any]) -> Host:
 
 @pytest.fixture(scope="session")
 def clones(machines: list[Machine]) -> list[Host]:
-    """The clones as testinfra hosts, as root; the first is ``host``."""
+    """The clones as testinfra hosts, as root."""
     return [machine.host for machine in machines]
 
 
 @pytest.fixture(scope="session")
-def host(clones: list[Host]) -> Host:
-    """The first clone, as root."""
-    return clones[0]
+def machine(machines: list[Machine]) -> Machine:
+    """The clone that is tested: each worker of pytest-xdist (gw0, gw1 ...) has one of its own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    return machines[int(worker.removeprefix("gw")) % len(machines)]
 
 
 @pytest.fixture(scope="session")
-def disk_size_mib(machines: list[Machine]) -> int:
-    """The size of the first clone's disk in MiB, larger than the image's."""
-    return machines[0].disk_mib
+def host(machine: Machine) -> Host:
+    """The clone that is tested, as root."""
+    return machine.host
+
+
+@pytest.fixture(scope="session")
+def disk_size_mib(machine: Machine) -> int:
+    """The size of its disk in MiB, larger than the image's."""
+    return machine.disk_mib
 
 
 @pytest.fixture(scope="session")
@@ -125,10 +133,12 @@ def sealed(context: dict[str, Any]) -> SealedImage:
 
 
 @pytest.fixture(autouse=True)
-def _tell_report(request: pytest.FixtureRequest, record_property: Any, target: str) -> None:
+def _tell_report(
+    request: pytest.FixtureRequest, record_property: Any, target: str, machine: Machine
+) -> None:
     """Put the test's title, requirement ids and place into the JUnit file, where the report finds them."""
     document = (getattr(request.function, "__doc__", None) or request.node.name).strip()
-    record_property("place", target)
+    record_property("place", machine.name if target == "vm" else target)
     record_property("title", document.splitlines()[0])
     ids = [name for marker in request.node.iter_markers("req") for name in marker.args]
     record_property("requirements", " ".join(ids))

@@ -28,7 +28,8 @@ done 2>/dev/null
 """
 # Where auditd runs, refusals go to its log; else into the journal.
 DENIED = """
-{ journalctl -b --no-pager -o cat; cat /var/log/audit/audit.log; } 2>/dev/null | grep -a 'apparmor="DENIED"' | sort -u
+{ journalctl -b --no-pager -o cat _TRANSPORT=kernel + _TRANSPORT=audit; cat /var/log/audit/audit.log; } 2>/dev/null |
+    grep -a 'apparmor="DENIED"' | sort -u
 """
 
 

@@ -151,6 +151,9 @@ def test_database_connection(facts: dict[str, Fact]) -> None:
     assert facts["postgres"].text == "postgres"
 
 
+# --- while requests arrive ---------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     """The log is rotated under load; the lines of the load are counted when none is missing, or after ten seconds."""
@@ -169,6 +172,7 @@ def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     )
 
 
+@pytest.mark.story
 @pytest.mark.req("R64", "R94", "F16")
 def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
     """The access log is rotated under load: no request fails, no line is lost, and the new file is used at once"""
@@ -181,6 +185,7 @@ def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
     assert facts["services"].words == ["0", "0"]
 
 
+@pytest.mark.story
 @pytest.mark.req("R64", "R94", "R35")
 def test_rotation_keeps_access(rotated: tuple[Load, dict[str, Fact]]) -> None:
     """Rotated logs are root's and the administrators', fourteen days of them"""
@@ -213,6 +218,7 @@ def upgraded(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     )
 
 
+@pytest.mark.story
 @pytest.mark.req("R34", "R35", "R36", "F05", "F19")
 def test_upgrade_of_nginx(upgraded: tuple[Load, dict[str, Fact]]) -> None:
     """An upgrade of Debian's nginx loses no request, and leaves our modes, sites and unit as they are"""

@@ -32,8 +32,9 @@ RINGS = {
         "clone_request",
     },
     "engines": {
-        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
-        "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine", "faults_machines",
+        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
+        "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
+        "faults_machines",
         "audit_tools", "audit_place", "audit_field", "clone_source", "clone_machine", "clone_reach",
     },
     "stages": {

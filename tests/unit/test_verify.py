@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from build import accel, container, run, seed, verify, vm
+from build import accel, cli, image_tests, run, seed, stories, verify, vm
 from build.errors import StepFailed, VerificationFailed
+from build.image_tests import Verdict
 from build.report import read_cases
-from build.verify import Verdict
+from build.stories import Stories
 from tests.fakes import Fake, Fakes
 from tests.unit.helpers import make_disk_image, make_spec
 from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh
@@ -27,6 +29,7 @@ def pytest_addoption(parser):
 """
 GOOD = """
 import json
+import pytest
 
 def test_context(request):
     context = json.loads(request.config.getoption("--context").read_text())
@@ -59,7 +62,7 @@ def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [READY], "uefi": [READY]}})
 
 
-def image_tests(tmp_path: Path, text: str = GOOD) -> Path:
+def checkout(tmp_path: Path, text: str = GOOD) -> Path:
     tests = tmp_path / "checkout" / "tests" / "image"
     tests.mkdir(parents=True)
     (tests / "conftest.py").write_text(CONFTEST)
@@ -68,13 +71,13 @@ def image_tests(tmp_path: Path, text: str = GOOD) -> Path:
 
 
 def judge(
-    tmp_path: Path, image: Path, tests: Path, accelerator: accel.Accelerator = TCG, rootfs: Path | None = None
+    tmp_path: Path, image: Path, tests: Path, accelerator: accel.Accelerator = TCG, told: Stories | None = None
 ) -> Verdict:
     for name in ("out", "scratch"):
         (tmp_path / name).mkdir()
     return verify.verify(
         image, spec=make_spec(tmp_path), tests=tests, out=tmp_path / "out", scratch=tmp_path / "scratch",
-        accelerator=accelerator, expected_seconds=0.0, rootfs=rootfs,
+        accelerator=accelerator, expected_seconds=0.0, stories=told,
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def judge(
 
 def test_tests_that_pass_on_booted_clones_make_a_verdict(qemu: Fake, image: Path, tmp_path: Path) -> None:
     before = image.read_bytes()
-    verdict = judge(tmp_path, image, image_tests(tmp_path))
+    verdict = judge(tmp_path, image, checkout(tmp_path))
     assert (verdict.passed, verdict.failed, verdict.skipped) == (1, 0, 0)
     assert verdict.facts["panics"] == 0
     assert verdict.facts["clones"] == ["bios", "uefi"]
@@ -99,7 +102,7 @@ def test_tests_that_pass_on_booted_clones_make_a_verdict(qemu: Fake, image: Path
 
 
 def test_a_test_that_fails_is_named_and_the_evidence_stays(qemu: Fake, image: Path, tmp_path: Path) -> None:
-    tests = image_tests(tmp_path, GOOD + "\ndef test_bad():\n    assert 1 == 2, 'one is not two'\n")
+    tests = checkout(tmp_path, GOOD + "\ndef test_bad():\n    assert 1 == 2, 'one is not two'\n")
     with pytest.raises(VerificationFailed) as caught:
         judge(tmp_path, image, tests)
     error = caught.value
@@ -116,53 +119,61 @@ def test_a_panic_under_emulation_is_tried_once_more_and_counted(
     qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [PANIC, READY], "uefi": [READY]}})
-    verdict = judge(tmp_path, image, image_tests(tmp_path))
+    verdict = judge(tmp_path, image, checkout(tmp_path))
     assert (verdict.passed, verdict.facts["panics"]) == (1, 1)
     assert (
         "warning: clone bios: Kernel panic - not syncing: int3: known under emulation; the clones are booted once more"
     ) in capsys.readouterr().err
 
 
-STORY = """
-import json
-import pytest
-
-@pytest.mark.story
-def test_story(request):
-    context = json.loads(request.config.getoption("--context").read_text())
-    assert context["target"] == "container"
-    assert {told}
-"""
+@contextmanager
+def ended(out: Path, status: int) -> Iterator[Stories]:
+    """Stories whose process ends with a status, and whose JUnit file may stand in ``out`` already."""
+    with run.spawn(["sh", "-c", f"echo a word; exit {status}"], log=out / stories.LOG) as process:
+        process.wait(30)
+        yield Stories(process, out)
 
 
-def play(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a container be there without a root file system that boots."""
-
-    @contextmanager
-    def booted(_squashfs: Path, **_options: Any) -> Iterator[int]:
-        yield 1
-
-    monkeypatch.setattr(container, "booted", booted)
-
-
-def test_stories_are_played_in_a_container_and_stand_in_the_same_report(
-    qemu: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(monkeypatch)
-    tests = image_tests(tmp_path, GOOD + STORY.format(told=True))
-    verdict = judge(tmp_path, image, tests, rootfs=tmp_path / "filesystem.squashfs")
-    assert (verdict.passed, verdict.failed, verdict.skipped) == (2, 0, 0)
+def test_stories_stand_in_the_same_report(qemu: Fake, image: Path, tmp_path: Path) -> None:
+    junit(tmp_path, ("test_story", "", ""))
+    tests = checkout(tmp_path, GOOD + "\n\n@pytest.mark.story\ndef test_told():\n    assert False\n")
+    with ended(tmp_path, 0) as told:
+        verdict = judge(tmp_path, image, tests, told=told)
+    assert (verdict.passed, verdict.failed, verdict.skipped) == (2, 0, 0), "the clones play no story then"
     assert {case.name for case in read_cases(verdict.junit)} == {"test_x::test_context", "test_x::test_story"}
 
 
-def test_a_story_that_fails_fails_the_image_before_a_clone_is_booted(
-    qemu: Fake, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(monkeypatch)
-    tests = image_tests(tmp_path, GOOD + STORY.format(told=False))
-    with pytest.raises(VerificationFailed, match="failed 1 of 1"):
-        judge(tmp_path, image, tests, rootfs=tmp_path / "filesystem.squashfs")
-    assert qemu.calls() == []
+def test_a_story_that_fails_fails_the_image_before_the_clones_are_tested(qemu: Fake, image: Path, tmp_path: Path) -> None:
+    junit(tmp_path, ("test_story", "failure", "it came to a bad end"), ("test_other", "", ""))
+    with ended(tmp_path, 3) as told, pytest.raises(VerificationFailed, match="failed 1 of 2") as caught:
+        judge(tmp_path, image, checkout(tmp_path), told=told)
+    assert "it came to a bad end" in caught.value.details
+    assert not (tmp_path / "out" / "pytest.log").exists()
+
+
+def test_stories_that_could_not_be_played_say_why(tmp_path: Path) -> None:
+    with ended(tmp_path, 1) as told, pytest.raises(StepFailed, match="ended with status 1") as caught:
+        told.finish()
+    assert caught.value.details == "a word"
+    assert caught.value.hint == f"see {tmp_path / stories.LOG}"
+
+
+def test_stories_that_do_not_end_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stories, "SECONDS", 0.1)
+    endless = run.spawn(["sleep", "60"], log=tmp_path / stories.LOG)
+    with endless as process, pytest.raises(StepFailed, match="did not end within"):
+        Stories(process, tmp_path).finish()
+
+
+def test_stories_are_played_by_a_process_of_this_checkout(tmp_path: Path) -> None:
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "__main__.py").write_text("import sys; print(sys.argv[1:])")
+    with stories.playing(tmp_path / "fs", project=tmp_path, cache=tmp_path / "c", out=tmp_path / "out") as told:
+        told.finish()
+    words = ast.literal_eval((tmp_path / "out" / stories.LOG).read_text())
+    assert words[0] == "container"
+    parsed = cli.parser().parse_args(words)
+    assert (parsed.squashfs, parsed.stories) == (tmp_path / "fs", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("accelerator", "starts"), [(TCG, 2), (KVM, 1)], ids=["tcg", "kvm"])
@@ -171,7 +182,7 @@ def test_panics_are_not_tried_for_ever(
 ) -> None:
     fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [PANIC], "uefi": [READY]}})
     with pytest.raises(vm.Panic):
-        judge(tmp_path, image, image_tests(tmp_path), accelerator)
+        judge(tmp_path, image, checkout(tmp_path), accelerator)
     assert len([call for call in qemu.calls() if "bios" in call.argv]) == starts
     assert "Kernel panic" in (tmp_path / "out" / "logs" / "bios-console.log").read_text()
 
@@ -183,7 +194,7 @@ def test_a_clone_that_never_answers_names_a_console_that_stays(
     silent = {"console": [[0, "GRUB loading.\n"]]}
     fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [silent], "uefi": [silent]}})
     with pytest.raises(StepFailed) as caught:
-        judge(tmp_path, image, image_tests(tmp_path))
+        judge(tmp_path, image, checkout(tmp_path))
     assert "did not become ready in time" in caught.value.brief
     console = Path(caught.value.hint.removeprefix("the whole console is in "))
     assert console.parent == tmp_path / "out" / "logs"
@@ -194,10 +205,10 @@ def test_a_clone_that_never_answers_names_a_console_that_stays(
 
 
 def test_tests_that_cannot_be_run_are_told(tmp_path: Path) -> None:
-    tests = image_tests(tmp_path)
+    tests = checkout(tmp_path)
     (tests / "conftest.py").write_text("import nonsense_that_is_not_there\n")
     with pytest.raises(VerificationFailed) as caught:
-        verify.run_tests(tests, tmp_path / "context.json", out=tmp_path, timeout=60)
+        image_tests.run_tests(tests, tmp_path / "context.json", out=tmp_path, timeout=60)
     assert caught.value.brief == "the image tests could not be run"
     assert "No module named 'nonsense_that_is_not_there'" in caught.value.details
     assert caught.value.hint == f"see {tmp_path}/pytest.log"
@@ -218,13 +229,13 @@ def junit(tmp_path: Path, *cases: tuple[str, str, str]) -> Path:
 
 def test_a_verdict_counts(tmp_path: Path) -> None:
     path = junit(tmp_path, ("a", "", ""), ("b", "", ""), ("c", "skipped", "not here"))
-    assert verify.judge(path, status=0, facts={"x": 1}) == Verdict(2, 0, 1, path, {"x": 1})
+    assert image_tests.judge(path, status=0, facts={"x": 1}) == Verdict(2, 0, 1, path, {"x": 1})
 
 
 def test_failures_and_errors_are_named_with_their_first_line(tmp_path: Path) -> None:
     path = junit(tmp_path, ("a", "", ""), ("b", "failure", "first\nsecond"), ("c", "error", ""), ("d", "error", "x" * 500))
     with pytest.raises(VerificationFailed) as caught:
-        verify.judge(path, status=1, facts={})
+        image_tests.judge(path, status=1, facts={})
     assert caught.value.brief == "the image failed 3 of 4 tests"
     where = "tests.image.test_x"
     assert caught.value.details.splitlines() == [f"{where}::b: first", f"{where}::c: ", f"{where}::d: {'x' * 160}"]
@@ -233,8 +244,8 @@ def test_failures_and_errors_are_named_with_their_first_line(tmp_path: Path) -> 
 def test_many_failures_are_cut(tmp_path: Path) -> None:
     path = junit(tmp_path, *((f"t{number}", "failure", "x") for number in range(40)))
     with pytest.raises(VerificationFailed) as caught:
-        verify.judge(path, status=1, facts={})
-    assert len(caught.value.details.splitlines()) == verify.SHOWN_FAILURES
+        image_tests.judge(path, status=1, facts={})
+    assert len(caught.value.details.splitlines()) == image_tests.SHOWN_FAILURES
 
 
 @pytest.mark.parametrize(
@@ -244,7 +255,7 @@ def test_many_failures_are_cut(tmp_path: Path) -> None:
 )
 def test_anything_but_success_is_no_verdict(tmp_path: Path, cases: list[tuple[str, str, str]], status: int) -> None:
     with pytest.raises(VerificationFailed, match=f"pytest ended with status {status}"):
-        verify.judge(junit(tmp_path, *cases), status=status, facts={})
+        image_tests.judge(junit(tmp_path, *cases), status=status, facts={})
 
 
 def test_the_context_tells_the_tests_what_they_need(tmp_path: Path) -> None:
