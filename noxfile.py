@@ -129,6 +129,13 @@ def clone(session: nox.Session) -> None:
 
 
 @nox.session
+def drift(session: nox.Session) -> None:
+    """Compare the templates on the cluster with what was published; -- --ssh reads their disks too."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "drift")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

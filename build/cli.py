@@ -100,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
     shipping.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
     shipping.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
+    drifting = verb("drift", _drift, "compare the templates on the cluster with what was published; 3 when one was changed")
+    drifting.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
+    drifting.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -210,6 +213,17 @@ def _clone(arguments: argparse.Namespace) -> int:
     request = clone_request.read(arguments)
     print(clone_verb.run(project, cache, request, secrets=arguments.secrets, as_json=arguments.json))
     return 0
+
+
+def _drift(arguments: argparse.Namespace) -> int:
+    from build import drift_verb  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    project, cache = Project(arguments.project.resolve()), Cache(arguments.cache.resolve())
+    text, code = drift_verb.run(
+        project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json
+    )  # fmt: skip
+    print(text)
+    return code
 
 
 def _cluster_doctor(arguments: argparse.Namespace) -> int:

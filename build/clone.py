@@ -79,9 +79,10 @@ def clone(job: Job) -> Made:
 
 
 def _new(job: Job, source: Source) -> Made:
+    theirs, now = source.label, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     label = CloneLabel(
-        template=source.label.template, digest=source.label.digest, artifact=source.label.artifact, state=CloneState.MAKING,
-        cloned=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), run=secrets.token_hex(8),
+        template=theirs.template, version=theirs.version, digest=theirs.digest, artifact=theirs.artifact,
+        state=CloneState.MAKING, cloned=now, run=secrets.token_hex(8),
     )  # fmt: skip
     undo = Undo("remove it by hand: qm destroy NUMBER --purge")
     # A connection of its own: the other one may be in the middle of something when everything is taken back.

@@ -55,11 +55,14 @@ def reach(api: Api, machine: Machine, name: str, *, timeout: float, fixed: tuple
     """
     deadline = time.monotonic() + timeout
     address = pve_guest.wait_address(api, machine.node, machine.vmid, timeout=timeout, tell=log.debug)
-    if fixed and address not in fixed:
-        raise StepFailed(
-            f"VM {machine.vmid} on {machine.node} has the address {address}, and was given {' and '.join(fixed)}",
-            hint=f"its console says more: qm terminal {machine.vmid}",
-        )
+    if given := next((one for one in fixed if (":" in one) == (":" in address)), ""):
+        if address != given and ":" not in given:
+            raise StepFailed(
+                f"VM {machine.vmid} on {machine.node} has the address {address}, and was given {given}",
+                hint=f"its console says more: qm terminal {machine.vmid}",
+            )
+        # A router may have given it one more v6 address.
+        address = given
     log.info(f"its address is {address}")
     key = _until(deadline, machine, "its host key", lambda: pve_guest.host_key(api, machine.node, machine.vmid))
     certificate = _until(

@@ -52,6 +52,8 @@ class Label:
     published: str
     run: str
     provenance: Mapping[str, str] = field(default_factory=dict)
+    # With which settings of golden.yaml it was made: the file may say something else by now.
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def template(self) -> str:
@@ -65,7 +67,7 @@ class Label:
 
     def tags(self, *channels: str) -> str:
         """Return the tags as Proxmox takes them."""
-        return ";".join(sorted({PRODUCT_TAG, f"v{self.version}".lower(), digest_tag(self.digest), *channels}))
+        return ";".join(sorted({PRODUCT_TAG, version_tag(self.version), digest_tag(self.digest), *channels}))
 
     def become(self, state: State) -> Label:
         """Return the label of the same image in another state."""
@@ -91,6 +93,7 @@ class CloneLabel:
     """What is known of an operator's machine: the template and the image it came from, and the run that made it."""
 
     template: str
+    version: str
     digest: str
     artifact: str
     state: CloneState
@@ -99,8 +102,7 @@ class CloneLabel:
 
     def tags(self) -> str:
         """Return the tags as Proxmox takes them."""
-        version = self.template.partition("-")[2] if "-" in self.template else self.template
-        return ";".join(sorted({CLONE_TAG, f"v{version}".lower(), digest_tag(self.digest)}))
+        return ";".join(sorted({CLONE_TAG, version_tag(self.version), digest_tag(self.digest)}))
 
     def become(self, state: CloneState) -> CloneLabel:
         """Return the label of the same machine in another state."""
@@ -116,8 +118,10 @@ class CloneLabel:
         return "\n".join(lines)
 
 
-def of(found: Artifact, *, state: State, published: str, run: str) -> Label:
-    """Return the label of an artifact."""
+def of(
+    found: Artifact, *, state: State, published: str, run: str, machine: Mapping[str, str] | None = None
+) -> Label:
+    """Return the label of an artifact; ``machine`` is what it is made with."""
     manifest = found.manifest
     provenance = {"Debian archive as of": str(manifest["inputs"].get("archive_date", ""))}
     provenance["Root file system"] = str(manifest["inputs"].get("rootfs_tar_sha256", ""))
@@ -125,7 +129,13 @@ def of(found: Artifact, *, state: State, published: str, run: str) -> Label:
     return Label(
         name=manifest["name"], version=manifest["version"], digest=manifest["image"]["sha256"], artifact=found.path.name,
         state=state, published=published, run=run, provenance={title: text for title, text in provenance.items() if text},
+        machine=dict(machine or {}),
     )  # fmt: skip
+
+
+def version_tag(version: str) -> str:
+    """Return the tag that names a version."""
+    return f"v{version}".lower()
 
 
 def digest_tag(digest: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from build import labels, log
@@ -22,6 +23,12 @@ RUNNING = "RUNNING"
 OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
+
+
+# The settings that shape a machine, and how each is read back.
+SHAPES: Mapping[str, Callable[[str], Any]] = {
+    "storage": str, "bridge": str, "vlan": int, "pool": str, "firmware": Firmware, "cores": int, "memory_mib": int,
+}  # fmt: skip
 
 
 class Stopped(StepFailed):
@@ -103,6 +110,17 @@ def creation(settings: Settings, label: Label, vmid: int) -> dict[str, Any]:
             "bios": "ovmf", "machine": "q35", "efidisk0": f"{settings.storage}:1,efitype=4m,pre-enrolled-keys=1"
         }
     return keys
+
+
+def recorded(settings: Settings) -> dict[str, str]:
+    """Return the settings that shape a machine, for its label."""
+    return {key: str(getattr(settings, key)) for key in SHAPES}
+
+
+def as_recorded(settings: Settings, machine: Mapping[str, str]) -> Settings:
+    """Return the settings with which a machine was made; those that its label does not tell are golden.yaml's."""
+    told = {key: SHAPES[key](machine[key]) for key in SHAPES if key in machine}
+    return replace(settings, **told)
 
 
 class Machine:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import proxmoxer
 import requests
 
 from build.cluster import Settings, Token
 from build.errors import GoldsmithError, HostError, StepFailed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 API_SECONDS = 30
 # Proxmox stores an upload a second time before it answers.
@@ -188,6 +193,25 @@ class Api:
     def major(self) -> int:
         """Return the major version of Proxmox VE."""
         return self.version()[0]
+
+
+def each(api: Api, work: Callable[[Api, Item], Result], items: Sequence[Item], *, most: int) -> list[Result]:
+    """Do the work for every item, with ``most`` connections at a time at most; return the results in order."""
+    local = threading.local()
+    opened: list[Api] = []
+
+    def one(item: Item) -> Result:
+        if not hasattr(local, "api"):
+            local.api = api.another()
+            opened.append(local.api)
+        return work(local.api, item)
+
+    try:
+        with ThreadPoolExecutor(max(1, min(len(items), most))) as pool:
+            return list(pool.map(one, items))
+    finally:
+        for connection in opened:
+            connection.close()
 
 
 class _Sent(io.FileIO):

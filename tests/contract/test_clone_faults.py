@@ -294,7 +294,7 @@ def test_a_run_that_was_killed_is_continued(
 def test_a_killed_run_whose_clone_is_still_copied(field: Field) -> None:
     field.proxmox.time_scale = 0.05
     field.proxmox.durations["qmclone"] = 20.0
-    label = labels.CloneLabel(NAME, digest_of(field), "a", labels.CloneState.MAKING, "now", "dead")
+    label = labels.CloneLabel(NAME, "1.2.3", digest_of(field), "a", labels.CloneState.MAKING, "now", "dead")
     with pve.Api(field.bench.settings, OPERATOR) as api:
         api.post(CLONE, newid=100, name="web1", full=1, pool="golden-clones", description=label.describe())
     assert field.clone().outcome is clone.Outcome.CONTINUED

@@ -29,6 +29,7 @@ VERBS = (
     "clone",
     "container",
     "doctor",
+    "drift",
     "faults",
     "lock",
     "plan",

@@ -142,7 +142,7 @@ def test_the_size_of_a_disk(value: str, kib: int) -> None:
 
 
 def test_a_label_survives_its_description() -> None:
-    label = labels.CloneLabel("golden-1.2.3", "ab" * 32, "golden-1.2.3-abab", labels.CloneState.MAKING, "now", "run1")
+    label = labels.CloneLabel("golden-1.2.3", "1.2.3", "ab" * 32, "golden-1.2.3-ab", labels.CloneState.MAKING, "", "run1")
     assert labels.parse_clone(label.describe()) == label
     assert labels.run_of(label.describe()) == "run1"
     assert labels.parse_clone("no label") is None

@@ -36,12 +36,15 @@ RINGS = {
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines",
         "audit_tools", "audit_place", "audit_field", "clone_source", "clone_machine", "clone_reach",
+        "drift_config", "drift_disk",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify", "clone",
+        "drift",
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "cli", "__main__",
+        "drift_verb",
     },
 }  # fmt: skip
 
