@@ -139,8 +139,11 @@ def test_qemu_without_a_version_is_an_error(fakes: Fakes, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("version", "cpu", "most"),
-    [("7.2.22", "max,cx16=off", 1), ("9.2.4", "max,cx16=off", 1), ("10.0.3", "max", 2), ("11.1.0", "max", 2)],
-)
+    [
+        ("7.2.22", "max,erms=off,fsrm=off,cx16=off", 1), ("9.2.4", "max,erms=off,fsrm=off,cx16=off", 1),
+        ("10.0.3", "max,erms=off,fsrm=off", 2), ("11.1.0", "max,erms=off,fsrm=off", 2),
+    ],
+)  # fmt: skip
 def test_tcg_flags_follow_the_version_of_qemu(
     fakes: Fakes, tmp_path: Path, version: str, cpu: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +161,7 @@ def test_a_host_with_one_processor_gets_one(monkeypatch: pytest.MonkeyPatch) -> 
 def test_arguments_carry_the_machine_the_processor_and_options() -> None:
     found = accel.tcg((7, 2), reason="")
     assert found.arguments("q35", "smm=on") == [
-        "-machine", "type=q35,accel=tcg,smm=on", "-cpu", "max,cx16=off", "-smp", "1",
+        "-machine", "type=q35,accel=tcg,smm=on", "-cpu", "max,erms=off,fsrm=off,cx16=off", "-smp", "1",
     ]  # fmt: skip
 
 

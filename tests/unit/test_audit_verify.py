@@ -194,10 +194,13 @@ def test_accounts(verify: Any, machine: Machine, passwd: str, shadow: str, probl
 def test_sysctl(verify: Any, machine: Machine) -> None:
     machine.write("/etc/sysctl.d/10-a.conf", "# why\nkernel.one = 1\nkernel.gone=1\n")
     machine.write("/etc/sysctl.d/20-b.conf", "-kernel.one=2\n")
-    machine.write("/proc/sys/kernel/one", "2\n")
+    machine.said["grep"] = (2, "/proc/sys/kernel/one:2\n")
     assert verify.sysctl(machine, {"files": ["*.conf"]}) == []
-    machine.write("/proc/sys/kernel/one", "1\n")
+    machine.said["grep"] = (0, "/proc/sys/kernel/one:1\n/proc/sys/kernel/gone:1\n")
     assert verify.sysctl(machine, {"files": ["*.conf"]}) == ["kernel.one is 1, should be 2"]
+    machine.said["grep"] = (1, "Failed to start a unit\n")
+    with pytest.raises(ValueError, match="Failed to start"):
+        verify.sysctl(machine, {"files": ["*.conf"]})
     with pytest.raises(LookupError):
         verify.sysctl(machine, {"files": ["none*"]})
 

@@ -117,7 +117,7 @@ def test_emulation_is_a_note_and_an_old_qemu_is_told(
     good_host(only_fakes, monkeypatch)
     code, rows, _ = report(tmp_path, capsys)
     assert code == 0
-    assert rows["accelerator"].startswith("note tcg, 1 CPUs, -cpu max,cx16=off: KVM cannot be used: ")
+    assert rows["accelerator"].startswith("note tcg, 1 CPUs, -cpu max,erms=off,fsrm=off,cx16=off: KVM cannot be used: ")
     assert "QEMU 7.2 emulates Linux 6.12 safely with one CPU only: QEMU 10 is faster" in rows["accelerator"]
     fake_qemu(only_fakes, "10.0.2")
     _, rows, _ = report(tmp_path, capsys)

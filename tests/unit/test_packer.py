@@ -202,7 +202,7 @@ def test_variables_of_a_job(tmp_path: Path) -> None:
     assert packer.variables(job(tmp_path, compact=False, compress=False, machine_type="q35")) == {
         "accelerator": "tcg",
         "console_log": "console.log",
-        "cpu": "max,cx16=off",
+        "cpu": "max,erms=off,fsrm=off,cx16=off",
         "cpus": 1,
         "disk_compression": False,
         "disk_size": "16384M",

@@ -134,7 +134,7 @@ def test_bios_and_uefi_are_told_apart(
     own = clone.directory / "efivars.fd"
     assert f"if=pflash,unit=1,format=raw,file={own}" in uefi
     assert own.read_bytes() == b"keys enrolled", "each clone has variables of its own"
-    assert "max,cx16=off" in bios
+    assert "max,erms=off,fsrm=off,cx16=off" in bios
 
 
 def test_a_machine_that_does_not_start_tells_qemus_words(fakes: Fakes, tmp_path: Path, identity: seed.Identity) -> None:
