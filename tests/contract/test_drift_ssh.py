@@ -49,7 +49,10 @@ class Exporting:
             return 127, f"{argv[0]}: command not found"
         (self.tmp_path / "stream").write_bytes(struct.pack("<Q", len(self.content)) + self.content)
         command = f"echo {shlex.quote(self.problem)} >&2; exit 2" if self.problem else f"cat {self.tmp_path / 'stream'}"
-        script = f'pvesm() {{ [ "$*" = "export {VOLUME} raw+size -" ] || exit 9; {command}; }}\n{argv[2]}'
+        activated = self.tmp_path / "activated"
+        perl = f'perl() {{ case "$*" in *activate_volumes*" {VOLUME}") touch {activated};; *) exit 9;; esac; }}'
+        check = f'[ "$*" = "export {VOLUME} raw+size -" ] && [ -e {activated} ] || exit 9'
+        script = f"{perl}\npvesm() {{ {check}; {command}; }}\n{argv[2]}"
         done = run.run(["bash", "-c", script], timeout=60, check=False)
         return done.returncode, done.stdout if done.returncode == 0 else done.stderr
 
