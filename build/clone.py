@@ -46,6 +46,7 @@ class Made:
     digest: str
     outcome: Outcome
     running: bool
+    linked: bool
     reached: Reached | None = None
 
 
@@ -82,7 +83,7 @@ def _new(job: Job, source: Source) -> Made:
     theirs, now = source.label, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     label = CloneLabel(
         template=theirs.template, version=theirs.version, digest=theirs.digest, artifact=theirs.artifact,
-        state=CloneState.MAKING, cloned=now, run=secrets.token_hex(8),
+        state=CloneState.MAKING, cloned=now, run=secrets.token_hex(8), linked=job.request.linked,
     )  # fmt: skip
     undo = Undo("remove it by hand: qm destroy NUMBER --purge")
     # A connection of its own: the other one may be in the middle of something when everything is taken back.
@@ -118,7 +119,7 @@ def _finish(job: Job, source: Source, machine: Machine, label: CloneLabel, outco
 def _made(
     job: Job, machine: Machine, label: CloneLabel, outcome: Outcome, *, reached: Reached | None, running: bool = True
 ) -> Made:
-    return Made(job.request.name, machine, label.template, label.digest, outcome, running, reached)
+    return Made(job.request.name, machine, label.template, label.digest, outcome, running, label.linked, reached)
 
 
 def _reach(job: Job, machine: Machine) -> Reached:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from build import clone, files, ship
+from build import clone, files, log, ship
 from build import spec as specs
 from build.cache import Cache
 from build.clone_reach import HEALTH
@@ -19,6 +19,8 @@ def run(project: Project, cache: Cache, request: Request, *, secrets: Path | Non
     """Make the machine on the cluster of golden.yaml with the operator's token; return what there is to tell."""
     spec = specs.load(project.spec)
     settings = ship.settings_of(spec)
+    if not request.admin_cidrs and not spec.admin.cidrs:
+        log.warn("no network may reach SSH on it: neither --admin-cidr nor golden.yaml names one")
     lock = files.lock(cache.root / f"clone-{request.name}.lock", waiting=f"another clone is making {request.name}: waiting")
     with lock, ship.connect(settings, Role.OPERATOR, secrets) as api:
         made = clone.clone(
@@ -32,15 +34,13 @@ def facts_of(made: clone.Made, request: Request, *, user: str) -> dict[str, Any]
     """Return what is known of the machine, for programs."""
     facts: dict[str, Any] = {
         "name": made.name, "node": made.machine.node, "vmid": made.machine.vmid, "template": made.template,
-        "image_sha256": made.digest, "outcome": made.outcome.value, "running": made.running, "linked": request.linked,
+        "image_sha256": made.digest, "outcome": made.outcome.value, "running": made.running, "linked": made.linked,
     }  # fmt: skip
     if found := made.reached:
-        shown = f"[{found.address}]" if ":" in found.address else found.address
         facts |= {
             "address": found.address, "ssh": f"ssh {user}@{found.address}", "host_key": found.fingerprint,
             "known_hosts": f"{found.address} {found.host_key}", "url": f"https://{request.main_name}{HEALTH}",
             "certificate_sha256": found.certificate,
-            "try": f"curl --insecure --resolve {request.main_name}:443:{shown} https://{request.main_name}{HEALTH}",
         }  # fmt: skip
     return facts
 

@@ -99,6 +99,8 @@ class CloneLabel:
     state: CloneState
     cloned: str
     run: str
+    # A linked clone needs its template for ever.
+    linked: bool = False
 
     def tags(self) -> str:
         """Return the tags as Proxmox takes them."""
@@ -110,8 +112,9 @@ class CloneLabel:
 
     def describe(self) -> str:
         """Return the description of the machine on the cluster."""
+        kind = "linked" if self.linked else "full"
         lines = [
-            f"A clone of **{self.template}**.", "", f"* SHA-256 of the image: `{self.digest}`",
+            f"A {kind} clone of **{self.template}**.", "", f"* SHA-256 of the image: `{self.digest}`",
             f"* Artifact: `{self.artifact}`", f"* Cloned: {self.cloned}", "",
             f"<!-- goldsmith-clone: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
         ]  # fmt: skip

@@ -37,6 +37,9 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 3.0
 TASK_LOG_LINES = 12
 # pve-access-control: RPCEnvironment::check, "Permission check failed (/path, Privilege)".
 DENIED = re.compile(r"Permission check failed \((?P<path>[^,)]+), (?P<privileges>[^)]+)\)")
+# A pool that is not there is told with the same status.
+NO_POOL = re.compile(r"pool '[^']*' does not exist")
+POOLS = "golden.yaml names our pools: proxmox.pool, proxmox.clones; python -m build doctor --roles prints how to make them"
 # A worker that logged warnings has done its work (PVE::Tools::upid_status_is_error).
 GOOD_END = re.compile(r"OK|WARNINGS: \d+")
 
@@ -268,6 +271,8 @@ def _refused(error: Any, where: str) -> GoldsmithError:
     if status == 403:
         found = DENIED.search(text)
         what = f"{found['privileges']} on {found['path']}" if found else text
+        if NO_POOL.search(text):
+            return Denied(f"Proxmox has no such pool: {text} ({where})", status=status, details=text, hint=POOLS)
         return Denied(
             f"the token lacks a privilege: {what} ({where})", status=status, details=text,
             hint="python -m build doctor --proxmox shows what is missing, and the commands that grant it",

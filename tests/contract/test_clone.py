@@ -62,7 +62,7 @@ def test_it_says_where_it_comes_from(field: Field) -> None:
     label = labels.parse_clone(config["description"])
     assert label is not None
     assert (label.template, label.digest, label.state) == (NAME, digest, labels.CloneState.MADE)
-    assert f"A clone of **{NAME}**." in config["description"]
+    assert f"A full clone of **{NAME}**." in config["description"]
     # It is no template, and is not taken for one.
     assert labels.parse(config["description"]) is None
 
@@ -116,6 +116,7 @@ def test_nobody_waits_if_it_is_said_so(field: Field) -> None:
 def test_linked(field: Field) -> None:
     made = field.clone(linked=True)
     assert "base-9000-disk-1" in field.proxmox.origins[field.proxmox.vm(made.machine.vmid).config["scsi0"].split(",")[0]]
+    assert (made.linked, field.clone().linked) == (True, True)
     [call] = [body for method, path, body in field.proxmox.requests if path.endswith("/clone")]
     assert "full=0" in str(call)
 
@@ -330,6 +331,15 @@ def test_it_tells_what_it_did_and_how_to_reach_it(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["vmid"], facts["outcome"], facts["address"]) == (vmid, "was there already", ADDRESS)
     assert facts["known_hosts"] == f"{ADDRESS} {HOST_KEY}"
+
+
+def test_nobody_may_log_in(field: Field, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = yaml.safe_load((checkout / "golden.yaml").read_text())
+    spec["admin"]["cidrs"] = []
+    (checkout / "golden.yaml").write_text(yaml.safe_dump(spec))
+    words = ["--name", "web1", "--ip", "dhcp", "--ssh-key", str(checkout / "key.pub"), "--no-wait"]
+    assert cli.main(["clone", "--project", str(checkout), "--cache", str(checkout.parent / "cache"), *words]) == 0
+    assert "no network may reach SSH on it" in capsys.readouterr().err
 
 
 def test_without_waiting_it_says_so(field: Field, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,15 @@ def test_a_node_that_is_offline(field: Field) -> None:
     assert field.proxmox.inventory() == before
 
 
+def test_a_pool_that_is_not_there(field: Field) -> None:
+    del field.proxmox.pools["golden-clones"]
+    before = field.proxmox.inventory()
+    with pytest.raises(GoldsmithError, match=r"no such pool: .*golden-clones") as caught:
+        field.clone()
+    assert "doctor --roles" in caught.value.hint
+    assert field.proxmox.inventory() == before
+
+
 def test_an_expired_token_changes_nothing(field: Field) -> None:
     field.proxmox.apitokens.clear()
     before = field.proxmox.inventory()

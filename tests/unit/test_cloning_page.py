@@ -25,8 +25,9 @@ PAGE = (ROOT / "docs/cloning.md").read_text(encoding="utf-8")
 SITE = {"admin_cidrs": ["192.0.2.0/24"], "server_names": ["www.example.org"]}
 
 
-def block(language: str, number: int = 0) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)[number]
+def block(language: str) -> str:
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return found[0]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def told(golden_site: ModuleType, text: str) -> dict[str, Any]:
 def sku(value: str) -> str:
     parts = dict(part.partition("=")[::2] for part in value.split(","))
     assert parts["base64"] == "1"
-    assert uuid.UUID(parts["uuid"])
+    assert str(uuid.UUID(parts["uuid"])) == parts["uuid"]
     return base64.b64decode(parts["sku"]).decode()
 
 
