@@ -127,7 +127,8 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
     finally:
         host.run(
             f"rm -f /etc/golden/site.yaml; test ! -e {WORK}/kept || mv {WORK}/kept /etc/golden/site.yaml; "
-            "systemctl restart golden-site.service; systemctl restart golden-logs.service; "
+            # The second restart waits for the one that golden-logs asks for: later tests count lines.
+            "systemctl restart golden-site.service; systemctl restart golden-logs.service rsyslog.service; "
             f"systemctl stop goldentest-collector.service; rm -rf {WORK}"
         )
 
