@@ -201,15 +201,32 @@ def test_a_slow_clone_whose_answer_was_lost_is_found(field: Field) -> None:
 
 def test_another_clone_of_the_same_template_goes_on(field: Field) -> None:
     """What is taken back is this run's clone, and not what somebody else makes of the template meanwhile."""
+    begun = threading.Event()
     field.proxmox.time_scale = 0.05
-    field.proxmox.durations["qmclone"] = 30.0
+    field.proxmox.durations["qmclone"] = 60.0
+    field.proxmox.on_task = lambda _kind: begun.set()
     with pve.Api(field.bench.settings, OPERATOR) as api:
         upid = api.post(CLONE, newid=500, name="theirs", full=1, pool="golden-clones")
+        assert begun.wait(10)
+        # Ours is whole, and gone again, long before theirs.
+        field.proxmox.durations["qmclone"] = 0.0
         field.proxmox.lost_answers.add(("POST", CLONE))
         with pytest.raises(GoldsmithError, match="does not answer"):
             field.clone()
+        assert field.proxmox.vm(500).lock == "clone"
         api.wait(upid)
     assert sorted(vm.vmid for vm in field.proxmox.vms) == [500, 9000]
+
+
+@pytest.mark.parametrize("kind", ["qmclone", "qmstart"])
+def test_a_clone_for_another_node_is_taken_back_wherever_it_is(field: Field, kind: str) -> None:
+    field.proxmox.add_node("pve2")
+    field.proxmox.storages["local-lvm"]["shared"] = 1
+    before = field.proxmox.inventory()
+    field.proxmox.broken_tasks[kind] = ["it did not work"]
+    with pytest.raises(GoldsmithError, match=f"{kind} on pve. failed"):
+        field.clone(node="pve2")
+    assert field.proxmox.inventory() == before
 
 
 def test_a_task_that_does_not_end_in_time(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
