@@ -132,6 +132,20 @@ def lab(session: nox.Session) -> None:
 
 
 @nox.session
+def clone(session: nox.Session) -> None:
+    """Make an operator's machine of a published template: -- --name web1 --ip dhcp --ssh-key FILE --admin-cidr CIDR."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "clone")
+
+
+@nox.session
+def drift(session: nox.Session) -> None:
+    """Compare the templates on the cluster with what was published; -- --ssh reads their disks too."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "drift")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

@@ -22,6 +22,7 @@ TOKEN = re.compile(
 )
 TOKEN_VARIABLE = "GOLDSMITH_PVE_TOKEN"  # noqa: S105 (the variable's name)
 STORAGE = r"[a-z][a-z0-9._-]*[a-z0-9]"
+POOL = r"[A-Za-z0-9._/-]+"
 NODE = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 LOWEST_VMID, HIGHEST_VMID = 100, 999_999_999
 
@@ -54,6 +55,8 @@ class Settings:
     bridge: str
     vlan: int
     pool: str
+    # Operators' machines: apart from the templates, so that who makes machines cannot change what they are made of.
+    clones: str
     vmids: tuple[int, int]
     firmware: Firmware
     cores: int
@@ -65,6 +68,7 @@ def read(value: object, *, problems: list[str]) -> Settings:
     table = Table(value, where="proxmox", problems=problems)
     ca = table.text("ca", r".*", "write the path of a PEM file, or leave it out", default="")
     first, last = _vmids(table)
+    pool = table.text("pool", POOL, "write the pool that the templates belong to")
     settings = Settings(
         host=table.text("host", r"[A-Za-z0-9.:\[\]-]+", "write the name or address of one node of the cluster"),
         port=table.number("port", 1, 65535) if "port" in table.value else _default(table, "port", 8006),
@@ -74,7 +78,8 @@ def read(value: object, *, problems: list[str]) -> Settings:
         media=table.text("media", STORAGE, "write the id of a file storage with content type import"),
         bridge=table.text("bridge", r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "write a bridge such as vmbr0", default="vmbr0"),
         vlan=table.number("vlan", 1, 4094) if "vlan" in table.value else _default(table, "vlan", 0),
-        pool=table.text("pool", r"[A-Za-z0-9._/-]+", "write the pool that the templates belong to"),
+        pool=pool,
+        clones=table.text("clones", POOL, "write the pool that operators' machines belong to", default=f"{pool}-clones"),
         vmids=(first, last),
         firmware=Firmware(table.text("firmware", "|".join(Firmware), "write bios or uefi", default="uefi") or "uefi"),
         cores=table.number("cores", 1, 512) if "cores" in table.value else _default(table, "cores", 2),

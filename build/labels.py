@@ -11,14 +11,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from build.artifact import DIGEST_HEX, Artifact
 
 SCHEMA = 1
 MARK = re.compile(r"<!-- goldsmith: (?P<facts>\{.*\}) -->")
+CLONE_MARK = re.compile(r"<!-- goldsmith-clone: (?P<facts>\{.*\}) -->")
 # Every template carries it; the channel (candidate, stable) is a tag of its own, and moves.
 PRODUCT_TAG = "golden"
 CANDIDATE = "candidate"
+CHANNELS = (CANDIDATE, "stable")
+# A machine that an operator made of a template; the tags of its version and digest say which one.
+CLONE_TAG = "golden-clone"
 
 
 class State(StrEnum):
@@ -26,6 +31,13 @@ class State(StrEnum):
 
     PUBLISHING = "publishing"
     TEMPLATE = "template"
+
+
+class CloneState(StrEnum):
+    """How far an operator's machine is: being made, or handed over."""
+
+    MAKING = "making"
+    MADE = "made"
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Label:
     published: str
     run: str
     provenance: Mapping[str, str] = field(default_factory=dict)
+    # With which settings of golden.yaml it was made: the file may say something else by now.
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def template(self) -> str:
@@ -61,7 +75,7 @@ class Label:
 
     def tags(self, *channels: str) -> str:
         """Return the tags as Proxmox takes them."""
-        return ";".join(sorted({PRODUCT_TAG, f"v{self.version}".lower(), digest_tag(self.digest), *channels}))
+        return ";".join(sorted({PRODUCT_TAG, version_tag(self.version), digest_tag(self.digest), *channels}))
 
     def become(self, state: State) -> Label:
         """Return the label of the same image in another state."""
@@ -84,8 +98,43 @@ class Label:
         return "\n".join(lines)
 
 
-def of(found: Artifact, *, state: State, published: str, run: str) -> Label:
-    """Return the label of an artifact."""
+@dataclass(frozen=True)
+class CloneLabel:
+    """What is known of an operator's machine: the template and the image it came from, and the run that made it."""
+
+    template: str
+    version: str
+    digest: str
+    artifact: str
+    state: CloneState
+    cloned: str
+    run: str
+    # A linked clone needs its template for ever.
+    linked: bool = False
+
+    def tags(self) -> str:
+        """Return the tags as Proxmox takes them."""
+        return ";".join(sorted({CLONE_TAG, version_tag(self.version), digest_tag(self.digest)}))
+
+    def become(self, state: CloneState) -> CloneLabel:
+        """Return the label of the same machine in another state."""
+        return replace(self, state=state)
+
+    def describe(self) -> str:
+        """Return the description of the machine on the cluster."""
+        kind = "linked" if self.linked else "full"
+        lines = [
+            f"A {kind} clone of **{self.template}**.", "", f"* SHA-256 of the image: `{self.digest}`",
+            f"* Artifact: `{self.artifact}`", f"* Cloned: {self.cloned}", "",
+            f"<!-- goldsmith-clone: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+
+def of(
+    found: Artifact, *, state: State, published: str, run: str, machine: Mapping[str, str] | None = None
+) -> Label:
+    """Return the label of an artifact; ``machine`` is what it is made with."""
     manifest = found.manifest
     provenance = {"Debian archive as of": str(manifest["inputs"].get("archive_date", ""))}
     provenance["Root file system"] = str(manifest["inputs"].get("rootfs_tar_sha256", ""))
@@ -93,7 +142,13 @@ def of(found: Artifact, *, state: State, published: str, run: str) -> Label:
     return Label(
         name=manifest["name"], version=manifest["version"], digest=manifest["image"]["sha256"], artifact=found.path.name,
         state=state, published=published, run=run, provenance={title: text for title, text in provenance.items() if text},
+        machine=dict(machine or {}),
     )  # fmt: skip
+
+
+def version_tag(version: str) -> str:
+    """Return the tag that names a version."""
+    return f"v{version}".lower()
 
 
 def digest_tag(digest: str) -> str:
@@ -108,16 +163,34 @@ def split_tags(text: str) -> frozenset[str]:
 
 def parse(description: str) -> Label | None:
     """Return the label in a description, or None when there is none that this version understands."""
-    found = MARK.search(description or "")
-    if not found:
-        return None
     try:
-        facts = json.loads(found["facts"])
-        if facts.pop("schema") != SCHEMA:
-            return None
-        return Label(**{**facts, "state": State(facts["state"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
+        facts = _facts(MARK, description)
+        return Label(**{**facts, "state": State(facts["state"])}) if facts else None
+    except (ValueError, TypeError, KeyError):
         return None
+
+
+def parse_clone(description: str) -> CloneLabel | None:
+    """Return the label of an operator's machine in a description, or None."""
+    try:
+        facts = _facts(CLONE_MARK, description)
+        return CloneLabel(**{**facts, "state": CloneState(facts["state"])}) if facts else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def run_of(description: str) -> str:
+    """Return the run that made a machine, template or clone; empty when it was none of ours."""
+    label = parse(description) or parse_clone(description)
+    return label.run if label else ""
+
+
+def _facts(mark: re.Pattern[str], description: str) -> dict[str, Any]:
+    found = mark.search(description or "")
+    facts = json.loads(found["facts"]) if found else {}
+    if not isinstance(facts, dict) or facts.pop("schema", None) != SCHEMA:
+        return {}
+    return facts
 
 
 def _comment(facts: Mapping[str, object]) -> str:

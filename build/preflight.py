@@ -5,16 +5,14 @@ Reads only: a few calls for the cluster and two for each node, however many gues
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from build import roles
 from build.cluster import Role, Settings
 from build.errors import GoldsmithError, HostError
-from build.pve import Api
+from build.pve import Api, each
 
 # pve-storage 8.3.6: the upload of qcow2 as content type import.
 IMPORT_SINCE = (8, 4)
@@ -125,25 +123,12 @@ def _node(node: str, states: Mapping[str, str]) -> Finding:
 
 
 def _look_at_nodes(api: Api, settings: Settings, view: View, nodes: Sequence[str], need: Need, *, medium: str) -> None:
-    local = threading.local()
-    opened: list[Api] = []
+    def one(own: Api, node: str) -> tuple[list[Finding], bool, bool]:
+        return _look_at_node(own, settings, node, need, medium=medium)
 
-    def one(node: str) -> tuple[list[Finding], bool, bool]:
-        if not hasattr(local, "api"):
-            local.api = api.another()
-            opened.append(local.api)
-        return _look_at_node(local.api, settings, node, need, medium=medium)
-
-    if not nodes:
-        return
-    try:
-        with ThreadPoolExecutor(min(len(nodes), MOST_CONNECTIONS)) as pool:
-            for findings, disks_shared, media_shared in pool.map(one, nodes):
-                view.findings += findings
-                view.disks_shared, view.media_shared = disks_shared, media_shared
-    finally:
-        for connection in opened:
-            connection.close()
+    for findings, disks_shared, media_shared in each(api, one, nodes, most=MOST_CONNECTIONS):
+        view.findings += findings
+        view.disks_shared, view.media_shared = disks_shared, media_shared
 
 
 def _look_at_node(

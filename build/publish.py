@@ -21,7 +21,7 @@ from build.artifact import Artifact
 from build.cluster import Role, Settings
 from build.errors import GoldsmithError, SpecError, StepFailed, VerificationFailed
 from build.labels import Label, State
-from build.publish_machine import Machine, Stopped, Undo, VmIds, remove
+from build.publish_machine import Machine, Stopped, Undo, VmIds, recorded, remove
 from build.publish_media import Brought, Media, Uploads
 from build.pve import Api
 
@@ -85,7 +85,9 @@ def publish(job: Job) -> list[Template]:
     VerificationFailed when clones failed on a node, StepFailed when a step failed: what was made is gone again then.
     """
     check_artifact(job.artifact)
-    label = labels.of(job.artifact, state=State.PUBLISHING, published=now(), run=secrets.token_hex(8))
+    label = labels.of(
+        job.artifact, state=State.PUBLISHING, published=now(), run=secrets.token_hex(8), machine=recorded(job.settings)
+    )
     image = job.artifact.manifest["image"]
     with log.step("Looking at the cluster", done="the cluster is ready"):
         need = preflight.Need(int(image["bytes"]), int(image["virtual_mib"]) << 20)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from build import labels, log
@@ -24,6 +25,12 @@ RUNNING = "RUNNING"
 OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
+
+
+# The settings that shape a machine, and how each is read back.
+SHAPES: Mapping[str, Callable[[str], Any]] = {
+    "storage": str, "bridge": str, "vlan": int, "pool": str, "firmware": Firmware, "cores": int, "memory_mib": int,
+}  # fmt: skip
 
 
 class Stopped(StepFailed):
@@ -53,7 +60,8 @@ class VmIds:
 class Undo:
     """What was made and is taken back, the newest first, when the work fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: str = "run the same command again, which removes it") -> None:
+        self._remedy = remedy
         self._steps: list[tuple[str, Callable[[], None]]] = []
 
     def add(self, what: str, step: Callable[[], None]) -> None:
@@ -72,7 +80,7 @@ class Undo:
             try:
                 _persist(step)
             except GoldsmithError as error:
-                problems.append(f"{what} could not be removed: {error.brief}; run the same command again, which removes it")
+                problems.append(f"{what} could not be removed: {error.brief}; {self._remedy}")
         return problems
 
 
@@ -104,6 +112,17 @@ def creation(settings: Settings, label: Label, vmid: int) -> dict[str, Any]:
             "bios": "ovmf", "machine": "q35", "efidisk0": f"{settings.storage}:1,efitype=4m,pre-enrolled-keys=1"
         }
     return keys
+
+
+def recorded(settings: Settings) -> dict[str, str]:
+    """Return the settings that shape a machine, for its label."""
+    return {key: str(getattr(settings, key)) for key in SHAPES}
+
+
+def as_recorded(settings: Settings, machine: Mapping[str, str]) -> Settings:
+    """Return the settings with which a machine was made; those that its label does not tell are golden.yaml's."""
+    told = {key: SHAPES[key](machine[key]) for key in SHAPES if key in machine}
+    return replace(settings, **told)
 
 
 class Machine:
@@ -176,18 +195,7 @@ class Machine:
         self._put(description=label.describe(), tags=label.tags(labels.CANDIDATE), protection=1)
 
     def _put(self, **keys: Any) -> None:
-        """Set keys of the configuration. When the answer is lost, look whether they are set before trying again."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                self.api.put(f"{self.path}/config", **keys)
-            except ApiError as error:
-                if error.status != 0 or attempt == TRIES:
-                    raise
-                config = self.api.get(f"{self.path}/config")
-                if all(str(config.get(key, "")).strip() == str(value).strip() for key, value in keys.items()):
-                    return
-            else:
-                return
+        self.api.configure(self.path, **keys)
 
 
 def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", source: int = 0) -> None:
@@ -202,8 +210,7 @@ def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", sourc
     config = _config(api, node, vmid)
     if config is None:
         return
-    label = labels.parse(config.get("description", ""))
-    ours = label is not None and label.run == run
+    ours = labels.run_of(config.get("description", "")) == run
     if not upid and not ours:
         return
     if ours and int(config.get("protection", 0)):

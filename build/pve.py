@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import proxmoxer
 import requests
@@ -22,15 +24,22 @@ import requests
 from build.cluster import Settings, Token
 from build.errors import GoldsmithError, HostError, StepFailed
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 API_SECONDS = 30
 # Proxmox stores an upload a second time before it answers.
 UPLOAD_SECONDS = 3600
 TASK_SECONDS = 3600.0
 READ_ATTEMPTS = 4
+CONFIGURE_ATTEMPTS = 3
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 3.0
 TASK_LOG_LINES = 12
 # pve-access-control: RPCEnvironment::check, "Permission check failed (/path, Privilege)".
 DENIED = re.compile(r"Permission check failed \((?P<path>[^,)]+), (?P<privileges>[^)]+)\)")
+# A pool that is not there is told with the same status.
+NO_POOL = re.compile(r"pool '[^']*' does not exist")
+POOLS = "golden.yaml names our pools: proxmox.pool, proxmox.clones; python -m build doctor --roles prints how to make them"
 # A worker that logged warnings has done its work (PVE::Tools::upid_status_is_error).
 GOOD_END = re.compile(r"OK|WARNINGS: \d+")
 
@@ -112,6 +121,20 @@ class Api:
         """Change something. Raises ApiError."""
         return self._call("put", path, parameters)
 
+    def configure(self, path: str, **keys: Any) -> None:
+        """Set keys of a machine's configuration. When the answer is lost, look whether they are set before trying again."""
+        for attempt in range(1, CONFIGURE_ATTEMPTS + 1):
+            try:
+                self.put(f"{path}/config", **keys)
+            except ApiError as error:
+                if error.status != 0 or attempt == CONFIGURE_ATTEMPTS:
+                    raise
+                config = self.get(f"{path}/config")
+                if all(str(config.get(key, "")).strip() == str(value).strip() for key, value in keys.items()):
+                    return
+            else:
+                return
+
     def delete(self, path: str, **parameters: Any) -> Any:
         """Remove something. Raises ApiError."""
         return self._call("delete", path, parameters)
@@ -175,6 +198,25 @@ class Api:
         return self.version()[0]
 
 
+def each(api: Api, work: Callable[[Api, Item], Result], items: Sequence[Item], *, most: int) -> list[Result]:
+    """Do the work for every item, with ``most`` connections at a time at most; return the results in order."""
+    local = threading.local()
+    opened: list[Api] = []
+
+    def one(item: Item) -> Result:
+        if not hasattr(local, "api"):
+            local.api = api.another()
+            opened.append(local.api)
+        return work(local.api, item)
+
+    try:
+        with ThreadPoolExecutor(max(1, min(len(items), most))) as pool:
+            return list(pool.map(one, items))
+    finally:
+        for connection in opened:
+            connection.close()
+
+
 class _Sent(io.FileIO):
     """A file that tells how much of it was read, under the name that the upload shall have."""
 
@@ -229,6 +271,8 @@ def _refused(error: Any, where: str) -> GoldsmithError:
     if status == 403:
         found = DENIED.search(text)
         what = f"{found['privileges']} on {found['path']}" if found else text
+        if NO_POOL.search(text):
+            return Denied(f"Proxmox has no such pool: {text} ({where})", status=status, details=text, hint=POOLS)
         return Denied(
             f"the token lacks a privilege: {what} ({where})", status=status, details=text,
             hint="python -m build doctor --proxmox shows what is missing, and the commands that grant it",
@@ -247,6 +291,7 @@ def _hint(text: str) -> str:
         ("no quorum", "the cluster has lost its quorum: nothing can be changed until it is back"),
         ("No space left", "free space on the storage"),
         ("not enough", "free space on the storage"),
+        ("Linked clone feature is not supported", "this storage makes full clones only: leave --linked out"),
         ("checksum mismatch", "the upload was damaged on its way: run the same command again"),
     ):
         if words in text:

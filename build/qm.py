@@ -101,10 +101,10 @@ class OverSsh:
         with self.ssh.connect(node) as client:
             with client.open_sftp() as sftp:
                 sftp.put(os.fspath(source.image), str(part), callback=lambda sent, _size: tell(sent))
-            got = _execute(client, node, ["sha256sum", str(part)]).split()[0]
+            got = execute(client, node, ["sha256sum", str(part)]).split()[0]
             if got != label.digest:
                 raise SshFailed(f"{node}: the image was damaged on its way", hint="run the same command again")
-            _execute(client, node, ["mv", str(part), str(path)])
+            execute(client, node, ["mv", str(part), str(path)])
         return Brought(str(path))
 
     def disk(self, brought: Brought) -> dict[str, Any]:  # noqa: ARG002 (every Media has it)
@@ -113,7 +113,7 @@ class OverSsh:
 
     def attach(self, node: str, vmid: int, brought: Brought) -> None:
         with self.ssh.connect(node) as client:
-            _execute(client, node, ["qm", "disk", "import", str(vmid), brought.volume, self.settings.storage])
+            execute(client, node, ["qm", "disk", "import", str(vmid), brought.volume, self.settings.storage])
         path = f"/nodes/{node}/qemu/{vmid}/config"
         config = self.api.get(path)
         unused = sorted(key for key in config if key.startswith("unused"))
@@ -124,7 +124,7 @@ class OverSsh:
 
     def remove(self, node: str, label: Label) -> None:
         with self.ssh.connect(node) as client:
-            _execute(client, node, ["rm", "-f", str(_path(label)), str(_part(label))])
+            execute(client, node, ["rm", "-f", str(_path(label)), str(_part(label))])
 
 
 def _path(label: Label) -> PurePosixPath:
@@ -135,7 +135,7 @@ def _part(label: Label) -> PurePosixPath:
     return PLACE / f"{label.medium}.part"
 
 
-def _execute(client: paramiko.SSHClient, node: str, argv: list[str]) -> str:
+def execute(client: paramiko.SSHClient, node: str, argv: list[str]) -> str:
     """Run a command on a node to its end; return what it wrote."""
     _stdin, stdout, stderr = client.exec_command(shlex.join(argv), timeout=COMMAND_SECONDS)
     text, complaints = str(stdout.read(), errors="replace"), str(stderr.read(), errors="replace")

@@ -50,8 +50,9 @@ def grants(role: Role, settings: Settings, *, major: int) -> tuple[Grant, ...]:
     config = frozenset(f"VM.Config.{what}" for what in ("CDROM", "Cloudinit", "HWType", "Network", "Options"))
     if role is Role.VERIFIER:
         return (Grant(pool, clone | config | {"VM.Config.Disk"}, "start and remove clones of the template"), *shared)
-    operator = clone | config | {"VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk"}
-    return (Grant(pool, frozenset(operator), "clone and configure machines"), *shared)
+    source = Grant(pool, frozenset({"VM.Audit", "VM.Clone"}), "clone templates")
+    own = (clone | config | {"VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk"}) - {"VM.Clone"}
+    return (source, Grant(f"/pool/{settings.clones}", own, "make and configure machines"), *shared)
 
 
 def missing(wanted: Iterable[Grant], effective: Mapping[str, Mapping[str, int]]) -> list[tuple[Grant, frozenset[str]]]:
@@ -79,8 +80,10 @@ def _effective(path: str, effective: Mapping[str, Mapping[str, int]]) -> frozens
 
 
 def commands(settings: Settings, *, major: int, user: str = "goldsmith@pve") -> list[str]:
-    """Return the shell commands that make the pool, user, roles, tokens and entries, to be run on one node as root."""
-    lines = [f"pveum pool add {settings.pool}", f"pveum user add {user} --comment 'golden images'"]
+    """Return the shell commands that make the pools, user, roles, tokens and entries, to be run on one node as root."""
+    lines = [f"pveum pool add {pool}" for pool in dict.fromkeys((settings.pool, settings.clones))]
+    lines.append(f"pveum user add {user} --comment 'golden images'")
+    tokens_at = len(lines)
     for role in Role:
         for index, grant in enumerate(grants(role, settings, major=major)):
             name = f"Golden{role.capitalize()}{index or ''}"
@@ -88,5 +91,5 @@ def commands(settings: Settings, *, major: int, user: str = "goldsmith@pve") -> 
             # With separated privileges a token may do what both it and its user may.
             for who in (f"--users {user}", f"--tokens {shlex.quote(f'{user}!{role}')}"):
                 lines.append(f"pveum acl modify {grant.path} {who} --roles {name}")
-        lines.insert(2, f"pveum user token add {user} {role} --privsep 1")
+        lines.insert(tokens_at, f"pveum user token add {user} {role} --privsep 1")
     return lines

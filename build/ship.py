@@ -29,7 +29,8 @@ def settings_of(spec: specs.Spec) -> Settings:
     return spec.proxmox
 
 
-def _connect(settings: Settings, role: Role, secrets: Path | None) -> pve.Api:
+def connect(settings: Settings, role: Role, secrets: Path | None) -> pve.Api:
+    """Connect with the token of a role; ``secrets`` is the file of the tokens, when it is not the usual one."""
     found = token(role, secrets=secrets or default_secrets(os.environ), environment=os.environ)
     return pve.Api(settings, found)
 
@@ -101,8 +102,8 @@ def _both(stack: ExitStack, cache: Cache, settings: Settings, secrets: Path | No
     """Connect as publisher and verifier, alone on this host."""
     # Two runs of one host would take each other's machines for what a killed run left.
     stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))
-    publisher = stack.enter_context(_connect(settings, Role.PUBLISHER, secrets))
-    return publisher, stack.enter_context(_connect(settings, Role.VERIFIER, secrets))
+    publisher = stack.enter_context(connect(settings, Role.PUBLISHER, secrets))
+    return publisher, stack.enter_context(connect(settings, Role.VERIFIER, secrets))
 
 
 def look(project: Project, *, secrets: Path | None) -> list[preflight.Finding]:
@@ -113,7 +114,7 @@ def look(project: Project, *, secrets: Path | None) -> list[preflight.Finding]:
         tokens: dict[Role, pve.Api] = {}
         for role in Role:
             try:
-                tokens[role] = stack.enter_context(_connect(settings, role, secrets))
+                tokens[role] = stack.enter_context(connect(settings, role, secrets))
             except GoldsmithError as error:
                 findings.append(preflight.Finding(f"token: {role}", error.brief, error.hint))
         if not tokens:
@@ -138,7 +139,7 @@ def major(project: Project, *, secrets: Path | None) -> int:
     problem: GoldsmithError | None = None
     for role in Role:
         try:
-            with _connect(settings, role, secrets) as api:
+            with connect(settings, role, secrets) as api:
                 return api.major()
         except GoldsmithError as error:
             problem = problem or error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from fakepve.pytest_plugin import _Serving
 
-from build import cluster, pve
+from build import clone_machine, clone_reach, cluster, pve, pve_guest
+from tests.contract.cloning import OPERATOR, Field, Guests, web_server
 from tests.contract.shipping import Bench, settings_of
 from tests.fakes.proxmox import Proxmox
 
@@ -26,10 +28,11 @@ def proxmox_class() -> type[Proxmox]:
 
 @pytest.fixture
 def proxmox(tmp_path: Path, fakepve_cafile: str, proxmox_class: type[Proxmox]) -> Iterator[Proxmox]:
-    """A cluster of one node, pve1, that accepts TOKEN and has the pool golden; tasks take no time."""
+    """A cluster of one node, pve1, that accepts our tokens and has our pools; tasks take no time."""
     made = proxmox_class(tmp_path / "proxmox", host=HOST, port=0)
     made.apitokens[TOKEN.identity] = TOKEN.secret
-    made.pools["golden"] = set()
+    made.apitokens[OPERATOR.identity] = OPERATOR.secret
+    made.pools |= {"golden": set(), "golden-clones": set()}
     serving = _Serving(made, fakepve_cafile, str(Path(fakepve_cafile).with_suffix(".key")))
     try:
         yield made
@@ -58,3 +61,21 @@ def settings(proxmox: Proxmox, fakepve_cafile: str) -> cluster.Settings:
 def bench(proxmox: Proxmox, settings: cluster.Settings, tmp_path: Path, quick_polls: None) -> Bench:
     """A bench to publish from."""
     return Bench(proxmox, settings, tmp_path / "line", TOKEN)
+
+
+@pytest.fixture
+def field(bench: Bench, fakepve_cafile: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Field]:
+    """A published template whose clones boot, and an operator; the module's ``proxmox_class`` is Guests, or more."""
+    for module in (clone_machine, clone_reach, pve_guest):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    with web_server(Path(fakepve_cafile)) as site:
+
+        def connect(_address: tuple[str, int], timeout: float) -> socket.socket:
+            return socket.create_connection((HOST, site.port), timeout)
+
+        monkeypatch.setattr(clone_reach, "create_connection", connect)
+        assert isinstance(bench.proxmox, Guests)
+        bench.proxmox.certificate = site.certificate
+        bench.publish()
+        bench.proxmox.calls.clear()
+        yield Field(bench, site)

@@ -100,8 +100,17 @@ def test_no_role_reaches_beyond_the_pool_the_storages_and_the_bridge() -> None:
     settings = read()[0]
     for role in Role:
         for grant in roles.grants(role, settings, major=9):
-            assert grant.path in {"/pool/golden", "/storage/local", "/storage/local-lvm", "/sdn/zones/localnetwork/vmbr0"}
+            own = {"/pool/golden-clones"} if role is Role.OPERATOR else {"/storage/local"}
+            assert grant.path in {"/pool/golden", "/storage/local-lvm", "/sdn/zones/localnetwork/vmbr0"} | own
             assert not any(name.startswith(("Sys.", "Permissions.", "Realm.", "User.")) for name in grant.privileges)
+
+
+def test_who_makes_machines_cannot_change_what_they_are_made_of() -> None:
+    settings = read()[0]
+    for major in (8, 9):
+        grants = roles.grants(Role.OPERATOR, settings, major=major)
+        assert [one.privileges for one in grants if one.path == "/pool/golden"] == [frozenset({"VM.Audit", "VM.Clone"})]
+
 
 
 def test_what_is_not_granted_is_found() -> None:

@@ -29,17 +29,22 @@ RINGS = {
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
+        "clone_request",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
-        "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
+        "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
+        "clone_reach", "drift_config", "drift_disk",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
-        "proxmox_build",
+        "proxmox_build", "clone", "drift",
     },
-    "top": {"pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "cli", "__main__"},
+    "top": {
+        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb", "cli",
+        "__main__",
+    },
 }  # fmt: skip
 
 # What starts other programs; build/run.py alone may use it.

@@ -1,0 +1,125 @@
+"""What the tests of operators' machines share: a cluster whose machines boot, and a bench with a published template."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from build import clone, clone_reach, pve, pve_guest
+from build.clone_request import Request
+from build.cluster import Token
+from tests.contract.shipping import Bench
+from tests.fakes.proxmox import Proxmox
+
+OPERATOR = Token("goldsmith@pve", "operator", "00000000-0000-0000-0000-000000000003")
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfThisVeryMachineAndOfNoOther00000000000"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKey+Of/An= op+erator@site:1"
+ADDRESS = "192.0.2.10"
+REQUEST = Request(
+    name="web1", addresses=f"ip={ADDRESS}/24,gw=192.0.2.1", keys=KEY, admin_cidrs=("192.0.2.0/24",),
+    server_names=("www.example.org",), timeout=20.0,
+)  # fmt: skip
+
+
+class Guests(Proxmox):
+    """Machines that boot: their agent answers as soon as they run, with the address that they were given.
+
+    And, as in qemu-server (clone_vm): every disk has to be on a shared storage when the clone shall run on another node,
+    and VM.Clone is asked for on the source.
+    """
+
+    certificate = ""
+    silent = False
+
+    async def started(self, vm: Any) -> None:
+        given = str(vm.config.get("ipconfig0", ""))
+        address = given.partition("ip=")[2].partition("/")[0] if "/" in given else ADDRESS
+        mine = {"hardware-address": pve_guest.mac(vm.config).upper(), "ip-addresses": [{"ip-address": address}]}
+        files = {pve_guest.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n", clone_reach.CERTIFICATE: self.certificate}
+        vm.agent = None if self.silent else {"interfaces": [mine], "files": files}
+
+    async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
+        self.require(user, f"/vms/{values['vmid']}", "VM.Clone")
+        return await super()._qm_clone(values, user)
+
+
+class _Site(http.server.BaseHTTPRequestHandler):
+    """The web server of a machine: its health page, and what it was asked."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.headers["Host"], self.path))  # type: ignore[attr-defined]
+        codes: list[int] = self.server.codes  # type: ignore[attr-defined]
+        self.send_response(codes.pop(0) if len(codes) > 1 else codes[0])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@dataclasses.dataclass
+class Site:
+    """A machine's web server on the loopback interface; ``codes`` are its answers, the last one for ever."""
+
+    port: int
+    certificate: str
+    asked: list[tuple[str, str]]
+    codes: list[int]
+    names: list[str]
+
+
+@contextmanager
+def web_server(certificate: Path) -> Iterator[Site]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Site)
+    site = Site(server.server_address[1], certificate.read_text(), [], [200], [])
+    server.asked, server.codes = site.asked, site.codes  # type: ignore[attr-defined]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    context.sni_callback = lambda _socket, name, _context: site.names.append(str(name))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@dataclasses.dataclass
+class Field:
+    """A cluster with a published template, and an operator."""
+
+    bench: Bench
+    site: Site
+    request: Request = REQUEST
+
+    @property
+    def proxmox(self) -> Guests:
+        assert isinstance(self.bench.proxmox, Guests)
+        return self.bench.proxmox
+
+    def clone(self, **changes: Any) -> clone.Made:
+        with pve.Api(self.bench.settings, OPERATOR) as api:
+            request = dataclasses.replace(self.request, **changes)
+            return clone.clone(clone.Job(api, self.bench.settings, request, "golden", "keeper"))
+
+    def smbios(self, vmid: int) -> dict[str, str]:
+        parts = (part.partition("=") for part in self.proxmox.vm(vmid).config["smbios1"].split(","))
+        return {key: value for key, _, value in parts}
+
+    def requests(self) -> int:
+        return self.proxmox.calls.total()
+
+
+def state_of(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
