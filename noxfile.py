@@ -38,8 +38,8 @@ def goldsmith(session: nox.Session, verb: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build and verify the golden image; --plan only says what would be made."""
-    install(session, *TOOL, *IMAGE_TESTS)
+    """Build and verify the golden image; --plan only says what would be made, --on proxmox installs on a node."""
+    install(session, *TOOL, *IMAGE_TESTS, *(PROXMOX if "--on" in session.posargs else ()))
     goldsmith(session, "build")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import __version__, artifact, files, host, report, rootfs, vm
+from build import __version__, artifact, audit_ledger, files, host, report, rootfs, vm
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
 from build.errors import StepFailed
@@ -76,8 +76,13 @@ def _manifest(
             for stage, found in results.items()
         ],
         "verification": {key: verdict[key] for key in ("passed", "failed", "skipped", "boot", "clones")},
+        "audit": {name: _figure(entry) for name, entry in audit_ledger.load(inputs.project.audit_ledger).items()},
         "retries": {"installer": disk["retries"], "clones": verdict["panics"]},
     }  # fmt: skip
+
+
+def _figure(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("value", "shown", "limit")}
 
 
 def _tool_versions() -> dict[str, str]:

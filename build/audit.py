@@ -34,7 +34,6 @@ from build.audit_place import Place
 from build.errors import VerificationFailed
 from build.pipeline import Options
 
-LEDGER = "ledger.json"
 TAILORING = "cis-tailoring.conf"
 SHOWN_FAILURES = 20
 
@@ -50,18 +49,13 @@ class Wanted:
     update: bool = False
 
 
-def peers(options: Options) -> Path:
-    """Return the directory of the audit's data: ledger, exceptions, locks."""
-    return options.project.root / "tests" / "peers"
-
-
 def write_locks(options: Options) -> int:
     """Lock the newest packages of the auditors."""
     image = [entry.package for entry in lock.parse(options.project.rootfs_lock).entries]
     spec = specs.load(options.project.spec)
     store = pipeline.locksmith_for(options, spec.release).store
     with files.scratch(options.cache.root / "apt") as scratch:
-        audit_tools.write_locks(peers(options), store=store, mirrors=options.mirrors, scratch=scratch, image=image)
+        audit_tools.write_locks(options.project.auditors, store=store, mirrors=options.mirrors, scratch=scratch, image=image)
     return 0
 
 
@@ -75,11 +69,11 @@ def audit(options: Options, wanted: Wanted) -> int:
     with ExitStack() as stack:
         scratch = stack.enter_context(files.scratch(options.cache.root / "clones"))
         with log.step("Fetching the auditors"):
-            tools = audit_tools.fetch(peers(options), store=store, mirrors=options.mirrors, into=scratch / "tools")
+            tools = audit_tools.fetch(options.project.auditors, store=store, mirrors=options.mirrors, into=scratch / "tools")
         place, image = stack.enter_context(_place(options, wanted, spec, scratch))
         job = Job(
             place, tools, out, scratch, layers.load_stack(options.project.overlays, spec), spec.application.server_name,
-            peers(options) / TAILORING,
+            options.project.auditors / TAILORING,
         )  # fmt: skip
         figures = _measure(job, wanted.auditors)
     return conclude(options, wanted, figures, tools=tools, image=image, out=out)
@@ -123,7 +117,7 @@ def conclude(
     options: Options, wanted: Wanted, figures: Sequence[Figure], *, tools: audit_tools.Tools, image: Path, out: Path
 ) -> int:
     """Compare, write the report, update the ledger when asked to, and raise VerificationFailed when a figure fails."""
-    path = peers(options) / LEDGER
+    path = options.project.audit_ledger
     before = audit_ledger.load(path)
     mine = {key: entry for key, entry in before.items() if key.split(".")[0] in wanted.auditors}
     # A machine that somebody else started may be any machine: only the limits hold there.

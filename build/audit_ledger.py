@@ -45,6 +45,12 @@ class Figure:
         return self.text or f"{self.value:g}"
 
     @property
+    def promise(self) -> str:
+        """The limit for people, such as ``>= 90``; empty without one."""
+        sign = "<=" if self.better is Better.LOWER else ">="
+        return "" if self.limit is None else f"{sign} {self.limit_text or self.limit}"
+
+    @property
     def holds(self) -> bool:
         """Whether the figure is within its limit."""
         if self.limit is None:
@@ -81,9 +87,12 @@ def load(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT:
             raise SpecError(f"{path} is no ledger of format {FORMAT}", hint="write it anew: nox -s audit -- --update")
         return {
-            name: {"value": float(entry["value"]), "items": list(entry["items"])}
+            name: {
+                "value": float(entry["value"]), "shown": str(entry["shown"]), "limit": str(entry["limit"]),
+                "items": list(entry["items"]),
+            }
             for name, entry in content["figures"].items()
-        }
+        }  # fmt: skip
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
@@ -92,7 +101,10 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, figures: Iterable[Figure], *, kept: Mapping[str, Any], tools: Mapping[str, str]) -> None:
     """Write the figures as the new ledger; ``kept`` are entries of auditors that did not run this time."""
-    fresh = {one.name: {"value": one.value, "items": sorted(one.items)} for one in figures}
+    fresh = {
+        one.name: {"value": one.value, "shown": one.shown, "limit": one.promise, "items": sorted(one.items)}
+        for one in figures
+    }  # fmt: skip
     content = {"format": FORMAT, "tools": dict(sorted(tools.items())), "figures": dict(sorted({**kept, **fresh}.items()))}
     files.write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -109,8 +121,7 @@ def compare(figures: Sequence[Figure], ledger: Mapping[str, Any]) -> list[Line]:
 
 
 def _judge(figure: Figure, entry: Mapping[str, Any] | None) -> Line:
-    sign = "<=" if figure.better is Better.LOWER else ">="
-    limit = "" if figure.limit is None else f"{sign} {figure.limit_text or figure.limit}"
+    limit = figure.promise
     before = "" if entry is None else f"{entry['value']:g}"
     known = set(entry["items"]) if entry is not None else set()
     added = tuple(sorted(set(figure.items) - known)) if entry is not None else figure.items

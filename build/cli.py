@@ -30,6 +30,7 @@ from build import (
     requirements,
     workshop,
 )  # fmt: skip
+from build import spec as specs
 from build.apt import Mirrors
 from build.audit_field import AUDITORS
 from build.cache import Cache
@@ -64,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
 
     build = verb("build", _build, "build and verify the image; what did not change is not made again")
     build.add_argument("--plan", action="store_true", help="print what would be made and why, and stop")
+    build.add_argument("--on", choices=["proxmox"], help="run the installer on a node of golden.yaml's cluster instead")
+    build.add_argument("--node", action="append", default=[], metavar="NAME", help="for --on: this node, not the first one")
+    build.add_argument("--secrets", type=Path, metavar="FILE", help="for --on: with the tokens, mode 0600")
+    build.add_argument(
+        "--install-minutes", type=int, default=15, metavar="N", help="for --on: how long an installation takes at most"
+    )
     verb("plan", _plan, "print what a build would make, and why")
     verb("setup", _setup, "install the host tools that are missing, or name them")
     _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
@@ -94,21 +101,27 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
-    shipping = verb("publish", _publish, "take a verified artifact to Proxmox VE, verify clones there, make it a template")
-    shipping.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
-    shipping.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
-    shipping.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
-    shipping.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
+    _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones there prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
-    drifting = verb("drift", _drift, "compare the templates on the cluster with what was published; 3 when one was changed")
-    drifting.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
-    drifting.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
+    _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
+
+
+def _publish_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
+    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
+    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
+    parser.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
+
+
+def _drift_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
+    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
 
 
 def _doctor_options(parser: argparse.ArgumentParser) -> None:
@@ -173,10 +186,26 @@ def _options(arguments: argparse.Namespace) -> pipeline.Options:
 def _build(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _plan(arguments)
+    if arguments.on:
+        return _build_on_proxmox(arguments)
     made = pipeline.build(_options(arguments))
     counts = made.manifest["verification"]
     log.info(f"Verified: {counts['passed']} tests passed on {len(counts['clones'])} clones.")
     print(made.path)
+    return 0
+
+
+def _build_on_proxmox(arguments: argparse.Namespace) -> int:
+    from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    options = _options(arguments)
+    ship.settings_of(specs.load(options.project.spec))
+    medium, spec = pipeline.build_media(options)
+    made = ship.build_on(
+        options.project, options.cache, medium=medium, spec=spec, nodes=arguments.node, secrets=arguments.secrets,
+        packer=options.packer, minutes=arguments.install_minutes,
+    )  # fmt: skip
+    print(f"{made.node}/{made.vmid} {made.name}")
     return 0
 
 

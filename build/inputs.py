@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from build import base, files
+from build import audit_ledger, base, files
 from build.apt import Mirrors
 from build.cache import StageKey, stage_key
 from build.layers import Stack
@@ -92,7 +92,7 @@ def _media(inputs: Inputs) -> dict[str, Any]:
 def _disk(inputs: Inputs) -> dict[str, Any]:
     return {
         "size_mib": inputs.spec.disk.size_mib,
-        "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "README")),
+        "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "proxmox/", "README")),
         "code": inputs.project.code("disk", "packer", "console"),
     }
 
@@ -110,5 +110,6 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
     return {
         "name": inputs.spec.name,
         "version": inputs.spec.version,
+        "audit": audit_ledger.load(inputs.project.audit_ledger),
         "code": inputs.project.code("artifact", "assemble", "report"),
     }

@@ -79,9 +79,11 @@ class Label:
             State.TEMPLATE: "Golden Debian image, published by Goldsmith: clone it, do not change it.",
             State.PUBLISHING: "Goldsmith is publishing this image: it is not verified yet. Do not use it.",
         }
+        # What was installed on the cluster has no artifact: its digest is that of the medium.
+        what = "image" if self.artifact else "installation medium"
         lines = [
-            f"# {self.name} {self.version}", "", advice[self.state], "", f"* SHA-256 of the image: `{self.digest}`",
-            f"* Artifact: `{self.artifact}`", f"* Published: {self.published}",
+            f"# {self.name} {self.version}", "", advice[self.state], "", f"* SHA-256 of the {what}: `{self.digest}`",
+            *([f"* Artifact: `{self.artifact}`"] if self.artifact else []), f"* Published: {self.published}",
             *(f"* {title}: `{text}`" for title, text in self.provenance.items()),
             "", f"<!-- goldsmith: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
         ]  # fmt: skip

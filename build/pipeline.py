@@ -167,11 +167,24 @@ def build(options: Options) -> Artifact:
 
 def build_rootfs(options: Options) -> tuple[Path, specs.Spec]:
     """Build only the root file system, or find it in the cache; return the squashfs and the spec."""
+    path, spec = _build_to(options, ["base", "rootfs"])
+    return path / rootfs.SQUASHFS, spec
+
+
+def build_media(options: Options) -> tuple[Path, specs.Spec]:
+    """Build only the installation medium, or find it in the cache; return the ISO and the spec."""
+    host.ensure(host.needed(), install=options.install)
+    path, spec = _build_to(options, ["base", "rootfs", "media"])
+    return path / ISO, spec
+
+
+def _build_to(options: Options, stages: list[str]) -> tuple[Path, specs.Spec]:
+    """Make the stages unless the last one is in the cache; return its directory and the spec."""
     gathered = gather(options, settle=False)
-    if options.cache.lookup(gathered.keys["rootfs"]) is None:
+    if options.cache.lookup(gathered.keys[stages[-1]]) is None:
         gathered = _settle(options)
-        _Line(options, gathered).make(["base", "rootfs"])
-    return options.cache.stage_path(gathered.keys["rootfs"]) / rootfs.SQUASHFS, gathered.inputs.spec
+        _Line(options, gathered).make(stages)
+    return options.cache.stage_path(gathered.keys[stages[-1]]), gathered.inputs.spec
 
 
 def packer_package(options: Options) -> tuple[str, ...]:

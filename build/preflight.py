@@ -69,26 +69,30 @@ class Need:
 
 
 def look(
-    api: Api, settings: Settings, *, nodes: Sequence[str], need: Need, tokens: Mapping[Role, Api], ssh: bool = False
+    api: Api, settings: Settings, *, nodes: Sequence[str], need: Need, tokens: Mapping[Role, Api], ssh: bool = False,
+    medium: str = "import",
 ) -> View:
-    """Look at the cluster with the tokens of the roles; ``ssh``: images may go over SSH when the version is too old."""
+    """Look at the cluster with the tokens of the roles; ``ssh``: images may go over SSH when the version is too old.
+
+    ``medium``: the content type that is uploaded, an image or an ISO.
+    """
     view = View(version=api.version())
-    view.findings.append(_version(view.version, ssh=ssh))
+    view.findings.append(_version(view.version, imports=medium == "import" and not ssh))
     for role, own in tokens.items():
         view.findings += _privileges(role, own, settings, major=view.version[0])
     states = {one["node"]: one.get("status", "unknown") for one in api.get("/nodes")}
     for node in nodes:
         view.findings.append(_node(node, states))
     up = [node for node in nodes if states.get(node) == "online"]
-    _look_at_nodes(api, settings, view, up, need, imports=not (ssh and view.version < IMPORT_SINCE))
+    _look_at_nodes(api, settings, view, up, need, medium="" if ssh and view.version < IMPORT_SINCE else medium)
     return view
 
 
-def _version(version: tuple[int, int], *, ssh: bool) -> Finding:
+def _version(version: tuple[int, int], *, imports: bool) -> Finding:
     text = f"Proxmox VE {version[0]}.{version[1]}"
     if version < OLDEST:
         return Finding("version", f"{text} is not supported", "upgrade the cluster to Proxmox VE 8.4 or newer")
-    if version < IMPORT_SINCE and not ssh:
+    if version < IMPORT_SINCE and imports:
         return Finding("version", f"{text} takes no images over its API", "upgrade to 8.4 or newer, or publish with --ssh")
     return Finding("version", text)
 
@@ -118,9 +122,9 @@ def _node(node: str, states: Mapping[str, str]) -> Finding:
     return Finding(f"node {node}", "online")
 
 
-def _look_at_nodes(api: Api, settings: Settings, view: View, nodes: Sequence[str], need: Need, *, imports: bool) -> None:
+def _look_at_nodes(api: Api, settings: Settings, view: View, nodes: Sequence[str], need: Need, *, medium: str) -> None:
     def one(own: Api, node: str) -> tuple[list[Finding], bool, bool]:
-        return _look_at_node(own, settings, node, need, imports=imports)
+        return _look_at_node(own, settings, node, need, medium=medium)
 
     for findings, disks_shared, media_shared in each(api, one, nodes, most=MOST_CONNECTIONS):
         view.findings += findings
@@ -128,7 +132,7 @@ def _look_at_nodes(api: Api, settings: Settings, view: View, nodes: Sequence[str
 
 
 def _look_at_node(
-    api: Api, settings: Settings, node: str, need: Need, *, imports: bool
+    api: Api, settings: Settings, node: str, need: Need, *, medium: str
 ) -> tuple[list[Finding], bool, bool]:
     try:
         storages = {one["storage"]: one for one in api.get(f"/nodes/{node}/storage")}
@@ -138,8 +142,8 @@ def _look_at_node(
     disks, media = storages.get(settings.storage, {}), storages.get(settings.media, {})
     copies = THICK_COPIES if disks.get("type") in THICK else 1
     findings = [_storage(settings.storage, disks, node, "images", need.disk * copies)]
-    if imports:
-        findings.append(_storage(settings.media, media, node, "import", need.upload))
+    if medium:
+        findings.append(_storage(settings.media, media, node, medium, need.upload))
     findings.append(_bridge(settings.bridge, bridges, node))
     return findings, bool(disks.get("shared")), bool(media.get("shared"))
 

@@ -42,6 +42,15 @@ class Project:
         return self.root / "docs" / "planes.md"
 
     @property
+    def auditors(self) -> Path:
+        """What the audit holds against an image: its ledger, the exceptions, the auditors' locks."""
+        return self.root / "tests" / "peers"
+
+    @property
+    def audit_ledger(self) -> Path:
+        return self.auditors / "ledger.json"
+
+    @property
     def breakage_tests(self) -> Path:
         return self.root / "tests" / "breakage"
 

@@ -86,7 +86,7 @@ def publish(job: Job) -> list[Template]:
     """
     check_artifact(job.artifact)
     label = labels.of(
-        job.artifact, state=State.PUBLISHING, published=_now(), run=secrets.token_hex(8), machine=recorded(job.settings)
+        job.artifact, state=State.PUBLISHING, published=now(), run=secrets.token_hex(8), machine=recorded(job.settings)
     )
     image = job.artifact.manifest["image"]
     with log.step("Looking at the cluster", done="the cluster is ready"):
@@ -96,13 +96,13 @@ def publish(job: Job) -> list[Template]:
         )  # fmt: skip
         view.require()
         guests = job.api.get("/cluster/resources", type="vm")
-        places = _places(job, label, guests, shared=view.disks_shared)
-    if all(place.outcome is Outcome.THERE and not place.leftovers for place in places):
-        return [_already(job, label, place) for place in places]
+        found = places(job.api, job.nodes, label, guests, shared=view.disks_shared)
+    if all(place.outcome is Outcome.THERE and not place.leftovers for place in found):
+        return [_already(job, label, place) for place in found]
     taken = {int(one["vmid"]) for one in guests}
-    run = _Run(job, label, places=len(places), taken=taken, media_shared=view.media_shared)
-    with log.step(f"Publishing {label.template} to {', '.join(place.node for place in places)}", done="published"):
-        return run.all_of(places)
+    run = _Run(job, label, places=len(found), taken=taken, media_shared=view.media_shared)
+    with log.step(f"Publishing {label.template} to {', '.join(place.node for place in found)}", done="published"):
+        return run.all_of(found)
 
 
 def check_artifact(found: Artifact) -> None:
@@ -117,7 +117,7 @@ def check_artifact(found: Artifact) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A node that shall have the template, what is there already, and what a run that was killed left."""
 
     node: str
@@ -126,9 +126,14 @@ class _Place:
     leftovers: tuple[tuple[str, int, Label], ...] = ()
 
 
-def _places(job: Job, label: Label, guests: Sequence[Mapping[str, Any]], *, shared: bool) -> list[_Place]:
-    """Decide what to do on each node; one configuration is read for each guest that bears our name."""
-    nodes = job.nodes[:1] if shared else job.nodes
+def places(
+    api: Api, nodes: Sequence[str], label: Label, guests: Sequence[Mapping[str, Any]], *, shared: bool
+) -> list[Place]:
+    """Decide what to do on each node; one configuration is read for each guest that bears our name.
+
+    Raises SpecError when the name stands for something else already.
+    """
+    nodes = nodes[:1] if shared else nodes
     found: dict[str, list[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]] = {node: [] for node in nodes}
     for guest in guests:
         name, node = str(guest.get("name", "")), str(guest["node"])
@@ -136,7 +141,7 @@ def _places(job: Job, label: Label, guests: Sequence[Mapping[str, Any]], *, shar
             continue
         if not shared and node not in found:
             continue
-        config = job.api.get(f"/nodes/{node}/{guest['id']}/config")
+        config = api.get(f"/nodes/{node}/{guest['id']}/config")
         theirs = labels.parse(config.get("description", ""))
         if theirs is None or theirs.digest != label.digest:
             raise _taken(label, guest, theirs)
@@ -144,21 +149,28 @@ def _places(job: Job, label: Label, guests: Sequence[Mapping[str, Any]], *, shar
     return [_decide(node, label, found[node]) for node in nodes]
 
 
-def _decide(node: str, label: Label, found: Sequence[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]) -> _Place:
+def _decide(node: str, label: Label, found: Sequence[tuple[Mapping[str, Any], Label, Mapping[str, Any]]]) -> Place:
     leftovers = []
-    finished: _Place | None = None
+    finished: Place | None = None
     for guest, theirs, config in found:
         where, vmid = str(guest["node"]), int(guest["vmid"])
         if guest.get("name") == label.template and guest.get("template"):
             done = theirs.state is State.TEMPLATE and int(config.get("protection", 0))
-            finished = _Place(where, Outcome.THERE if done else Outcome.FINISHED, vmid)
+            finished = Place(where, Outcome.THERE if done else Outcome.FINISHED, vmid)
         elif theirs.state is State.PUBLISHING and not int(config.get("protection", 0)) and not guest.get("template"):
             leftovers.append((where, vmid, theirs))
         else:
             raise _taken(label, guest, theirs)
     if finished:
-        return _Place(finished.node, finished.outcome, finished.vmid, tuple(leftovers))
-    return _Place(node, Outcome.PUBLISHED, 0, tuple(leftovers))
+        return Place(finished.node, finished.outcome, finished.vmid, tuple(leftovers))
+    return Place(node, Outcome.PUBLISHED, 0, tuple(leftovers))
+
+
+def clear(api: Api, place: Place) -> None:
+    """Remove what a run that was killed has left half-made."""
+    for where, vmid, theirs in place.leftovers:
+        remove(api, where, vmid)
+        log.info(f"{where}: VM {vmid} was left half-made by a run that was killed ({theirs.run}): it is removed")
 
 
 def _taken(label: Label, guest: Mapping[str, Any], theirs: Label | None) -> SpecError:
@@ -182,7 +194,7 @@ class _Run:
         self._uploading = threading.Lock()
         self._uploaded = False
 
-    def all_of(self, places: Sequence[_Place]) -> list[Template]:
+    def all_of(self, places: Sequence[Place]) -> list[Template]:
         """Publish to every place; return the templates, or raise what went wrong after everything has settled."""
         with ThreadPoolExecutor(min(len(places), preflight.MOST_CONNECTIONS)) as pool:
             futures = [pool.submit(self._one, place) for place in places]
@@ -199,7 +211,7 @@ class _Run:
                     self._remove_shared(places[0].node, futures)
         return _results(places, futures)
 
-    def _one(self, place: _Place) -> Template:
+    def _one(self, place: Place) -> Template:
         """Publish to one node; take back what was made when that fails."""
         undo = Undo()
         with self.job.api.another() as api:
@@ -217,11 +229,9 @@ class _Run:
         if self.stop.is_set():
             raise Stopped("publishing was interrupted", hint="run the same command again: it continues")
 
-    def _steps(self, api: Api, place: _Place, undo: Undo) -> Template:
+    def _steps(self, api: Api, place: Place, undo: Undo) -> Template:
         node = place.node
-        for where, vmid, theirs in place.leftovers:
-            remove(api, where, vmid)
-            log.info(f"{where}: VM {vmid} was left half-made by a run that was killed ({theirs.run}): it is removed")
+        clear(api, place)
         media = self.job.media(api)
         machine = Machine(api, self.job.settings, node, self.label, ids=self.ids, undo=undo, vmid=place.vmid)
         if place.outcome is Outcome.PUBLISHED:
@@ -234,7 +244,7 @@ class _Run:
         # From here on it is published: nothing of it is taken back.
         undo.forget()
         if not self.media_shared:
-            _tidy(media, node, self.label)
+            tidy(media, node, self.label)
         log.info(f"{node}: {self.label.template} is VM {machine.vmid}: {place.outcome}")
         return Template(node, machine.vmid, self.label.template, place.outcome)
 
@@ -260,13 +270,13 @@ class _Run:
         complete = all(future.done() and future.exception() is None for future in futures)
         if self._uploaded or complete:
             with self.job.api.another() as api:
-                _tidy(self.job.media(api), node, self.label)
+                tidy(self.job.media(api), node, self.label)
 
 
-def _already(job: Job, label: Label, place: _Place) -> Template:
+def _already(job: Job, label: Label, place: Place) -> Template:
     log.info(f"{label.template} is on {place.node} already, as {place.vmid}: the same image is not published twice.")
     # A run that was killed at its very end leaves the uploaded image.
-    _tidy(job.media(job.api), place.node, label)
+    tidy(job.media(job.api), place.node, label)
     return Template(place.node, place.vmid, label.template, Outcome.THERE)
 
 
@@ -274,7 +284,7 @@ def _nothing() -> None:
     pass
 
 
-def _tidy(media: Media, node: str, label: Label) -> None:
+def tidy(media: Media, node: str, label: Label) -> None:
     """Remove the uploaded image; the template is complete without it, so that a failure is only told."""
     try:
         media.remove(node, label)
@@ -297,7 +307,7 @@ def _settle_patiently(futures: Sequence[Future[Template]]) -> None:
             log.warn("what this run has made is still being removed; please wait")
 
 
-def _results(places: Sequence[_Place], futures: Sequence[Future[Template]]) -> list[Template]:
+def _results(places: Sequence[Place], futures: Sequence[Future[Template]]) -> list[Template]:
     errors = {place.node: error for place, future in zip(places, futures, strict=True) if (error := future.exception())}
     if not errors:
         return [future.result() for future in futures]
@@ -317,5 +327,6 @@ def _rendered(error: BaseException) -> str:
     return error.render() if isinstance(error, GoldsmithError) else str(error)
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as a label has it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,6 +14,8 @@ from build.labels import Label, State
 from build.publish_media import Brought, Media
 from build.pve import Api, ApiError, TaskFailed
 
+# What Proxmox itself proposes for a new machine.
+CPU = "x86-64-v2-AES"
 CREATE_SECONDS = 7200.0
 SETTLE_SECONDS = 600.0
 TRIES = 3
@@ -101,7 +103,7 @@ def creation(settings: Settings, label: Label, vmid: int) -> dict[str, Any]:
     """
     keys: dict[str, Any] = {
         "vmid": vmid, "name": label.template, "pool": settings.pool, "description": label.describe(), "ostype": "l26",
-        "cpu": "x86-64-v2-AES", "cores": settings.cores, "memory": settings.memory_mib, "agent": "1", "onboot": 0,
+        "cpu": CPU, "cores": settings.cores, "memory": settings.memory_mib, "agent": "1", "onboot": 0,
         "scsihw": "virtio-scsi-single", "serial0": "socket", "ide2": f"{settings.storage}:cloudinit", "ciupgrade": 0,
         "net0": f"virtio,bridge={settings.bridge}" + (f",tag={settings.vlan}" if settings.vlan else ""),
     }  # fmt: skip
@@ -163,6 +165,23 @@ class Machine:
                 raise
             self.undo.add(f"VM {vmid}", take_back)
             return made["upid"]
+
+    def adopt(self) -> None:
+        """Give a machine that was made elsewhere, with its disk at scsi0, the configuration of every other one."""
+        volume, *rest = str(self.api.get(f"{self.path}/config")["scsi0"]).split(",")
+        size = [option for option in rest if option.startswith("size=")]
+        keys = creation(self.settings, self.label, self.vmid)
+        # The label comes last: what bears it is complete.
+        name, description = keys.pop("name"), keys.pop("description")
+        for made in ("vmid", "pool"):
+            del keys[made]
+        # The installer's second console.
+        self.api.put(
+            f"{self.path}/config", **keys, scsi0=",".join([volume, "discard=on", "iothread=1", *size]),
+            boot="order=scsi0", delete="serial1",
+        )  # fmt: skip
+        self._put(name=name, description=description)
+        self._put(tags=self.label.tags())
 
     def to_template(self) -> None:
         """Turn the machine into a template; its disks cannot be written from now on."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from build import log
@@ -54,6 +55,13 @@ class Media(Protocol):
         ...
 
 
+class Source(Protocol):
+    """A file that is uploaded: an artifact, for one."""
+
+    @property
+    def image(self) -> Path: ...
+
+
 class Uploads:
     """One bar for the uploads to all nodes together; ``nodes``: to how many an image may have to go."""
 
@@ -86,21 +94,24 @@ class Uploads:
 class OverApi:
     """Upload as content ``import`` and ``import-from``: Proxmox VE 8.4 and newer."""
 
+    content, suffix = "import", ".qcow2"
+
     def __init__(self, api: Api, settings: Settings) -> None:
         self.api, self.settings = api, settings
 
-    def find(self, node: str, source: Artifact, label: Label) -> Brought | None:
+    def find(self, node: str, source: Source, label: Label) -> Brought | None:
         if self._size(node, label) != source.image.stat().st_size:
             return None
-        log.info(f"{node}: {label.medium} is there already: it is not uploaded again")
+        log.info(f"{node}: {self._name(label)} is there already: it is not uploaded again")
         return Brought(self._volume(label))
 
-    def bring(self, node: str, source: Artifact, label: Label, tell: Callable[[int], None]) -> Brought:
+    def bring(self, node: str, source: Source, label: Label, tell: Callable[[int], None]) -> Brought:
         for attempt in range(1, UPLOAD_ATTEMPTS + 1):
             try:
                 volume = self.api.upload(
-                    node, self.settings.media, source.image, name=label.medium, sha256=label.digest, progress=tell
-                )
+                    node, self.settings.media, source.image, name=self._name(label), sha256=label.digest,
+                    content=self.content, progress=tell,
+                )  # fmt: skip
                 return Brought(volume)
             except ApiError as error:
                 # The same bytes under the same name: to send them again changes nothing that came through.
@@ -125,8 +136,11 @@ class OverApi:
             self.api.wait(upid)
 
     def _volume(self, label: Label) -> str:
-        return f"{self.settings.media}:import/{label.medium}"
+        return f"{self.settings.media}:{self.content}/{self._name(label)}"
+
+    def _name(self, label: Label) -> str:
+        return label.medium.removesuffix(".qcow2") + self.suffix
 
     def _size(self, node: str, label: Label) -> int | None:
-        listed = self.api.get(f"/nodes/{node}/storage/{self.settings.media}/content", content="import")
+        listed = self.api.get(f"/nodes/{node}/storage/{self.settings.media}/content", content=self.content)
         return next((int(one["size"]) for one in listed if one["volid"] == self._volume(label)), None)

@@ -44,6 +44,14 @@ _PAGE = """<!doctype html>
 {% for name, times in manifest.verification.boot | dictsort -%}
 <tr><td>{{ name }}</td><td>{% for what, value in times | dictsort(by="value") %}{{ what }} after {{ value }} s{{ ", " if not loop.last }}{% endfor %}</td></tr>
 {% endfor %}</table>
+{% if manifest.audit -%}
+<h2>Auditors</h2>
+<p>What the auditors of <code>nox -s audit</code> have measured on a clone and hold every image to.</p>
+<table><tr><th>Figure</th><th>Is</th><th>Must be</th></tr>
+{% for name, figure in manifest.audit | dictsort -%}
+<tr><td><code>{{ name }}</code></td><td>{{ figure.shown }}</td><td>{{ figure.limit }}</td></tr>
+{% endfor %}</table>
+{% endif -%}
 <h2>Tests</h2>
 <p>Beside each result stands the clone that was tested; "container" is one of the same root file system, which plays long
 stories where clones are emulated.</p>

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from build import artifact, files, preflight, proxmox_verify, publish, pve, qm, roles
+from build import artifact, files, packer_proxmox, preflight, proxmox_build, proxmox_verify, publish, pve, qm, roles
 from build import spec as specs
 from build.cache import Cache
 from build.cluster import Role, Settings, default_secrets, token
@@ -57,10 +57,7 @@ def ship(
     chosen = _nodes(settings, nodes)
     found = artifact.load(directory) if directory else artifact.newest(project.artifacts)
     with ExitStack() as stack:
-        # Two runs of one host would take each other's machines for what a killed run left.
-        stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))
-        publisher = stack.enter_context(connect(settings, Role.PUBLISHER, secrets))
-        verifier = stack.enter_context(connect(settings, Role.VERIFIER, secrets))
+        publisher, verifier = _both(stack, cache, settings, secrets)
         judge = proxmox_verify.Judge(
             api=verifier, settings=settings, manifest=found.manifest, tests=project.image_tests,
             scratch=cache.root / "clones", logs=cache.root / "logs" / "publish",
@@ -73,6 +70,40 @@ def ship(
                 over_ssh=over_ssh,
             )
         )  # fmt: skip
+
+
+def build_on(
+    project: Project, cache: Cache, *, medium: Path, spec: specs.Spec, nodes: Sequence[str], secrets: Path | None,
+    packer: str, minutes: int,
+) -> publish.Template:  # fmt: skip
+    """Install from ``medium`` on a node of golden.yaml (its first one unless one is named), and keep the template."""
+    settings = settings_of(spec)
+    if len(nodes) > 1:
+        raise SpecError("a build runs on one node", hint="give --node once; the next node is a build of its own")
+    found = packer_proxmox.locate(tools=project.packer / "tools", cache=cache.root / "packer", chosen=packer)
+    logs = cache.root / "logs" / "build-on-proxmox"
+    with ExitStack() as stack:
+        publisher, verifier = _both(stack, cache, settings, secrets)
+        manifest = {"inputs": {"spec": spec.as_inputs()}, "image": {"virtual_mib": spec.disk.size_mib}}
+        judge = proxmox_verify.Judge(
+            api=verifier, settings=settings, manifest=manifest, tests=project.image_tests, scratch=cache.root / "clones",
+            logs=logs,
+        )  # fmt: skip
+        return proxmox_build.build(
+            proxmox_build.Job(
+                medium=proxmox_build.Medium(medium, files.sha256_file(medium)), spec=spec, settings=settings,
+                node=_nodes(settings, nodes)[0], api=publisher, tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
+                verifier=judge.verify, packer=found, templates=project.packer, logs=logs, seconds=minutes * 60,
+            )
+        )  # fmt: skip
+
+
+def _both(stack: ExitStack, cache: Cache, settings: Settings, secrets: Path | None) -> tuple[pve.Api, pve.Api]:
+    """Connect as publisher and verifier, alone on this host."""
+    # Two runs of one host would take each other's machines for what a killed run left.
+    stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))
+    publisher = stack.enter_context(connect(settings, Role.PUBLISHER, secrets))
+    return publisher, stack.enter_context(connect(settings, Role.VERIFIER, secrets))
 
 
 def look(project: Project, *, secrets: Path | None) -> list[preflight.Finding]:

@@ -13,7 +13,7 @@ from fakepve.pytest_plugin import _Serving
 
 from build import clone_machine, clone_reach, cluster, pve, pve_guest
 from tests.contract.cloning import OPERATOR, Field, Guests, web_server
-from tests.contract.shipping import Bench
+from tests.contract.shipping import Bench, settings_of
 from tests.fakes.proxmox import Proxmox
 
 HOST = "127.0.0.1"
@@ -54,14 +54,7 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(proxmox: Proxmox, fakepve_cafile: str) -> cluster.Settings:
     """Settings that lead to the cluster."""
-    section = {
-        "host": HOST, "port": proxmox.port, "ca": fakepve_cafile, "nodes": ["pve1"], "storage": "local-lvm",
-        "media": "local", "pool": "golden",
-    }  # fmt: skip
-    problems: list[str] = []
-    found = cluster.read(section, problems=problems)
-    assert problems == []
-    return found
+    return settings_of(HOST, proxmox.port, fakepve_cafile)
 
 
 @pytest.fixture

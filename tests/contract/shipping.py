@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from build import artifact, files, publish, pve
+from build import artifact, cluster, files, publish, pve
 from build.artifact import Artifact
 from build.cluster import Role, Settings, Token
 from build.publish_media import OverApi
@@ -16,6 +16,18 @@ from tests.unit.test_artifact import manifest as plain_manifest
 
 DISK_MIB = 64
 NAME = "golden-1.2.3"
+
+
+def settings_of(host: str, port: int, cafile: str) -> Settings:
+    """Return settings that lead to a fake cluster of one node, pve1, with the pool golden."""
+    section = {
+        "host": host, "port": port, "ca": cafile, "nodes": ["pve1"], "storage": "local-lvm", "media": "local",
+        "pool": "golden",
+    }  # fmt: skip
+    problems: list[str] = []
+    found = cluster.read(section, problems=problems)
+    assert problems == []
+    return found
 
 
 def image_bytes(fill: bytes = b"\0") -> bytes:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from build import cluster, files, pve
+from tests.contract.shipping import settings_of
 
 TOKEN = cluster.Token("root@pam", "publisher", "00000000-0000-0000-0000-000000000001")
 
@@ -31,14 +32,7 @@ def _fake_is_untidy() -> Iterator[None]:
 def settings(fakepve_url: str, fakepve_cafile: str) -> cluster.Settings:
     """Return settings that lead to the fake."""
     url = urlsplit(fakepve_url)
-    section = {
-        "host": url.hostname, "port": url.port, "ca": fakepve_cafile, "nodes": ["pve1"], "storage": "local-lvm",
-        "media": "local", "pool": "golden",
-    }  # fmt: skip
-    problems: list[str] = []
-    found = cluster.read(section, problems=problems)
-    assert problems == []
-    return found
+    return settings_of(str(url.hostname), int(url.port or 0), fakepve_cafile)
 
 
 @pytest.fixture

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from build import cli, proxmox_verify, roles
+from build import cli, packer_proxmox, pipeline, proxmox_verify, roles
+from build import spec as specs
 from build.cluster import Role
 from tests.contract.conftest import TOKEN
 from tests.contract.shipping import NAME, Bench, make_artifact
+from tests.fakes import Fakes
+from tests.packers import TEMPLATES
 from tests.unit.helpers import golden
 
 
@@ -71,6 +74,24 @@ def test_without_a_cluster_or_a_token(
     (checkout / "golden.yaml").write_text(yaml.safe_dump(golden()))
     assert run(checkout, "publish") == 2
     assert "no section proxmox" in capsys.readouterr().err
+
+
+def test_a_build_on_a_node_prints_its_template(
+    bench: Bench, checkout: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    medium = checkout / "installer.iso"
+    medium.write_bytes(b"an installation medium")
+    monkeypatch.setattr(pipeline, "build_media", lambda asked: (medium, specs.load(asked.project.spec)))
+    plugin = f"{packer_proxmox.PLUGIN}/packer-plugin-proxmox_v1.2.4_x5.0_linux_amd64"
+    fakes.install("packer", "packer_proxmox.py", {"plugins": [f"/plugins/{plugin}"]})
+    (checkout / "packer").symlink_to(TEMPLATES)
+    words = ("build", "--on", "proxmox", "--install-minutes", "0")
+    assert run(checkout, *words, "--node", "pve1", "--node", "pve2") == 2
+    assert "a build runs on one node" in capsys.readouterr().err
+    assert run(checkout, *words, "--node", "pve9") == 2
+    assert run(checkout, *words) == 0
+    assert capsys.readouterr().out == f"pve1/9000 {NAME}\n"
+    assert bench.proxmox.vm(9000).template
 
 
 def test_the_doctor_finds_nothing_missing(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

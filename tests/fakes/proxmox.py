@@ -9,6 +9,7 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
 * cloud-init drives are called vm-ID-cloudinit, and a clone gets one of its own (Qemu.pm, clone_vm);
 * tags given at creation are checked on /vms/ID alone, and a clone inherits protection (both Qemu.pm);
 * privileges of cloud-init keys and options as Qemu.pm has them; VM.Monitor before version 9;
+* a machine that is off can be told to shut down, which does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -205,6 +206,15 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
         return await super().task(node, ttype, tid, user, whole, vm=vm, **options)
 
+    async def _do_shutdown(self, vm: Any, user: str, values: dict[str, Any]) -> Any:
+        if vm.status == "running":
+            return await super()._do_shutdown(vm, user, values)
+
+        async def body() -> None:
+            """Do nothing: it is off."""
+
+        return await self.task(vm.node, "qmshutdown", vm.vmid, user, body, vm=vm)
+
     def _break(self, vm: Any, kind: str) -> None:
         if not self.broken_tasks.get(kind):
             return
@@ -321,6 +331,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         spool.rename(path)
         store["avail"] = store.get("avail", needed) - needed
         self.media[key] = Medium(path, fields["got"], needed, size)
+        if volume.startswith("iso/"):
+            store["files"].add(fields["filename"])
         return f"finished file import successfully, SHA-256 {fields['got']}"
 
     def _forget(self, key: tuple[str, str, str]) -> bool:
@@ -328,6 +340,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
         if medium is not None:
             medium.path.unlink(missing_ok=True)
             self.storages[key[1]]["avail"] += medium.size
+            self.storages[key[1]]["files"].discard(medium.path.name)
         return medium is not None
 
     async def _content_list(self, values: dict[str, Any], user: str) -> list[dict[str, Any]]:
@@ -338,6 +351,10 @@ class Proxmox(FakePve):  # type: ignore[misc]
             item for item in await super()._content_list(values, user)
             if shared or "vmid" not in item or item["vmid"] in there
         ]  # fmt: skip
+        for item in found:
+            # What was uploaded is as large as it is.
+            medium = self.media.get((self.place(node, name), name, str(item["volid"]).split(":", 1)[-1]))
+            item["size"] = medium.size if medium else item["size"]
         if values.get("content") in (None, "import") and values.get("vmid") is None:
             for (place, storage, volume), medium in self.media.items():
                 if (place, storage) == (self.place(node, name), name) and volume.startswith("import/"):

@@ -123,6 +123,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
             "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
             "reboot": "test -e /run/reboot-required && echo needed; uname -r; ls /boot | grep ^vmlinuz | sort -V | tail -1",
+            "grub": "stat -c '%a %U:%G' /boot/grub/grub.cfg; grep -cE '^password_pbkdf2 golden' /boot/grub/grub.cfg; "
+            "grep -cE '^set superusers=' /boot/grub/grub.cfg; grep -E '^menuentry_id_option=' /boot/grub/grub.cfg",
             "restarts": "systemctl show -p NRestarts --value ssh nginx gunicorn postgresql@17-main rsyslog",
         },
     )
@@ -238,3 +240,13 @@ def test_machine_id(facts: dict[str, Fact]) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", identity)
     assert access in ("444 root", "644 root")
     assert link.endswith("-> /etc/machine-id")
+
+
+@pytest.mark.vm
+@pytest.mark.req("R98")
+def test_boot_loader_is_locked(facts: dict[str, Fact]) -> None:
+    """At the console the machine can be started, and how it starts cannot be changed"""
+    access, passwords, users, entries = facts["grub"].lines
+    assert access in ("400 root:root", "600 root:root")
+    assert (passwords, users) == ("1", "1")
+    assert "--unrestricted" in entries

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.story
 WORK = "/run/goldentest-logs"
 PORT = 6599
 MANY = 200
+REFUSED = "no permited name|name not permitted"
 FORM = r"<\d+>1 \d{{4}}-\d\d-\d\dT\S+ \S+ goldentest \d+ - - {}"
 
 # A collector of both protocols: each message becomes a line of its file. RELP: TXNR SP COMMAND SP LENGTH [SP DATA] LF, and
@@ -108,11 +109,10 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
                 "start": start("relp"),
                 "stranger": collector("other.example.org") + f"; {log('stranger', 1)}; "
-                "for i in $(seq 100); do journalctl -b -q -o cat -u rsyslog --since=-1min -g 'not permitted|peer name' "
+                f"for i in $(seq 100); do journalctl -b -q -o cat -u rsyslog --since=-1min -g '{REFUSED}' "
                 f"&& break; sleep 0.2; done; cat {WORK}/got",
                 "right": f"{collector('localhost')}; {log('early', MANY)}; {request}; {arrives('early', MANY)}",
                 "web": arrives("web", 1),
-                "stranger later": arrives("stranger", 1),
                 "down": f"{stop}; {log('down', MANY)}; sleep 1; {log('later', MANY)}",
                 "restarted": f"systemctl restart rsyslog.service; {log('after', MANY)}; ls /var/spool/rsyslog",
                 "up": f"{start('relp')}; {arrives('after', MANY)}; {arrives('down', MANY)}; {arrives('later', MANY)}",
@@ -142,9 +142,8 @@ def test_nothing_is_sent_without_a_collector(facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R65")
 def test_a_stranger_gets_nothing(facts: dict[str, Fact]) -> None:
     """A collector whose certificate names somebody else gets nothing, and the refusal is in the journal"""
-    assert re.search("not permitted|peer name", facts["stranger"].text), facts["stranger"].text
+    assert re.search(REFUSED, facts["stranger"].text), facts["stranger"].text
     assert "stranger-1-end" not in facts["stranger"].text
-    assert facts["stranger later"].text == "1"
 
 
 @pytest.mark.req("R65", "R93")

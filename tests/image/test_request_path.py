@@ -172,7 +172,8 @@ def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     )
 
 
-@pytest.mark.story
+# systemd lets a socket keep 512 datagrams; in a container it may not, and ten are few for the lines of a busy server.
+@pytest.mark.vm
 @pytest.mark.req("R64", "R94", "F16")
 def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
     """The access log is rotated under load: no request fails, no line is lost, and the new file is used at once"""
@@ -185,7 +186,7 @@ def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
     assert facts["services"].words == ["0", "0"]
 
 
-@pytest.mark.story
+@pytest.mark.vm
 @pytest.mark.req("R64", "R94", "R35")
 def test_rotation_keeps_access(rotated: tuple[Load, dict[str, Fact]]) -> None:
     """Rotated logs are root's and the administrators', fourteen days of them"""

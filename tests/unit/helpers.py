@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import http.server
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -155,6 +157,24 @@ def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+@contextmanager
+def running_python(code: str, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Python of its own on ``code``; it is gone when the block is left."""
+    process = start_python(code, *words)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill_alone(process: subprocess.Popen[bytes], token: str) -> None:
+    """Kill a process and nobody else; every process with ``token`` has to follow it."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert gone(token), running(token)
+
+
 class Mirror:
     """An archive on the loopback interface: a real HTTP server over a directory, which notes what it is asked for."""
 
@@ -273,7 +293,8 @@ def make_checkout(root: Path, **changes: Any) -> Project:
     for module in (ROOT / "build").glob("*.py"):
         (root / "build" / module.name).write_text(f"{CODE}NAME = {module.stem!r}\n")
     for name in (
-        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod", "docs/planes.md",
+        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod",
+        "packer/proxmox/source.pkr.hcl", "docs/planes.md",
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)

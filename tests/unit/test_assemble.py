@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from build import artifact, assemble, host, pipeline, run
+from build import artifact, assemble, audit_ledger, host, pipeline, run
 from build import lock as locks
 from build.apt import Mirrors
+from build.audit_ledger import Better, Figure
 from build.cache import Cache
 from build.errors import StepFailed
 from build.host import Tool
@@ -82,6 +83,8 @@ def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
 
 
 def test_the_manifest_tells_everything_about_the_image(options: Options) -> None:
+    options.project.auditors.mkdir(parents=True)
+    audit_ledger.save(options.project.audit_ledger, [Figure("lynis.index", 91, Better.HIGHER, 90)], kept={}, tools={})
     gathered = finish(options)
     made = put_together(options, gathered, changes=("nginx 1 -> 2",))
     manifest = json.loads((made.path / "manifest.json").read_text())
@@ -103,6 +106,7 @@ def test_the_manifest_tells_everything_about_the_image(options: Options) -> None
     assert manifest["accelerator"] == FACTS["disk"]["accelerator"]
     assert manifest["verification"]["boot"]["uefi"] == {"ready": 70.0}
     assert manifest["retries"] == {"installer": 1, "clones": 1}
+    assert manifest["audit"] == {"lynis.index": {"value": 91.0, "shown": "91", "limit": ">= 90"}}
     assert [stage["stage"] for stage in manifest["stages"]] == ["base", "rootfs", "media", "disk", "verify"]
     assert {stage["reused"] for stage in manifest["stages"]} == {True}
 

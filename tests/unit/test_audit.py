@@ -42,11 +42,12 @@ def conclude(options: Options, *figures: Figure, update: bool = False, auditors:
 
 
 def test_a_first_audit_asks_for_a_ledger_and_an_update_writes_it(options: Options) -> None:
-    ledger = audit.peers(options) / audit.LEDGER
+    ledger = options.project.audit_ledger
     conclude(options, GOOD)
     assert not ledger.exists()
     conclude(options, GOOD, update=True)
-    assert json.loads(ledger.read_text())["figures"] == {"lynis.index": {"value": 92, "items": []}}
+    kept = {"value": 92, "shown": "92", "limit": ">= 90", "items": []}
+    assert json.loads(ledger.read_text())["figures"] == {"lynis.index": kept}
 
 
 def test_a_regression_is_a_failed_verification(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_an_update_does_not_forgive_a_broken_limit(options: Options) -> None:
 def test_some_auditors_leave_the_figures_of_the_others_alone(options: Options) -> None:
     conclude(options, GOOD, Figure("tls.score", 96, Better.HIGHER), update=True, auditors=("lynis", "tls"))
     conclude(options, Figure("tls.score", 97, Better.HIGHER), update=True, auditors=("tls",))
-    figures = json.loads((audit.peers(options) / audit.LEDGER).read_text())["figures"]
+    figures = json.loads((options.project.audit_ledger).read_text())["figures"]
     assert {name: one["value"] for name, one in figures.items()} == {"lynis.index": 92, "tls.score": 97}
 
 

@@ -12,9 +12,9 @@ from build.audit_ledger import Better, Figure
 from build.errors import SpecError
 
 LEDGER = {
-    "systemd.nginx.service": {"value": 0.4, "items": []},
-    "cis.failing": {"value": 2, "items": ["one", "two"]},
-    "lynis.index": {"value": 91, "items": []},
+    "systemd.nginx.service": {"value": 0.4, "shown": "0.4", "limit": "<= 0.7", "items": []},
+    "cis.failing": {"value": 2, "shown": "2", "limit": "", "items": ["one", "two"]},
+    "lynis.index": {"value": 91, "shown": "91", "limit": ">= 90", "items": []},
 }
 SAME = [
     Figure("systemd.nginx.service", 0.4, Better.LOWER, 0.7),

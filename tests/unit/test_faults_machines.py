@@ -17,7 +17,7 @@ from build import accel, container, run, vm
 from build.errors import StepFailed
 from build.faults_machines import OWN_MIB, Clone, Container, Target, Ward
 from tests.fakes import Fake, Fakes
-from tests.unit.helpers import gone, running, start_python, wait_for
+from tests.unit.helpers import gone, kill_alone, running, running_python, wait_for
 from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh, sealed_image
 
 TCG = accel.tcg((7, 2), reason="a test")
@@ -185,17 +185,13 @@ def test_a_container_dies_when_goldsmith_is_killed(tmp_path: Path) -> None:
     token = f"token-{secrets.token_hex(8)}"
     root = tmp_path / "root"
     make_tiny_system(root, f"#!/bin/sh\nsh -c 'sleep 300; :' {token} &\nwait\n")
-    goldsmith = start_python(HOLD_CONTAINER, root, tmp_path / "console.log")
-    try:
-        assert wait_for(lambda: running(token), seconds=30), (tmp_path / "console.log").read_text()
-        goldsmith.send_signal(signal.SIGKILL)
-        goldsmith.wait(10)
-        assert gone(token), running(token)
-    finally:
-        goldsmith.kill()
-        goldsmith.communicate()
-        for survivor in running(token):
-            os.kill(survivor, signal.SIGKILL)
+    with running_python(HOLD_CONTAINER, root, tmp_path / "console.log") as goldsmith:
+        try:
+            assert wait_for(lambda: running(token), seconds=30), (tmp_path / "console.log").read_text()
+            kill_alone(goldsmith, token)
+        finally:
+            for survivor in running(token):
+                os.kill(survivor, signal.SIGKILL)
 
 
 def make_tiny_system(root: Path, init: str) -> None:

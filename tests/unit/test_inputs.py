@@ -74,7 +74,7 @@ def test_a_change_reaches_its_stage_and_all_later_ones(checkout: Path, apply: Ca
     assert changed(before, keys(checkout)) == LATER[first]
 
 
-@pytest.mark.parametrize("name", ["packer/README.md", "packer/tools/go.mod"])
+@pytest.mark.parametrize("name", ["packer/README.md", "packer/tools/go.mod", "packer/proxmox/source.pkr.hcl"])
 def test_words_and_tools_shape_nothing(checkout: Path, name: str) -> None:
     before = keys(checkout)
     (checkout / name).write_text("other")

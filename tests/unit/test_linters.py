@@ -34,13 +34,13 @@ RINGS = {
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
-        "faults_machines",
+        "faults_machines", "packer_proxmox",
         "audit_tools", "audit_place", "audit_field", "clone_source", "clone_machine", "clone_reach",
         "drift_config", "drift_disk",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify", "clone",
-        "drift",
+        "drift", "proxmox_build",
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "cli", "__main__",
@@ -119,7 +119,7 @@ def test_packer_fmt_is_content() -> None:
     packer = shutil.which("packer", path=run.search_path())
     if packer is None:
         pytest.skip("no packer in PATH; the contract tests say how to get one")
-    for directory in (ROOT / "packer", ROOT / "packer" / "plugins"):
+    for directory in sorted({path.parent for path in (ROOT / "packer").rglob("*.pkr.hcl")}):
         done = run.run([packer, "fmt", "-check", "-diff", directory], timeout=ASK_SECONDS, check=False)
         assert done.returncode == 0, f"\n{done.stdout}{done.stderr}"
 

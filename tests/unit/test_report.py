@@ -20,6 +20,7 @@ MANIFEST: dict[str, Any] = {
     "inputs": {"archive_date": "2026-11-20T02:11:10Z"},
     "accelerator": {"kind": "tcg", "reason": "there is no /dev/kvm <really>"},
     "retries": {"installer": 1, "clones": 0},
+    "audit": {"lynis.index": {"value": 91, "shown": "91 (251 tests)", "limit": ">= 90"}},
     "stages": [
         {"stage": "base", "seconds": 51.2, "reused": True},
         {"stage": "disk", "seconds": 500.0, "reused": False},
@@ -96,7 +97,7 @@ def test_the_page_tells_what_was_built_and_judged(junit: Path) -> None:
     for part in (
         "golden 1.2.3", "2 passed, 2 failed, 1 skipped", "on 2 clones", "ab" * 32, "335 MB compressed, 16384 MiB virtual",
         "2, archive as of 2026-11-20T02:11:10Z", "1 of the installer, 0 of the clones", "51.2 s", "8 min 20 s",
-        "from the cache", "host keys after 35.0 s, ready after 61.0 s", "R41 R42",
+        "from the cache", "host keys after 35.0 s, ready after 61.0 s", "R41 R42", "91 (251 tests)",
     ):  # fmt: skip
         assert part in text, part
 

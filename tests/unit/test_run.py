@@ -15,7 +15,7 @@ import pytest
 from build import run
 from build.errors import CommandFailed, HostError
 from tests.fakes import Fakes
-from tests.unit.helpers import gone, running, start_python, wait_for
+from tests.unit.helpers import gone, kill_alone, running, running_python, wait_for
 
 ENDLESS = "300"
 
@@ -213,50 +213,33 @@ DEAF = '["sh", "-c", "trap \'\' TERM; echo deaf; while :; do sleep 300; done", s
 
 
 def test_contained_children_die_when_goldsmith_is_killed(tmp_path: Path, token: str) -> None:
-    goldsmith = start_python(HOLD.format(program=ESCAPING, contained=True), token, tmp_path / "log", "10")
-    try:
+    with running_python(HOLD.format(program=ESCAPING, contained=True), token, tmp_path / "log", "10") as goldsmith:
         assert wait_for(lambda: len(running(token)) >= 4), "Goldsmith, name space, child, grandchild"
-        goldsmith.send_signal(signal.SIGKILL)
-        goldsmith.wait(10)
-        assert gone(token), running(token)
-    finally:
-        goldsmith.kill()
-        goldsmith.communicate()
+        kill_alone(goldsmith, token)
 
 
 def test_other_children_die_too_when_goldsmith_is_killed(tmp_path: Path, token: str) -> None:
     program = "[sys.executable, '-c', 'import time; time.sleep(300)', sys.argv[1]]"
-    goldsmith = start_python(HOLD.format(program=program, contained=False), token, tmp_path / "log", "10")
-    try:
+    with running_python(HOLD.format(program=program, contained=False), token, tmp_path / "log", "10") as goldsmith:
         assert goldsmith.stdout is not None
         assert goldsmith.stdout.readline() == b"started\n"
         assert wait_for(lambda: len(running(token)) == 2)
-        goldsmith.send_signal(signal.SIGKILL)
-        goldsmith.wait(10)
-        assert gone(token), running(token)
-    finally:
-        goldsmith.kill()
-        goldsmith.communicate()
+        kill_alone(goldsmith, token)
 
 
 @pytest.mark.parametrize("contained", [False, True])
 def test_ctrl_c_leaves_nobody(tmp_path: Path, token: str, *, contained: bool) -> None:
     program = "['sh', '-c', 'sleep 300; :', sys.argv[1]]"
-    goldsmith = start_python(HOLD.format(program=program, contained=contained), token, tmp_path / "log", "0.3")
-    try:
+    with running_python(HOLD.format(program=program, contained=contained), token, tmp_path / "log", "0.3") as goldsmith:
         assert wait_for(lambda: len(running(token)) >= 2)
         goldsmith.send_signal(signal.SIGINT)
         said = goldsmith.communicate(timeout=10)[0]
         assert b"KeyboardInterrupt" in said
         assert gone(token)
-    finally:
-        goldsmith.kill()
-        goldsmith.communicate()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_deaf(tmp_path: Path, token: str) -> None:
-    goldsmith = start_python(HOLD.format(program=DEAF, contained=False), token, tmp_path / "log", "60")
-    try:
+    with running_python(HOLD.format(program=DEAF, contained=False), token, tmp_path / "log", "60") as goldsmith:
         assert goldsmith.stdout is not None
         assert goldsmith.stdout.readline() == b"started\n"
         assert wait_for(lambda: (tmp_path / "log").read_text() == "deaf\n")
@@ -266,9 +249,6 @@ def test_a_second_ctrl_c_does_not_wait_for_the_deaf(tmp_path: Path, token: str) 
         goldsmith.send_signal(signal.SIGINT)
         goldsmith.communicate(timeout=10)
         assert gone(token)
-    finally:
-        goldsmith.kill()
-        goldsmith.communicate()
 
 
 def test_an_interrupt_while_a_child_starts_leaves_nobody(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
