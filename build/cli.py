@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
-    _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones there prove"))
+    _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
     _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
