@@ -94,13 +94,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
-    _publish_options(
-        verb("publish", _publish, "take a verified artifact to Proxmox VE, verify clones there, make it a template")
-    )
+    _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
-    drifting = verb("drift", _drift, "compare the templates on the cluster with what was published; 3 when one was changed")
-    drifting.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
-    drifting.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
+    _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -124,6 +120,11 @@ def _publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
     parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
     parser.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
+
+
+def _drift_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
+    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
 
 
 def _doctor_options(parser: argparse.ArgumentParser) -> None:

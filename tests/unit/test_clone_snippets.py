@@ -63,7 +63,7 @@ def test_the_recipe_for_a_node_runs(only_fakes: Fakes, tmp_path: Path, monkeypat
     only_fakes.real("sh", "grep", "base64", "timeout", "sleep")
     run.run(["sh", "-c", block("sh")], timeout=RUN_SECONDS)
     clone, _config, inherited, told, start = [call.argv for call in qm.calls()]
-    assert clone == ["clone", "9000", "200", "--name", "www.example.org", "--full", "1"]
+    assert clone == ["clone", "9000", "200", "--name", "www.example.org", "--full", "1", "--pool", "golden-clones"]
     assert inherited[:4] == ["set", "200", "--protection", "0"]
     assert start == ["start", "200"]
     options = dict(zip(told[2::2], told[3::2], strict=True))
