@@ -40,7 +40,8 @@ def run_tests(tests: Path, context: Path, *, out: Path, timeout: float, select: 
         [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-ra", "--tb=short",
          f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit1",
          *(["-m", select] if select else []),
-         *(["--numprocesses", str(workers), "--dist", "loadfile"] if workers > 1 else [])],
+         *(["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
+           if workers > 1 else [])],
         timeout=timeout, cwd=tests.parent.parent, log=out / OUTPUT, check=False,
         env={"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
