@@ -7,11 +7,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from build import artifact, cluster, files, publish, pve
 from build.artifact import Artifact
 from build.cluster import Role, Settings, Token
 from build.publish_media import OverApi
 from tests.fakes.proxmox import Proxmox
+from tests.unit.helpers import golden
 from tests.unit.test_artifact import manifest as plain_manifest
 
 DISK_MIB = 64
@@ -28,6 +31,15 @@ def settings_of(host: str, port: int, cafile: str) -> Settings:
     found = cluster.read(section, problems=problems)
     assert problems == []
     return found
+
+
+def write_spec(root: Path, settings: Settings) -> None:
+    """Write a golden.yaml that names the cluster of ``settings``."""
+    section = {
+        "host": settings.host, "port": settings.port, "ca": str(settings.ca), "nodes": list(settings.nodes),
+        "storage": settings.storage, "media": settings.media, "pool": settings.pool,
+    }  # fmt: skip
+    (root / "golden.yaml").write_text(yaml.safe_dump(golden() | {"proxmox": section}))
 
 
 def image_bytes(fill: bytes = b"\0") -> bytes:

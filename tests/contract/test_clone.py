@@ -16,9 +16,8 @@ from build import cli, clone, clone_request, labels, roles
 from build.cluster import Role
 from build.errors import SpecError, StepFailed
 from tests.contract.cloning import ADDRESS, HOST_KEY, KEY, OPERATOR, Field, Guests
-from tests.contract.shipping import NAME, make_artifact
+from tests.contract.shipping import NAME, make_artifact, write_spec
 from tests.fakes.proxmox import Proxmox
-from tests.unit.helpers import golden
 
 
 @pytest.fixture
@@ -294,14 +293,9 @@ def test_ten_thousand_guests_cost_no_more_calls(field: Field) -> None:
 
 @pytest.fixture
 def checkout(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    settings = field.bench.settings
-    section = {
-        "host": settings.host, "port": settings.port, "ca": str(settings.ca), "nodes": list(settings.nodes),
-        "storage": settings.storage, "media": settings.media, "pool": settings.pool,
-    }  # fmt: skip
     root = tmp_path / "checkout"
     root.mkdir()
-    (root / "golden.yaml").write_text(yaml.safe_dump(golden() | {"proxmox": section}))
+    write_spec(root, field.bench.settings)
     (root / "key.pub").write_text(f"{KEY}\n")
     monkeypatch.setenv("GOLDSMITH_PVE_TOKEN_OPERATOR", f"{OPERATOR.identity}={OPERATOR.secret}")
     return root

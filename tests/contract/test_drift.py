@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from build import artifact, cli, drift, drift_config, drift_verb, labels, pve, roles
 from build.cluster import Firmware, Role
 from build.drift import Verdict
 from build.errors import GoldsmithError, SpecError
 from tests.contract.cloning import OPERATOR
-from tests.contract.shipping import NAME, Bench, make_artifact
-from tests.unit.helpers import golden
+from tests.contract.shipping import NAME, Bench, make_artifact, write_spec
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -292,14 +290,9 @@ def test_ten_thousand_guests_cost_one_call_and_one_for_each_template(bench: Benc
 
 @pytest.fixture
 def checkout(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    settings = bench.settings
-    section = {
-        "host": settings.host, "port": settings.port, "ca": str(settings.ca), "nodes": list(settings.nodes),
-        "storage": settings.storage, "media": settings.media, "pool": settings.pool,
-    }  # fmt: skip
     bench.publish()
     root = bench.place
-    (root / "golden.yaml").write_text(yaml.safe_dump(golden() | {"proxmox": section}))
+    write_spec(root, bench.settings)
     monkeypatch.setenv("GOLDSMITH_PVE_TOKEN_OPERATOR", f"{OPERATOR.identity}={OPERATOR.secret}")
     return root
 

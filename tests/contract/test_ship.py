@@ -11,7 +11,7 @@ from build import cli, packer_proxmox, pipeline, proxmox_verify, roles
 from build import spec as specs
 from build.cluster import Role
 from tests.contract.conftest import TOKEN
-from tests.contract.shipping import NAME, Bench, make_artifact
+from tests.contract.shipping import NAME, Bench, make_artifact, write_spec
 from tests.fakes import Fakes
 from tests.packers import TEMPLATES
 from tests.unit.helpers import golden
@@ -20,14 +20,9 @@ from tests.unit.helpers import golden
 @pytest.fixture
 def checkout(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with a golden.yaml that names the cluster, a committed artifact, and tokens in the environment."""
-    settings = bench.settings
-    section = {
-        "host": settings.host, "port": settings.port, "ca": str(settings.ca), "nodes": list(settings.nodes),
-        "storage": settings.storage, "media": settings.media, "pool": settings.pool,
-    }  # fmt: skip
     root = tmp_path / "checkout"
     root.mkdir()
-    (root / "golden.yaml").write_text(yaml.safe_dump(golden() | {"proxmox": section}))
+    write_spec(root, bench.settings)
     make_artifact(root)
     monkeypatch.setenv("GOLDSMITH_PVE_TOKEN", f"{TOKEN.identity}={TOKEN.secret}")
     monkeypatch.setattr(proxmox_verify.Judge, "verify", lambda _self, _subject: None)
