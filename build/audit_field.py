@@ -54,7 +54,8 @@ class Job:
 
 def settle(place: Place) -> None:
     """Wait until the machine has done what its first boot began in the background: the data base of AIDE takes a while."""
-    place.shell("while systemctl list-jobs --no-legend | grep -q .; do sleep 1; done", timeout=SETTLE_SECONDS)
+    busy = "systemctl list-jobs --no-legend | grep -q . || systemctl is-active --quiet golden-aide-first.service"
+    place.shell(f"while {busy}; do sleep 1; done", timeout=SETTLE_SECONDS)
 
 
 def let_in(place: Place) -> None:
