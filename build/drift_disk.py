@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from build import files, log, qm, run
+from build import files, log, qm, sealed
 from build.artifact import Artifact
 
 # Proxmox writes the size ahead of the bytes: 8 of them (pve-storage, Plugin.pm, write_common_header).
@@ -17,13 +17,6 @@ HEADER_BYTES = 8
 RAW = "disk.raw"
 # A template's volume on LVM has no device until it is used; pvesm has no word for that, its library has.
 ACTIVATE = "perl -MPVE::Storage -e 'PVE::Storage::activate_volumes(PVE::Storage::config(), [$ARGV[0]])'"
-
-UNFOLD_SECONDS = 1800.0
-
-
-def to_raw(image: Path, raw: Path) -> None:
-    """Make a sparse raw copy of a qcow2 image at ``raw``."""
-    run.run(["qemu-img", "convert", "-O", "raw", "-S", "4k", image, raw], timeout=UNFOLD_SECONDS, contained=True)
 
 
 class Disks:
@@ -37,7 +30,7 @@ class Disks:
         """Return the SHA-256 of an artifact's disk as a machine sees it; takes a minute for a usual one."""
         if found.path not in self._known:
             with log.step(f"Unfolding {found.path.name}", done="its bytes are known"), files.scratch(self.scratch) as place:
-                to_raw(found.image, place / RAW)
+                sealed.to_raw(found.image, place / RAW)
                 self._known[found.path] = files.sha256_file(place / RAW)
         return self._known[found.path]
 

@@ -47,7 +47,7 @@ def run_tests(tests: Path, context: Path, *, out: Path, timeout: float, select: 
     )  # fmt: skip
     if not (out / JUNIT).is_file():
         raise VerificationFailed(
-            "the image tests could not be run", details=run.tail(done.stdout + done.stderr), hint=f"see {out / 'pytest.log'}"
+            "the image tests could not be run", details=run.tail(done.stdout + done.stderr), hint=f"see {out / OUTPUT}"
         )
     return done.returncode
 

@@ -181,5 +181,10 @@ def _extents(descriptor: int) -> Iterator[tuple[int, int]]:
 
 def unfold(image: Path, raw: Path) -> SealedImage:
     """Make a sparse raw copy of a qcow2 image at ``raw`` and open it."""
-    run.run(["qemu-img", "convert", "-O", "raw", "-S", "4k", image, raw], timeout=UNFOLD_SECONDS, contained=True)
+    to_raw(image, raw)
     return SealedImage(raw)
+
+
+def to_raw(image: Path, raw: Path) -> None:
+    """Make a sparse raw copy of a qcow2 image at ``raw``."""
+    run.run(["qemu-img", "convert", "-O", "raw", "-S", "4k", image, raw], timeout=UNFOLD_SECONDS, contained=True)

@@ -12,7 +12,7 @@ from typing import Any
 import paramiko
 import pytest
 
-from build import artifact, drift, drift_disk, files, pve, qm, run
+from build import artifact, drift, files, pve, qm, run, sealed
 from build.artifact import Artifact
 from build.drift import Verdict
 from build.drift_disk import Disks
@@ -82,7 +82,7 @@ def look(bench: Bench, tmp_path: Path, **changes: Any) -> Verdict:
 
 
 def content(found: Artifact, tmp_path: Path) -> bytes:
-    drift_disk.to_raw(found.image, tmp_path / "unfolded")
+    sealed.to_raw(found.image, tmp_path / "unfolded")
     return (tmp_path / "unfolded").read_bytes()
 
 
