@@ -36,6 +36,8 @@ def run_tests(tests: Path, context: Path, *, out: Path, timeout: float, select: 
     Each of several ``workers`` tests a clone of its own, and takes the next file of tests when it has done one.
     Raises VerificationFailed when pytest ended before a test, CommandFailed after ``timeout`` seconds.
     """
+    # What an earlier run left in a directory that stays would be taken for this one's.
+    (out / JUNIT).unlink(missing_ok=True)
     done = run.run(
         [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "--context", context, "-ra", "--tb=short",
          f"--junitxml={out / JUNIT}", "--durations=10", "-o", "junit_family=xunit1",

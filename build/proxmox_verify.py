@@ -219,7 +219,6 @@ def _own_network(settings: Settings) -> str:
 def _kept(out: Path, node: str) -> Iterator[None]:
     """Make the directory for what the tests say, and name it in every error."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / image_tests.JUNIT).unlink(missing_ok=True)
     try:
         yield
     except GoldsmithError as error:
