@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import cluster, labels
+from build import cluster, release_policy
 from build.errors import SpecError
 
 NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -37,7 +37,7 @@ class Request:
     server_names: tuple[str, ...] = ()
     node: str = ""
     template: str = ""
-    channel: str = labels.CANDIDATE
+    channel: str = release_policy.CANDIDATE
     linked: bool = False
     storage: str = ""
     bridge: str = ""
@@ -77,7 +77,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--server-name", action="append", default=[], metavar="NAME", help="a name the web site answers to, main one first")
     add("--node", default="", metavar="NAME", help="where it shall run (default: where the template is)")
     add("--template", default="", metavar="NAME", help="this template (default: the newest of the channel)")
-    add("--channel", default=labels.CANDIDATE, metavar="NAME", help="default: %(default)s")
+    add("--channel", default=release_policy.CANDIDATE, metavar="NAME", help="default: %(default)s")
     add("--linked", action="store_true", help="share the template's disk: made at once, and needs the template for ever")
     add("--storage", default="", metavar="NAME", help="for the disks (default: the template's)")
     add("--bridge", default="", metavar="NAME", help="for the network card (default: the template's)")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from build import labels
+from build import labels, release_policy
 from build.cluster import Settings
 from build.labels import Label
 from build.publish_machine import creation
@@ -96,7 +96,7 @@ def _marks(seen: Seen, label: Label, settings: Settings, description: str) -> It
         expected, found = _first_difference(description.strip(), seen.value("description"))
         yield Change("description", expected, found, "put it back as --json shows it, or see who changed it")
     tags = labels.split_tags(str(seen.config.get("tags", "")))
-    wanted = labels.split_tags(label.tags(*(tags & set(labels.CHANNELS) or {labels.CANDIDATE})))
+    wanted = labels.split_tags(label.tags(*(tags & set(labels.CHANNELS) or {release_policy.CANDIDATE})))
     if tags != wanted:
         text = ";".join(sorted(wanted))
         yield Change("tags", text, ";".join(sorted(tags)) or NOTHING, seen.set("tags", text))

@@ -14,14 +14,14 @@ from enum import StrEnum
 from typing import Any
 
 from build.artifact import DIGEST_HEX, Artifact
+from build.release_policy import CANDIDATE, STABLE
 
 SCHEMA = 1
 MARK = re.compile(r"<!-- goldsmith: (?P<facts>\{.*\}) -->")
 CLONE_MARK = re.compile(r"<!-- goldsmith-clone: (?P<facts>\{.*\}) -->")
 # Every template carries it; the channel (candidate, stable) is a tag of its own, and moves.
 PRODUCT_TAG = "golden"
-CANDIDATE = "candidate"
-CHANNELS = (CANDIDATE, "stable")
+CHANNELS = (CANDIDATE, STABLE)
 # A machine that an operator made of a template; the tags of its version and digest say which one.
 CLONE_TAG = "golden-clone"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from build import labels, log
+from build import labels, log, release_policy
 from build.cluster import Firmware, Settings
 from build.errors import GoldsmithError, HostError, StepFailed
 from build.labels import Label, State
@@ -192,7 +192,7 @@ class Machine:
     def finish(self) -> None:
         """Mark the template as verified and a candidate, and protect it, in one step."""
         label = self.label.become(State.TEMPLATE)
-        self._put(description=label.describe(), tags=label.tags(labels.CANDIDATE), protection=1)
+        self._put(description=label.describe(), tags=label.tags(release_policy.CANDIDATE), protection=1)
 
     def _put(self, **keys: Any) -> None:
         self.api.configure(self.path, **keys)

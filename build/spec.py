@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from build import cluster
+from build import cluster, release_policy
 from build.tables import PACKAGE, Table, load_yaml, raise_problems
 
 # GPT headers, bios_grub and the EFI system partition, and the alignment between partitions.
@@ -107,14 +107,15 @@ class Spec:
     admin: Admin
     application: Application
     proxmox: cluster.Settings | None = None
+    releases: release_policy.Policy = field(default_factory=release_policy.Policy)
 
     def with_layers(self, names: tuple[str, ...]) -> Spec:
         """Return the spec with further layers, each in its place."""
         return replace(self, layers=tuple(sorted({*self.layers, *names})))
 
     def as_inputs(self) -> dict[str, Any]:
-        """Return what shapes the image as plain data, for cache keys, manifests and tests; not where it is published."""
-        return {key: value for key, value in asdict(self).items() if key != "proxmox"}
+        """Return what shapes the image as plain data, for cache keys, manifests, tests; not where it is released."""
+        return {key: value for key, value in asdict(self).items() if key not in ("proxmox", "releases")}
 
 
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -144,6 +145,7 @@ def load(path: Path) -> Spec:
         admin=_admin(table),
         application=_application(table),
         proxmox=cluster.read(table.take("proxmox", {}), problems=problems) if "proxmox" in table.value else None,
+        releases=release_policy.read(table.take("releases", {}), problems=problems),
     )
     table.known.add("proxmox")
     if list(spec.layers) != sorted(spec.layers):

@@ -30,6 +30,7 @@ RINGS = {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
         "clone_request",
+        "release_policy",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",

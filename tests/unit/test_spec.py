@@ -82,7 +82,8 @@ def test_a_further_layer_finds_its_place(tmp_path: Path) -> None:
 # --- one mistake ------------------------------------------------------------------------------------------------------
 
 KEYS = (
-    "admin, application, disk, domain, hostname, kernel, layers, locale, name, packages, proxmox, release, timezone, version"
+    "admin, application, disk, domain, hostname, kernel, layers, locale, name, packages, proxmox, release, releases, "
+    "timezone, version"
 )
 HOST = "write a DNS label: lower case letters, digits and hyphens"
 WRONG_VALUES = [
