@@ -27,6 +27,8 @@ TLS_SECONDS = 900
 SSH_SECONDS = 60
 SETTLE_SECONDS = 300
 CERTIFICATE_SECONDS = 120
+# An address for documentation (RFC 5737), and the authorities that Debian knows.
+ABSENT, AUTHORITIES = "192.0.2.1", "/etc/ssl/certs/ca-certificates.crt"
 # Longer than testssl.sh's idea of "expires soon".
 CERTIFICATE_DAYS = 90
 OSCAP_FAILED_RULES = 2
@@ -56,6 +58,15 @@ def settle(place: Place) -> None:
     """Wait until the machine has done what its first boot began in the background: the data base of AIDE takes a while."""
     busy = "systemctl list-jobs --no-legend | grep -q . || systemctl is-active --quiet golden-aide-first.service"
     place.shell(f"while {busy}; do sleep 1; done", timeout=SETTLE_SECONDS)
+
+
+def furnish(place: Place) -> None:
+    """Give the machine what every operator's machine has and no image can have: a collector of its logs, which is away."""
+    text = f"log_collector: {{host: {ABSENT}, protocol: syslog, ca: {AUTHORITIES}, peer: collector.example.org}}"
+    place.shell(
+        f"echo '{text}' >/etc/golden/site.yaml && systemctl restart golden-site.service golden-logs.service",
+        timeout=SETTLE_SECONDS,
+    )
 
 
 def let_in(place: Place) -> None:

@@ -21,8 +21,10 @@ from build.errors import StepFailed
 # From the worst to the best: testssl.sh's grades. T and M: the certificate is not trusted, or is another's.
 GRADES = ("T", "M", "F", "E", "D", "C", "B", "A-", "A", "A+")
 SEVERITIES = ("LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
-# Results of rules that were judged; "notapplicable" and "notselected" were not.
-JUDGED = ("pass", "fail", "error", "unknown", "notchecked", "fixed")
+# Results of rules that were judged. The others do not count in a score (XCCDF 1.2, section 7.3.2 and table 39); those for
+# which the content has no check are a figure of their own.
+JUDGED = ("pass", "fail", "error", "unknown", "fixed")
+UNCHECKED = "notchecked"
 _EXPOSURE = re.compile(r"Overall exposure level for (\S+): ([0-9.]+)")
 
 
@@ -59,7 +61,7 @@ class Scan:
 
     @property
     def failing(self) -> set[str]:
-        """The rules that were judged and did not pass: what could not be checked counts as failed."""
+        """The rules that were judged and did not pass: an evaluation that broke off counts as failed."""
         return self.judged - self.having("pass", "fixed")
 
 
@@ -85,13 +87,14 @@ def scan(document: str) -> Scan:
 
 def compliance(raw: Scan, exceptions: Collection[str]) -> list[Figure]:
     """Return the figures of the published profile, and of it without the rules of ``exceptions``."""
-    bad, skipped = raw.failing, raw.having("notapplicable")
+    bad, skipped, unchecked = raw.failing, raw.having("notapplicable"), raw.having(UNCHECKED)
     kept, rest = raw.judged - set(exceptions), bad - set(exceptions)
     idle = tuple(sorted(set(exceptions) - bad))
     return [
         _share("cis.raw", len(raw.judged) - len(bad), len(raw.judged), 97.0),
         _share("cis.tailored", len(kept) - len(rest), len(kept), 100.0, tuple(sorted(rest))),
         Figure("cis.failing", len(bad), Better.LOWER, items=tuple(sorted(bad))),
+        Figure("cis.unchecked", len(unchecked), Better.LOWER, items=tuple(sorted(unchecked))),
         Figure("cis.idle exceptions", len(idle), Better.LOWER, 0, items=idle),
         Figure("cis.profile", len(raw.selected), Better.SAME, text=f"{len(raw.selected)} rules, content {raw.benchmark}"),
         Figure("cis.judged", len(raw.judged), Better.HIGHER, text=f"{len(raw.judged)} rules, {len(skipped)} not applicable"),

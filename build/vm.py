@@ -253,7 +253,7 @@ def wait_ready(made: Clone, identity: seed.Identity, *, tell: Tell = _say_nothin
     if state != "running":
         failed = made.execute("systemctl --failed --no-legend --plain; systemctl list-jobs", check=False).stdout
         raise StepFailed(
-            f"clone {made.wish.name} booted, but systemd says {state or 'nothing'}", details=run.tail(failed),
+            f"clone {made.wish.name} booted, but systemd says {state}", details=run.tail(failed),
             hint=f"look at {made.console}, or at the clone itself: nox -s boot",
         )  # fmt: skip
 
@@ -273,12 +273,19 @@ def _await(made: Clone, deadline: float, what: str, command: str, tell: Tell) ->
 
 
 def _await_running(made: Clone, deadline: float, tell: Tell) -> str:
-    state = ""
-    while state in ("", "initializing", "starting"):
-        state = made.execute("systemctl is-system-running", check=False).stdout.strip()
-        if state in ("", "initializing", "starting"):
-            _check_alive(made, deadline, f"systemd still says {state or 'nothing'}", tell, "services are starting")
-    return state
+    """Return systemd's state when the boot is over. One login waits for it: each costs an emulated guest seconds."""
+    states = ("running", "degraded", "maintenance", "stopping", "offline", "unknown")
+    answer = made.directory / "state.log"
+    while True:
+        answer.unlink(missing_ok=True)
+        with run.spawn(made.ssh_argv("systemctl is-system-running --wait"), log=answer, contained=False) as waiting:
+            while waiting.poll() is None:
+                _check_alive(made, deadline, "systemd is still starting services", tell, "services are starting")
+        said = answer.read_text(errors="replace").split()
+        if said and said[-1] in states:
+            return said[-1]
+        # The connection was lost, or systemd does not know yet.
+        _check_alive(made, deadline, f"systemd says {' '.join(said) or 'nothing'}", tell, "services are starting")
 
 
 def _check_alive(made: Clone, deadline: float, what: str, tell: Tell, doing: str) -> None:

@@ -101,7 +101,7 @@ class Line:
         path = self.fakes.directory / "ssh"
         path.write_text(
             '#!/bin/sh\ncase "$*" in\n*" -M "*) exec sleep 600 ;;\n'
-            f"*'systemctl is-system-running') echo {state} ;;\nesac\n"
+            f"*'systemctl is-system-running --wait') echo {state} ;;\nesac\n"
         )
         path.chmod(0o755)
 

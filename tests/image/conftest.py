@@ -22,6 +22,10 @@ from testinfra.host import Host
 from build.sealed import SealedImage
 from build.seed import LOOPBACK
 
+# Workers take files in this order: the longest first, so that none is left with it when the other is done; late what waits
+# for the data base of AIDE, which is made when nothing else is done; then short ones that fill what is left.
+FIRST, LAST = ("test_verify",), ("test_audit", "test_packages", "test_users", "test_partitions", "test_ssh")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -56,8 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--context") is None and items:
         raise pytest.UsageError("tests/image tests a running image: run `nox -s build`, or `nox -s container`")
-    # The longest file goes first, so that no worker is left with it when the other is done.
-    items.sort(key=lambda item: item.path.stem != "test_verify")
+    order = {name: number for number, name in enumerate((*FIRST, "", *LAST))}
+    items.sort(key=lambda item: order.get(item.path.stem, order[""]))
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,6 @@ ENABLED = {
     "nftables.service": "the packet filter",
     "nginx.service": "the web server",
     "nginx.socket": "the web server",
-    "noexec-shm.service": "mount options of /dev/shm",
     "postgresql.service": "the database",
     "reboot.target": "control-alt-delete restarts the machine in order",
     "remote-fs.target": "a synchronisation point without content",

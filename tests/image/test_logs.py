@@ -13,6 +13,7 @@ from .facts import Fact, gather
 pytestmark = pytest.mark.story
 
 WORK = "/run/goldentest-logs"
+SETTINGS = "/etc/rsyslog.d/76-collector.conf"
 PORT = 6599
 MANY = 200
 REFUSED = "no permited name|name not permitted"
@@ -103,7 +104,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
         yield gather(
             host,
             {
-                "silent": "ls /run/golden-logs; ss -Hntp state established | grep rsyslogd; true",
+                "silent": f"test ! -e {SETTINGS} || cat {SETTINGS}; ss -Hntp state established | grep rsyslogd; true",
                 "keep": f"test ! -e /etc/golden/site.yaml || cp -p /etc/golden/site.yaml {WORK}/kept",
                 "certificate": f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout {WORK}/key "
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
@@ -119,7 +120,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 "form": f"grep -a -m1 early-1-end {WORK}/got",
                 "plain": f"{stop}; {start('syslog')}; {collector('localhost', ', protocol: syslog')}; {log('plain', MANY)}; "
                 f"{arrives('plain', MANY)}; grep -a -m1 plain-1-end {WORK}/got",
-                "config": "stat -c '%a %U' /run/golden-logs/forward.conf; rsyslogd -N1 2>&1 | tail -1",
+                "config": f"stat -c '%a %U' {SETTINGS}; rsyslogd -N1 2>&1 | tail -1",
                 "same": "systemctl show -p MainPID --value rsyslog; systemctl restart golden-logs.service; "
                 "systemctl show -p MainPID --value rsyslog",
             },

@@ -27,7 +27,7 @@ SETTINGS = {
     "permituserenvironment": "no",
     "strictmodes": "yes",
     "usepam": "yes",
-    "loglevel": "INFO",
+    "loglevel": "VERBOSE",
     "ignorerhosts": "yes",
     "allowgroups": "sudo",
     "banner": "/etc/issue.net",

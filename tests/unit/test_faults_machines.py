@@ -34,7 +34,7 @@ with container.boot(Path(sys.argv[1]), Path(sys.argv[2])) as process:
 def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Clones that are ready at once, and administrators that get in."""
     monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
-    fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"})
     return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"patient": [{"console": [[0, KEYS]]}]}})
 
 

@@ -58,7 +58,7 @@ def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
     (tmp_path / "VARS.fd").touch()
     monkeypatch.setattr(vm, "OVMF_VARS", tmp_path / "VARS.fd")
-    fake_ssh(fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"})
+    fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"})
     return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [READY], "uefi": [READY]}})
 
 
