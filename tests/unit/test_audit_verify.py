@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,9 @@ class Machine:
         path.write_text(text)
         path.chmod(mode)
         return path
+
+    def expect(self, requests: Any) -> None:
+        list(requests)
 
     def run(self, argv: Sequence[str]) -> tuple[int, str]:
         return next(said for name, said in self.said.items() if name in argv)
@@ -259,6 +263,25 @@ def test_answers_of_the_web_server(verify: Any) -> None:
     assert web.judge(web.Answer("TimeoutError: "), wanted) != []
     assert web.judge(web.Answer("TimeoutError: "), {}) == []
     assert web.judge(good, {}) != []
+
+
+def test_requests_go_out_together(verify: Any) -> None:
+    asked = []
+
+    class Asked(verify.System):  # type: ignore[misc]
+        def run(self, argv: Sequence[str]) -> tuple[int, str]:
+            asked.append(json.loads(argv[-1]))
+            return 0, json.dumps([{"status": 404 if one["path"] == "/absent" else 200} for one in asked[-1]])
+
+    checks = [
+        {"check": "web", "title": path, "ids": ["R1"],
+         "requests": [{"name": path, "ask": {"path": path}, "status": status}]}
+        for path, status in (("/", 200), ("/absent", 404), ("/wrong", 404))
+    ]  # fmt: skip
+    result = verify.verify(checks, Asked())
+    assert [one["problems"] for one in result["checks"]] == [[], [], ["/wrong: answered 200, not 404"]]
+    assert len(asked) == 1
+    assert sorted(one["path"] for one in asked[0]) == ["/", "/absent", "/wrong"]
 
 
 def test_a_check_that_breaks_has_failed(verify: Any, machine: Machine) -> None:
