@@ -48,6 +48,12 @@ def stage_files(stage: str, out: Path) -> None:
     for name, text in texts.get(stage, {}).items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(text)
+    if stage == "rootfs":
+        source = out / "source"
+        (source / "var/lib/dpkg").mkdir(parents=True)
+        (source / "var/lib/dpkg/status").write_text("Package: nginx\nStatus: install ok installed\nVersion: 1.0-1\n")
+        (source / "usr/share/doc").mkdir(parents=True)
+        run.run(["mksquashfs", source, out / "filesystem.squashfs", "-quiet", "-no-progress"], timeout=60)
     if stage == "disk":
         run.run(["qemu-img", "create", "-q", "-f", "qcow2", out / "image.qcow2", "64M"], timeout=60)
 
@@ -73,9 +79,10 @@ def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
     made = put_together(options, finish(options))
     found = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
     assert found == [
-        "SHA256SUMS", "image.qcow2", "installer.lock", "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log",
-        "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log", "manifest.json",
-        "rootfs.files.tsv", "rootfs.lock", "verification/junit.xml", "verification/report.html",
+        "SHA256SUMS", "image.qcow2", "inputs.json", "installer.lock", "logs/clone-bios-console.log",
+        "logs/clone-uefi-qemu.log", "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log",
+        "manifest.json", "provenance.json", "rootfs.files.tsv", "rootfs.lock", "sbom.cdx.json", "sbom.spdx.json",
+        "verification/junit.xml", "verification/report.html",
     ]  # fmt: skip
     assert artifact.check(made.path) == []
     assert (made.path / "logs" / "installer-console.log").read_text() == "installer"

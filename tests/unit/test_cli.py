@@ -362,8 +362,8 @@ def test_a_build_prints_where_the_artifact_is(
 
 
 def test_check_says_whole_or_what_changed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    plain: dict[str, Any] = {name: {} for name in artifact.REQUIRED}
-    manifest = {**plain, "schema": 1, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
+    plain: dict[str, Any] = {name: {} for name in (*artifact.REQUIRED, *artifact.SINCE_SCHEMA_2)}
+    manifest = {**plain, "schema": artifact.SCHEMA, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
     made = artifact.commit(tmp_path / "artifacts", contents={"image.qcow2": "image"}, manifest=manifest)
     assert cli.main(["check", "--project", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{made.path}: whole\n"
