@@ -103,14 +103,19 @@ def _write(directory: Path, contents: Mapping[str, Path | str], manifest: Mappin
     (directory / SUMS).write_text(sums(directory))
 
 
-def sums(directory: Path) -> str:
-    """Return the text of SHA256SUMS, as `sha256sum --check` reads it."""
-    lines = []
+def digests(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of an artifact by its path in it, SHA256SUMS left out."""
+    found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != SUMS:
-            lines.append(f"{files.sha256_file(path)}  {name}\n")
-    return "".join(lines)
+            found[name] = files.sha256_file(path)
+    return found
+
+
+def sums(directory: Path) -> str:
+    """Return the text of SHA256SUMS, as `sha256sum --check` reads it."""
+    return "".join(f"{one}  {name}\n" for name, one in digests(directory).items())
 
 
 def make_read_only(directory: Path) -> None:
@@ -140,23 +145,24 @@ def _require_keys(manifest: Mapping[str, Any], where: str, *, schemas: tuple[int
         )  # fmt: skip
 
 
-def check(path: Path) -> list[str]:
-    """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is)."""
+def check(path: Path, present: Mapping[str, str] | None = None) -> list[str]:
+    """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is).
+
+    ``present``: what :func:`digests` said, when that was asked already.
+    """
     if not (path / SUMS).is_file():
         return [f"{SUMS}: missing"]
-    problems = []
+    found = digests(path) if present is None else present
+    problems = [f"{one.relative_to(path).as_posix()}: a link" for one in sorted(path.rglob("*")) if one.is_symlink()]
     recorded = set()
     for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
         checksum, _, name = line.partition("  ")
         recorded.add(name)
-        file = path / name
-        if not file.is_file():
+        if name not in found:
             problems.append(f"{name}: missing")
-        elif files.sha256_file(file) != checksum:
+        elif found[name] != checksum:
             problems.append(f"{name}: changed")
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - recorded - {SUMS})]
-    return problems
+    return problems + [f"{name}: not listed in {SUMS}" for name in sorted(found.keys() - recorded)]
 
 
 def committed(root: Path) -> list[Path]:
