@@ -95,7 +95,8 @@ class Label:
         lines = [
             f"# {self.name} {self.version}", "", advice[self.state], "", f"* SHA-256 of the {what}: `{self.digest}`",
             *([f"* Artifact: `{self.artifact}`"] if self.artifact else []), f"* Published: {self.published}",
-            *(f"* {title}: `{text}`" for title, text in self.provenance.items()),
+            # Sorted: a label that is read back has its keys in that order.
+            *(f"* {title}: `{text}`" for title, text in sorted(self.provenance.items())),
             "", f"<!-- goldsmith: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
         ]  # fmt: skip
         return "\n".join(lines)

@@ -46,6 +46,8 @@ def add(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def run(project: Project, arguments: argparse.Namespace) -> tuple[str, int]:
     """Do what one of the verbs asks for; return what there is to tell, and the exit code."""
+    if arguments.verb == VERIFY and (broken := _unreadable(arguments.artifact)):
+        return told(Artifact(arguments.artifact, {}), [broken], as_json=arguments.json)
     found = chosen(project, arguments.artifact)
     if arguments.verb == ATTEST:
         made = attest(project, found, Keys(arguments.key, arguments.identity, arguments.cosign_key))
@@ -56,7 +58,18 @@ def run(project: Project, arguments: argparse.Namespace) -> tuple[str, int]:
 
 def chosen(project: Project, directory: Path | None) -> Artifact:
     """Return the artifact of a directory, or the newest one."""
-    return artifact.load(directory.resolve()) if directory else artifact.newest(project.artifacts)
+    return artifact.load(directory.absolute()) if directory else artifact.newest(project.artifacts)
+
+
+def _unreadable(directory: Path | None) -> Check | None:
+    """Return what is wrong with a directory that was an artifact once, and whose manifest cannot be read any more."""
+    if directory is None or not (directory / artifact.SUMS).is_file():
+        return None
+    try:
+        artifact.load(directory)
+    except SpecError as error:
+        return Check("manifest", "it says what the artifact is", (error.brief, *error.details.splitlines()))
+    return None
 
 
 # --- attest -----------------------------------------------------------------------------------------------------------
@@ -188,5 +201,7 @@ def told(found: Artifact, checks: Sequence[Check], *, as_json: bool) -> tuple[st
             {"check": one.name, "status": one.status, "note": one.note, "problems": list(one.problems)} for one in checks
         ]  # fmt: skip
         return json.dumps({"artifact": found.path.name, "verifies": not failed, "checks": facts}, indent=1), code
-    last = f"{found.path}: {'does NOT verify' if failed else 'verifies'}"
+    unasked = [one.name for one in checks if not one.asked]
+    verdict = f"verifies, as far as it was asked: not {', '.join(unasked)}" if unasked else "verifies"
+    last = f"{found.path}: {'does NOT verify' if failed else verdict}"
     return "\n".join([*(check.render() for check in checks), last]), code

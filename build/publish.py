@@ -123,6 +123,8 @@ class Place:
     outcome: Outcome
     vmid: int = 0
     leftovers: tuple[tuple[str, int, Label], ...] = ()
+    # Of the template that is there.
+    description: str = ""
 
 
 def places(
@@ -155,13 +157,14 @@ def _decide(node: str, label: Label, found: Sequence[tuple[Mapping[str, Any], La
         where, vmid = str(guest["node"]), int(guest["vmid"])
         if guest.get("name") == label.template and guest.get("template"):
             done = theirs.state is State.TEMPLATE and int(config.get("protection", 0))
-            finished = Place(where, Outcome.THERE if done else Outcome.FINISHED, vmid)
+            outcome = Outcome.THERE if done else Outcome.FINISHED
+            finished = Place(where, outcome, vmid, description=str(config.get("description", "")))
         elif theirs.state is State.PUBLISHING and not int(config.get("protection", 0)) and not guest.get("template"):
             leftovers.append((where, vmid, theirs))
         else:
             raise _taken(label, guest, theirs)
     if finished:
-        return Place(finished.node, finished.outcome, finished.vmid, tuple(leftovers))
+        return replace(finished, leftovers=tuple(leftovers))
     return Place(node, Outcome.PUBLISHED, 0, tuple(leftovers))
 
 
@@ -282,17 +285,15 @@ def _already(job: Job, label: Label, place: Place) -> Template:
 
 def _bring_signatures(api: Api, label: Label, place: Place) -> None:
     """Give a published template the signatures that its artifact got since; nothing else of it changes."""
-    path = f"/nodes/{place.node}/qemu/{place.vmid}"
-    description = str(api.get(f"{path}/config").get("description", ""))
-    theirs = labels.parse(description)
+    theirs = labels.parse(place.description)
     if theirs is None or theirs.proof == label.proof:
         return
     try:
-        fresh = labels.relabel(description, replace(theirs, proof=label.proof, provenance=label.provenance))
+        fresh = labels.relabel(place.description, replace(theirs, proof=label.proof, provenance=label.provenance))
     except ValueError:
         log.warn(f"{place.node}: the description of {label.template} was changed by hand, and does not get the signatures")
         return
-    api.configure(path, description=fresh)
+    api.configure(f"/nodes/{place.node}/qemu/{place.vmid}", description=fresh)
     log.info(f"{place.node}: {label.template} carries the signatures of {label.provenance.get('Signed by') or 'nobody'}")
 
 

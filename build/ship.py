@@ -56,7 +56,7 @@ def ship(
     spec = specs.load(project.spec)
     settings = settings_of(spec)
     chosen = _nodes(settings, nodes)
-    found = artifact.load(directory) if directory else artifact.newest(project.artifacts)
+    found = artifact.load(directory.absolute()) if directory else artifact.newest(project.artifacts)
     with ExitStack() as stack:
         publisher, verifier = _both(stack, cache, settings, secrets)
         judge = proxmox_verify.Judge(
