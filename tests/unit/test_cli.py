@@ -20,6 +20,7 @@ from tests.fakes import Fakes
 from tests.unit.helpers import make_checkout
 
 VERBS = (
+    "attest",
     "audit",
     "bench",
     "boot",
@@ -36,6 +37,7 @@ VERBS = (
     "publish",
     "requirements",
     "setup",
+    "verify-artifact",
 )
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")
 GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/debian-security")
