@@ -102,6 +102,20 @@ def check(session: nox.Session) -> None:
 
 
 @nox.session
+def attest(session: nox.Session) -> None:
+    """Sign an artifact that verifies: -- --key ~/.ssh/id_ed25519; several people may, one after the other."""
+    install(session, *TOOL)
+    goldsmith(session, "attest")
+
+
+@nox.session(name="verify-artifact")
+def verify_artifact(session: nox.Session) -> None:
+    """Prove offline what an artifact is: digests, locks, bills, provenance, results, and who signed it."""
+    install(session, *TOOL)
+    goldsmith(session, "verify-artifact")
+
+
+@nox.session
 def bundle(session: nox.Session) -> None:
     """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
     install(session, *TOOL)

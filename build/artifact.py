@@ -7,11 +7,18 @@
         manifest.json          schema, inputs, digests, packages, tools, accelerator, timings, retries
         rootfs.files.tsv       every path of the root file system: mode, owner, size, SHA-256
         rootfs.lock            the package set that was installed; installer.lock beside it
+        wheels/<layer>/        requirements.lock of each Python environment
+        inputs.json            what each stage declared as its inputs: the stage keys are hashes of it
+        sbom.cdx.json          every package and wheel, as CycloneDX; sbom.spdx.json the same as SPDX
+        provenance.json        in-toto statement with SLSA provenance: from the commit and the locks to the disk
         verification/          junit.xml, report.html
         logs/                  installer console and syslog, clone consoles, test output
         SHA256SUMS             of every other file
 
-It is made under a hidden name, made read-only, flushed, and renamed.
+It is made under a hidden name, made read-only, flushed, and renamed. Signatures lie beside it, in
+``<its name>.signatures/``: they come later, and from several people.
+
+Schema 1 had neither bills of materials nor provenance: such an artifact can be looked at and booted, not published.
 """
 
 from __future__ import annotations
@@ -26,13 +33,17 @@ from typing import Any
 from build import files, log
 from build.errors import SpecError, StepFailed
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 DIGEST_HEX = 12
 IMAGE = "image.qcow2"
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+ROOTFS_LOCK, INSTALLER_LOCK, TREE, JUNIT = "rootfs.lock", "installer.lock", "rootfs.files.tsv", "verification/junit.xml"
+CYCLONEDX, SPDX, PROVENANCE, INPUTS = "sbom.cdx.json", "sbom.spdx.json", "provenance.json", "inputs.json"
 REQUIRED = ("schema", "name", "version", "image", "inputs", "packages", "installer", "tools", "accelerator", "stages",
             "verification", "retries")  # fmt: skip
+SINCE_SCHEMA_2 = ("wheels", "built")
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Mapping[
     The same image committed again is found, checked, and returned. Raises StepFailed when the name is taken by another
     image, or when what is there is damaged.
     """
-    _require_keys(manifest, MANIFEST)
+    _require_keys(manifest, MANIFEST, schemas=(SCHEMA,))
     final = root / name_of(manifest["name"], manifest["version"], manifest["image"]["sha256"])
     with files.lock(root / ".commit.lock", waiting="another build is committing its artifact: waiting for it"):
         if final.exists():
@@ -92,14 +103,19 @@ def _write(directory: Path, contents: Mapping[str, Path | str], manifest: Mappin
     (directory / SUMS).write_text(sums(directory))
 
 
-def sums(directory: Path) -> str:
-    """Return the text of SHA256SUMS, as `sha256sum --check` reads it."""
-    lines = []
+def digests(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of an artifact by its path in it, SHA256SUMS left out."""
+    found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != SUMS:
-            lines.append(f"{files.sha256_file(path)}  {name}\n")
-    return "".join(lines)
+            found[name] = files.sha256_file(path)
+    return found
+
+
+def sums(directory: Path) -> str:
+    """Return the text of SHA256SUMS, as `sha256sum --check` reads it."""
+    return "".join(f"{one}  {name}\n" for name, one in digests(directory).items())
 
 
 def make_read_only(directory: Path) -> None:
@@ -118,32 +134,35 @@ def load(path: Path) -> Artifact:
     return Artifact(path, manifest)
 
 
-def _require_keys(manifest: Mapping[str, Any], where: str) -> None:
-    missing = [key for key in REQUIRED if not isinstance(manifest, dict) or key not in manifest]
-    if missing or manifest["schema"] != SCHEMA:
+def _require_keys(manifest: Mapping[str, Any], where: str, *, schemas: tuple[int, ...] = READABLE) -> None:
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    wanted = (*REQUIRED, *(SINCE_SCHEMA_2 if schema == SCHEMA else ()))
+    missing = [key for key in wanted if not isinstance(manifest, dict) or key not in manifest]
+    if missing or schema not in schemas:
         raise SpecError(
             f"{where} is no manifest of schema {SCHEMA}", details=f"missing: {', '.join(missing)}" if missing else "",
             hint="it was written by another version of Goldsmith, or damaged: build anew",
         )  # fmt: skip
 
 
-def check(path: Path) -> list[str]:
-    """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is)."""
+def check(path: Path, present: Mapping[str, str] | None = None) -> list[str]:
+    """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is).
+
+    ``present``: what :func:`digests` said, when that was asked already.
+    """
     if not (path / SUMS).is_file():
         return [f"{SUMS}: missing"]
-    problems = []
+    found = digests(path) if present is None else present
+    problems = [f"{one.relative_to(path).as_posix()}: a link" for one in sorted(path.rglob("*")) if one.is_symlink()]
     recorded = set()
     for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
         checksum, _, name = line.partition("  ")
         recorded.add(name)
-        file = path / name
-        if not file.is_file():
+        if name not in found:
             problems.append(f"{name}: missing")
-        elif files.sha256_file(file) != checksum:
+        elif found[name] != checksum:
             problems.append(f"{name}: changed")
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - recorded - {SUMS})]
-    return problems
+    return problems + [f"{name}: not listed in {SUMS}" for name in sorted(found.keys() - recorded)]
 
 
 def committed(root: Path) -> list[Path]:

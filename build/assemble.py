@@ -1,27 +1,50 @@
-"""Puts the artifact together: the manifest from what the stages noted, the files from where they left them."""
+"""Puts the artifact together: the manifest from what the stages noted, the files from where they left them.
+
+The bills of materials and the provenance are made here too, from the locks, the manifest and the root file system itself.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import __version__, artifact, audit_ledger, files, host, report, rootfs, vm
+from build import (
+    __version__,
+    artifact,
+    audit_ledger,
+    files,
+    host,
+    lock,
+    origins,
+    provenance,
+    report,
+    rootfs,
+    sbom,
+    vm,
+    wheel_lock,
+)  # fmt: skip
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
 from build.errors import StepFailed
 from build.inputs import STAGES, Inputs
+from build.sbom import Bill, Kind, Part
 
 DISK_LOGS = ("console.log", "syslog.log", "packer.log")
 
 
 def assemble(
-    inputs: Inputs, keys: Mapping[str, StageKey], cache: Cache, *, made: Mapping[str, StageResult], changes: tuple[str, ...]
-) -> Artifact:
+    inputs: Inputs, keys: Mapping[str, StageKey], cache: Cache, *, made: Mapping[str, StageResult], changes: tuple[str, ...],
+    begun: float = 0.0,
+) -> Artifact:  # fmt: skip
     """Commit the artifact of verified stages.
 
-    ``made`` are the stages that ran just now, ``changes`` how the locks differ from the committed ones. Raises
-    StepFailed when a stage's result is not in the cache.
+    ``made`` are the stages that ran just now, ``changes`` how the locks differ from the committed ones, ``begun`` when the
+    run began, in seconds since 1970 (0: just now). Raises StepFailed when a stage's result is not in the cache.
     """
     results = {stage: found for stage in STAGES if (found := made.get(stage) or cache.lookup(keys[stage]))}
     for stage in ("rootfs", "disk", "verify"):
@@ -29,16 +52,71 @@ def assemble(
             raise StepFailed(f"stage {stage} vanished from the cache", hint="run the build again")
     image = results["disk"].path / artifact.IMAGE
     manifest = _manifest(inputs, keys, results, image, changes)
+    now = time.time()
+    manifest["built"] = provenance.run_facts(
+        os.environ, key=keys["artifact"].key, started=lock.iso(begun or now), finished=lock.iso(now),
+        remote=inputs.checkout.remote,
+    )  # fmt: skip
     contents: dict[str, Path | str] = {
         artifact.IMAGE: image,
-        "rootfs.files.tsv": results["rootfs"].path / rootfs.MANIFEST,
-        "rootfs.lock": inputs.rootfs_lock.render("The packages of this image."),
-        "installer.lock": inputs.installer_lock.render("The installer of this image."),
-        "verification/junit.xml": results["verify"].path / "junit.xml",
+        artifact.TREE: results["rootfs"].path / rootfs.MANIFEST,
+        artifact.ROOTFS_LOCK: inputs.rootfs_lock.render("The packages of this image."),
+        artifact.INSTALLER_LOCK: inputs.installer_lock.render("The installer of this image."),
+        artifact.INPUTS: _json({stage: key.inputs for stage, key in keys.items()}),
+        artifact.JUNIT: results["verify"].path / "junit.xml",
         "verification/report.html": report.render(results["verify"].path / "junit.xml", manifest),
+        **_wheel_locks(inputs),
         **_logs(results),
     }
+    squashfs = results["rootfs"].path / rootfs.SQUASHFS
+    parts = _parts(inputs, squashfs, scratch=cache.root / "origins")
+    contents |= documents(manifest, contents, parts)
     return artifact.commit(inputs.project.artifacts, contents=contents, manifest=manifest)
+
+
+def documents(
+    manifest: Mapping[str, Any], contents: Mapping[str, Path | str], parts: tuple[Part, ...]
+) -> dict[str, Path | str]:
+    """Return the bills of materials and the provenance of an artifact of these contents."""
+    bill = Bill(
+        manifest["name"], manifest["version"], manifest["image"]["sha256"], manifest["inputs"]["archive_date"],
+        manifest["goldsmith"], parts,
+    )  # fmt: skip
+    bills = {artifact.CYCLONEDX: _json(sbom.cyclonedx(bill)), artifact.SPDX: _json(sbom.spdx(bill))}
+    # The image's digest is known, and it is large.
+    digests = {name: _digest(one) for name, one in {**contents, **bills}.items() if name != artifact.IMAGE}
+    return {**bills, artifact.PROVENANCE: _json(provenance.statement(manifest, digests, parts))}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _digest(source: Path | str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest() if isinstance(source, str) else files.sha256_file(source)
+
+
+def _parts(inputs: Inputs, squashfs: Path, *, scratch: Path) -> tuple[Part, ...]:
+    debian, python = origins.read(squashfs, [venv.path for venv in inputs.stack.venvs], scratch=scratch)
+    parts = sbom.debs(inputs.rootfs_lock, Kind.DEB, debian) + sbom.debs(inputs.installer_lock, Kind.UDEB)
+    for venv in inputs.stack.venvs:
+        parts += sbom.wheels(venv.path, wheel_lock.parse(venv.requirements), python[venv.path])
+    return tuple(parts)
+
+
+def _wheel_locks(inputs: Inputs) -> dict[str, Path | str]:
+    return {f"wheels/{venv.requirements.parent.name}/requirements.lock": venv.requirements for venv in inputs.stack.venvs}
+
+
+def _wheels(inputs: Inputs) -> dict[str, Any]:
+    """Return the Python environments by the layer that lays them."""
+    return {
+        venv.requirements.parent.name: {
+            "venv": venv.path, "lock": f"wheels/{venv.requirements.parent.name}/requirements.lock",
+            "packages": {pin.name: pin.version for pin in wheel_lock.parse(venv.requirements)},
+        }
+        for venv in inputs.stack.venvs
+    }  # fmt: skip
 
 
 def _manifest(
@@ -59,6 +137,8 @@ def _manifest(
             "stage_keys": {stage: key.key for stage, key in keys.items()},
             "archive_date": inputs.rootfs_lock.date,
             "lock_changes": list(changes),
+            "commit": inputs.checkout.commit,
+            "dirty": inputs.checkout.dirty,
             "spec": inputs.spec.as_inputs(),
             "layers": {layer.name: files.digest([node.as_input() for node in layer.nodes]) for layer in inputs.stack.layers},
             "squashfs_sha256": results["rootfs"].facts["squashfs_sha256"],
@@ -66,6 +146,7 @@ def _manifest(
         },
         "packages": inputs.rootfs_lock.versions(),
         "installer": inputs.installer_lock.versions(),
+        "wheels": _wheels(inputs),
         "tools": {"packer": disk["packer"], **_tool_versions()},
         "accelerator": disk["accelerator"],
         "stages": [

@@ -27,6 +27,7 @@ from build import (
     host,
     log,
     pipeline,
+    proof_verbs,
     requirements,
     workshop,
 )  # fmt: skip
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    proof_verbs.add(lambda name, text: verb(name, _prove, text))
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
@@ -321,6 +323,12 @@ def _check(arguments: argparse.Namespace) -> int:
         log.warn(problem)
     print(f"{found.path}: {'changed' if problems else 'whole'}")
     return 1 if problems else 0
+
+
+def _prove(arguments: argparse.Namespace) -> int:
+    text, code = proof_verbs.run(Project(arguments.project.resolve()), arguments)
+    print(text)
+    return code
 
 
 def _requirements(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from build import clone_machine, clone_reach, clone_source, labels, log
+from build import clone_machine, clone_reach, clone_source, labels, log, proof
 from build.clone_machine import Machine
 from build.clone_reach import Reached
 from build.clone_request import Request
@@ -22,6 +22,7 @@ from build.clone_source import Source
 from build.cluster import Settings
 from build.errors import GoldsmithError, SpecError
 from build.labels import CloneLabel, CloneState
+from build.proof import NOBODY, Trust
 from build.publish_machine import Undo
 from build.pve import Api
 
@@ -52,24 +53,31 @@ class Made:
 
 @dataclass(frozen=True)
 class Job:
-    """What an operator wants, where, and with what. ``product``: whose templates; ``user``: the administrator."""
+    """What an operator wants, where, and with what.
+
+    ``product``: whose templates; ``user``: the administrator; ``trust``: whose signatures a template must carry.
+    """
 
     api: Api
     settings: Settings
     request: Request
     product: str
     user: str
+    trust: Trust = NOBODY
 
 
 def clone(job: Job) -> Made:
     """Make the machine that is asked for, or find it.
 
-    Raises SpecError when there is no such template or the name is taken, StepFailed when a step failed: what this run
-    made is gone again then, unless the request says to keep it.
+    Raises SpecError when there is no such template or the name is taken, VerificationFailed when nobody vouches for it who
+    has to, StepFailed when a step failed: what this run made is gone again then, unless the request says to keep it.
     """
     request = job.request
     guests = job.api.get("/cluster/resources", type="vm")
     source = clone_source.source(job.api, clone_source.choose(guests, request, job.product), request)
+    where = f"{source.label.template} on {source.node} (VM {source.vmid})"
+    if vouched := proof.require_template(source.label, job.trust, where=where):
+        log.info(f"{where} is signed by {', '.join(vouched)}")
     if same := [one for one in guests if one.get("name") == request.name]:
         return _found(job, source, same)
     kind = "linked" if request.linked else "full"

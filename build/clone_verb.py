@@ -13,6 +13,7 @@ from build.clone_reach import HEALTH
 from build.clone_request import Request
 from build.cluster import Role
 from build.project import Project
+from build.proof import Trust
 
 
 def run(project: Project, cache: Cache, request: Request, *, secrets: Path | None, as_json: bool) -> str:
@@ -24,7 +25,8 @@ def run(project: Project, cache: Cache, request: Request, *, secrets: Path | Non
     lock = files.lock(cache.root / f"clone-{request.name}.lock", waiting=f"another clone is making {request.name}: waiting")
     with lock, ship.connect(settings, Role.OPERATOR, secrets) as api:
         made = clone.clone(
-            clone.Job(api=api, settings=settings, request=request, product=spec.name, user=spec.admin.user)
+            clone.Job(api=api, settings=settings, request=request, product=spec.name, user=spec.admin.user,
+                      trust=Trust.of(spec.releases, project.root))
         )  # fmt: skip
     facts = facts_of(made, request, user=spec.admin.user)
     return json.dumps(facts, indent=1, sort_keys=True) if as_json else text_of(facts)

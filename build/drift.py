@@ -19,6 +19,7 @@ from build.errors import GoldsmithError, SpecError
 from build.labels import Label, State
 from build.preflight import MOST_CONNECTIONS
 from build.pve import Api, ApiError, each
+from build.statement import Seal, Statement
 
 UNREADABLE = "the disk's bytes are not readable through the API: --ssh reads them on the node"
 
@@ -150,9 +151,21 @@ def _truth(label: Label | None, found: Artifact | None) -> tuple[Label, int]:
         assert label is not None
         whole = artifact.name_of(label.name, label.version, label.digest)
         return (label if label.artifact == whole else _contradiction(label, whole)), 0
-    kept = {"published": label.published, "run": label.run} if label else {"published": "", "run": ""}
-    truth = labels.of(found, state=State.TEMPLATE, machine=label.machine if label else None, **kept)
+    published, run = (label.published, label.run) if label else ("", "")
+    machine = label.machine if label else None
+    truth = labels.of(
+        found, state=State.TEMPLATE, published=published, run=run, machine=machine, seal=_seal(found, label)
+    )  # fmt: skip
     return truth, int(found.manifest["image"]["virtual_mib"])
+
+
+def _seal(found: Artifact, label: Label | None) -> Seal | None:
+    """Return what the label has to say of signatures: the artifact's digests; who signed by then is the label's to know."""
+    said = Seal.parse(label.proof) if label else None
+    if said is None:
+        return None
+    now = Statement.of(found)
+    return Seal(now.sums, now.provenance, said.signatures)
 
 
 def _contradiction(label: Label, whole: str) -> Label:

@@ -6,12 +6,13 @@ shapes its result; tools that only watch or report are left out.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from build import audit_ledger, base, files
 from build.apt import Mirrors
 from build.cache import StageKey, stage_key
+from build.checkout import Checkout
 from build.layers import Stack
 from build.lock import Lock
 from build.project import Project
@@ -35,10 +36,12 @@ class Inputs:
     mirrors: Mirrors
     rootfs_lock: Lock
     installer_lock: Lock
+    # Told in the manifest, and in no key: the same files are the same image, whichever commit they are in.
+    checkout: Checkout = field(default=Checkout())
 
 
 def lock_input(lock: Lock) -> dict[str, Any]:
-    """Return what identifies a locked set: its date, and each file's hash."""
+    """Return what identifies a locked set: its date, and each file's hash. Artifacts are verified by it, years later."""
     return {"date": lock.date, **{entry.package: f"{entry.version} {entry.sha256[:16]}" for entry in lock.entries}}
 
 
@@ -111,5 +114,5 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
         "name": inputs.spec.name,
         "version": inputs.spec.version,
         "audit": audit_ledger.load(inputs.project.audit_ledger),
-        "code": inputs.project.code("artifact", "assemble", "report"),
+        "code": inputs.project.code("artifact", "assemble", "report", "sbom", "origins", "provenance", "wheel_lock"),
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 from build.artifact import DIGEST_HEX, Artifact
 from build.release_policy import CANDIDATE, STABLE
+from build.statement import Seal, Statement
 
 SCHEMA = 1
 MARK = re.compile(r"<!-- goldsmith: (?P<facts>\{.*\}) -->")
@@ -54,6 +55,8 @@ class Label:
     provenance: Mapping[str, str] = field(default_factory=dict)
     # With which settings of golden.yaml it was made: the file may say something else by now.
     machine: Mapping[str, str] = field(default_factory=dict)
+    # The digests and signatures of the statement about the artifact (build/statement.py, Seal).
+    proof: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def template(self) -> str:
@@ -92,7 +95,8 @@ class Label:
         lines = [
             f"# {self.name} {self.version}", "", advice[self.state], "", f"* SHA-256 of the {what}: `{self.digest}`",
             *([f"* Artifact: `{self.artifact}`"] if self.artifact else []), f"* Published: {self.published}",
-            *(f"* {title}: `{text}`" for title, text in self.provenance.items()),
+            # Sorted: a label that is read back has its keys in that order.
+            *(f"* {title}: `{text}`" for title, text in sorted(self.provenance.items())),
             "", f"<!-- goldsmith: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -132,17 +136,22 @@ class CloneLabel:
 
 
 def of(
-    found: Artifact, *, state: State, published: str, run: str, machine: Mapping[str, str] | None = None
-) -> Label:
-    """Return the label of an artifact; ``machine`` is what it is made with."""
+    found: Artifact, *, state: State, published: str, run: str, machine: Mapping[str, str] | None = None,
+    seal: Seal | None = None,
+) -> Label:  # fmt: skip
+    """Return the label of an artifact; ``machine`` is what it is made with, ``seal`` who vouches for it."""
     manifest = found.manifest
     provenance = {"Debian archive as of": str(manifest["inputs"].get("archive_date", ""))}
     provenance["Root file system"] = str(manifest["inputs"].get("rootfs_tar_sha256", ""))
     provenance["Commit"] = str(manifest["inputs"].get("commit", ""))
+    if seal:
+        image = manifest["image"]["sha256"]
+        provenance["Statement"] = Statement(found.path.name, image, seal.sums, seal.provenance).digest
+        provenance["Signed by"] = ", ".join(sorted(seal.signatures))
     return Label(
         name=manifest["name"], version=manifest["version"], digest=manifest["image"]["sha256"], artifact=found.path.name,
         state=state, published=published, run=run, provenance={title: text for title, text in provenance.items() if text},
-        machine=dict(machine or {}),
+        machine=dict(machine or {}), proof=seal.as_label() if seal else {},
     )  # fmt: skip
 
 
@@ -177,6 +186,17 @@ def parse_clone(description: str) -> CloneLabel | None:
         return CloneLabel(**{**facts, "state": CloneState(facts["state"])}) if facts else None
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def relabel(description: str, label: Label) -> str:
+    """Return a description with another label of the same image; what others wrote beside ours stays.
+
+    Raises ValueError when ours does not stand there as it was written.
+    """
+    old = parse(description)
+    if old is None or old.describe() not in description:
+        raise ValueError("the description is not the one that was written")
+    return description.replace(old.describe(), label.describe())
 
 
 def run_of(description: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from build import (
     accel,
     artifact,
     base,
+    checkout,
     disk,
     files,
     host,
@@ -31,6 +33,7 @@ from build import (
     run,
     stories,
     verify,
+    wheel_lock,
     wheels,
 )  # fmt: skip
 from build import lock as locks
@@ -103,7 +106,12 @@ def gather(options: Options, *, settle: bool) -> Gathered:
         rootfs_set = _as_they_are(smith, project.rootfs_lock, request, locked=options.locked)
         question = locks.parse(project.installer_lock).request
         installer_set = _as_they_are(smith, project.installer_lock, question, locked=options.locked)
-    gathered = inputs.Inputs(project, spec, stack, options.mirrors, rootfs_set.lock, installer_set.lock)
+    for venv in stack.venvs:
+        # A lock that no bill of materials can be written from is told now, not after an hour.
+        wheel_lock.parse(venv.requirements)
+    gathered = inputs.Inputs(
+        project, spec, stack, options.mirrors, rootfs_set.lock, installer_set.lock, checkout.look(project.root)
+    )
     return Gathered(gathered, inputs.stage_keys(gathered), rootfs_set.changes + installer_set.changes)
 
 
@@ -217,12 +225,13 @@ class _Line:
         self.changes = gathered.changes
         self.store = Store(options.cache.root / "files")
         self.stories: stories.Stories | None = None
+        self.begun = time.time()
 
     def run(self, stages: list[str]) -> Artifact:
         """Make the stages that have to be made, in order, and commit the artifact."""
         results = self.make(stages)
         with log.step("Stage artifact"):
-            return assemble(self.inputs, self.keys, self.cache, made=results, changes=self.changes)
+            return assemble(self.inputs, self.keys, self.cache, made=results, changes=self.changes, begun=self.begun)
 
     def make(self, stages: list[str]) -> dict[str, StageResult]:
         """Make the named stages, in order, each from the cache when it is there."""

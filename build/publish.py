@@ -11,16 +11,17 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from build import artifact, labels, log, preflight
+from build import artifact, labels, log, preflight, proof
 from build.artifact import Artifact
 from build.cluster import Role, Settings
 from build.errors import GoldsmithError, SpecError, StepFailed, VerificationFailed
 from build.labels import Label, State
+from build.proof import NOBODY, Trust
 from build.publish_machine import Machine, Stopped, Undo, VmIds, recorded, remove
 from build.publish_media import Brought, Media, Uploads
 from build.pve import Api
@@ -76,18 +77,21 @@ class Job:
     media: Callable[[Api], Media]
     # Whether ``media`` needs no content type import: the way for Proxmox VE before 8.4.
     over_ssh: bool = False
+    # Whose signatures the artifact must have.
+    trust: Trust = NOBODY
 
 
 def publish(job: Job) -> list[Template]:
     """Publish an artifact; return the templates, in the order of the nodes.
 
-    Raises SpecError when the artifact is damaged or its name is taken, HostError when the cluster is not ready,
-    VerificationFailed when clones failed on a node, StepFailed when a step failed: what was made is gone again then.
+    Raises SpecError when its name is taken, HostError when the cluster is not ready, VerificationFailed when the artifact
+    does not verify or clones failed on a node, StepFailed when a step failed: what was made is gone again then.
     """
-    check_artifact(job.artifact)
+    check_artifact(job.artifact, job.trust)
     label = labels.of(
-        job.artifact, state=State.PUBLISHING, published=now(), run=secrets.token_hex(8), machine=recorded(job.settings)
-    )
+        job.artifact, state=State.PUBLISHING, published=now(), run=secrets.token_hex(8), machine=recorded(job.settings),
+        seal=proof.seal(job.artifact, job.trust),
+    )  # fmt: skip
     image = job.artifact.manifest["image"]
     with log.step("Looking at the cluster", done="the cluster is ready"):
         need = preflight.Need(int(image["bytes"]), int(image["virtual_mib"]) << 20)
@@ -105,15 +109,10 @@ def publish(job: Job) -> list[Template]:
         return run.all_of(found)
 
 
-def check_artifact(found: Artifact) -> None:
-    """Raise SpecError unless every byte of the artifact is what was verified."""
-    if problems := artifact.check(found.path):
-        raise SpecError(
-            f"{found.path} is not what was verified", details="\n".join(problems), hint="build anew: nox -s build"
-        )
-    verdict = found.manifest["verification"]
-    if verdict.get("failed") or not verdict.get("passed"):
-        raise SpecError(f"{found.path} was not verified", hint="build anew: nox -s build")
+def check_artifact(found: Artifact, trust: Trust) -> None:
+    """Raise VerificationFailed unless the artifact is whole, free of contradiction, and signed as ``trust`` asks for."""
+    with log.step(f"Verifying {found.path.name}", done="it is what was built and verified"):
+        proof.require(found, trust)
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,8 @@ class Place:
     outcome: Outcome
     vmid: int = 0
     leftovers: tuple[tuple[str, int, Label], ...] = ()
+    # Of the template that is there.
+    description: str = ""
 
 
 def places(
@@ -156,13 +157,14 @@ def _decide(node: str, label: Label, found: Sequence[tuple[Mapping[str, Any], La
         where, vmid = str(guest["node"]), int(guest["vmid"])
         if guest.get("name") == label.template and guest.get("template"):
             done = theirs.state is State.TEMPLATE and int(config.get("protection", 0))
-            finished = Place(where, Outcome.THERE if done else Outcome.FINISHED, vmid)
+            outcome = Outcome.THERE if done else Outcome.FINISHED
+            finished = Place(where, outcome, vmid, description=str(config.get("description", "")))
         elif theirs.state is State.PUBLISHING and not int(config.get("protection", 0)) and not guest.get("template"):
             leftovers.append((where, vmid, theirs))
         else:
             raise _taken(label, guest, theirs)
     if finished:
-        return Place(finished.node, finished.outcome, finished.vmid, tuple(leftovers))
+        return replace(finished, leftovers=tuple(leftovers))
     return Place(node, Outcome.PUBLISHED, 0, tuple(leftovers))
 
 
@@ -275,9 +277,24 @@ class _Run:
 
 def _already(job: Job, label: Label, place: Place) -> Template:
     log.info(f"{label.template} is on {place.node} already, as {place.vmid}: the same image is not published twice.")
+    _bring_signatures(job.api, label, place)
     # A run that was killed at its very end leaves the uploaded image.
     tidy(job.media(job.api), place.node, label)
     return Template(place.node, place.vmid, label.template, Outcome.THERE)
+
+
+def _bring_signatures(api: Api, label: Label, place: Place) -> None:
+    """Give a published template the signatures that its artifact got since; nothing else of it changes."""
+    theirs = labels.parse(place.description)
+    if theirs is None or theirs.proof == label.proof:
+        return
+    try:
+        fresh = labels.relabel(place.description, replace(theirs, proof=label.proof, provenance=label.provenance))
+    except ValueError:
+        log.warn(f"{place.node}: the description of {label.template} was changed by hand, and does not get the signatures")
+        return
+    api.configure(f"/nodes/{place.node}/qemu/{place.vmid}", description=fresh)
+    log.info(f"{place.node}: {label.template} carries the signatures of {label.provenance.get('Signed by') or 'nobody'}")
 
 
 def _nothing() -> None:

@@ -243,9 +243,9 @@ def spawn(
         _end(popen)
 
 
-def attach(argv: Argv) -> int:
+def attach(argv: Argv, *, env: Mapping[str, str] | None = None) -> int:
     """Run a command on the user's own terminal, without a time limit; return its exit status."""
-    return subprocess.call(_words(argv), env=environment())
+    return subprocess.call(_words(argv), env=environment(env))
 
 
 def pipe(producer: Argv, consumer: Argv, *, timeout: float, log: Path, contained: bool = False) -> None:

@@ -13,6 +13,7 @@ from build.cache import Cache
 from build.cluster import Role, Settings, default_secrets, token
 from build.errors import GoldsmithError, SpecError
 from build.project import Project
+from build.proof import Trust
 from build.publish_media import OverApi
 
 # What a doctor without an artifact asks for: a usual image, and its disk.
@@ -55,7 +56,7 @@ def ship(
     spec = specs.load(project.spec)
     settings = settings_of(spec)
     chosen = _nodes(settings, nodes)
-    found = artifact.load(directory) if directory else artifact.newest(project.artifacts)
+    found = artifact.load(directory.absolute()) if directory else artifact.newest(project.artifacts)
     with ExitStack() as stack:
         publisher, verifier = _both(stack, cache, settings, secrets)
         judge = proxmox_verify.Judge(
@@ -67,7 +68,7 @@ def ship(
                 artifact=found, settings=settings, api=publisher, verifier=judge.verify, nodes=chosen,
                 tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
                 media=lambda api: qm.OverSsh(api, settings, qm.Ssh()) if over_ssh else OverApi(api, settings),
-                over_ssh=over_ssh,
+                over_ssh=over_ssh, trust=Trust.of(spec.releases, project.root),
             )
         )  # fmt: skip
 

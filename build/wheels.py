@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from build import files, log, run
 from build.errors import CommandFailed, StepFailed
+from build.wheel_lock import GUEST_PYTHON, Wheel
 
-GUEST_PYTHON = "3.13"
 # What Debian 13's CPython 3.13 with glibc 2.41 accepts; the older names cover wheels that were built once for all.
 GUEST_TARGET = (
     "--only-binary=:all:", "--implementation", "cp", "--python-version", GUEST_PYTHON,
@@ -24,15 +22,6 @@ GUEST_TARGET = (
     "--platform", "manylinux2014_x86_64", "--platform", "any",
 )  # fmt: skip
 PIP_SECONDS = 600
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """One locked wheel."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 def pip(*words: str) -> list[str]:
@@ -56,12 +45,6 @@ def resolve(requirements: Path, *, scratch: Path) -> tuple[Wheel, ...]:
             raise StepFailed(f"{name} {version} comes without a hash from the package index")
         wheels.append(Wheel(name, version, checksum))
     return tuple(sorted(wheels, key=lambda wheel: wheel.name))
-
-
-def render(wheels: Sequence[Wheel]) -> str:
-    """Return the text of a requirements.lock, in pip's own format."""
-    head = f"# Wheels for CPython {GUEST_PYTHON} on x86_64, written by `nox -s lock` from requirements.in.\n"
-    return head + "".join(f"{w.name}=={w.version} \\\n    --hash=sha256:{w.sha256}\n" for w in wheels)
 
 
 def fetch(lock: Path, *, cache: Path) -> Path:

@@ -22,6 +22,7 @@ from build import (
     pipeline,
     seed,
     vm,
+    wheel_lock,
     wheels,
 )
 from build import container as containers
@@ -68,7 +69,7 @@ def _write_wheel_locks(overlays: Path, spec: specs.Spec) -> None:
         if source.is_file():
             with log.step(f"Resolving {name}/requirements.in"), tempfile.TemporaryDirectory() as scratch:
                 found = wheels.resolve(source, scratch=Path(scratch))
-            files.write_atomic(source.with_suffix(".lock"), wheels.render(found))
+            files.write_atomic(source.with_suffix(".lock"), wheel_lock.render(found))
             log.info(", ".join(f"{wheel.name} {wheel.version}" for wheel in found))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from build import clone, clone_reach, pve, pve_guest
 from build.clone_request import Request
 from build.cluster import Token
+from build.proof import NOBODY, Trust
 from tests.contract.shipping import Bench
 from tests.fakes.proxmox import Proxmox
 
@@ -107,10 +108,10 @@ class Field:
         assert isinstance(self.bench.proxmox, Guests)
         return self.bench.proxmox
 
-    def clone(self, **changes: Any) -> clone.Made:
+    def clone(self, trust: Trust = NOBODY, **changes: Any) -> clone.Made:
         with pve.Api(self.bench.settings, OPERATOR) as api:
             request = dataclasses.replace(self.request, **changes)
-            return clone.clone(clone.Job(api, self.bench.settings, request, "golden", "keeper"))
+            return clone.clone(clone.Job(api, self.bench.settings, request, "golden", "keeper", trust))
 
     def smbios(self, vmid: int) -> dict[str, str]:
         parts = (part.partition("=") for part in self.proxmox.vm(vmid).config["smbios1"].split(","))

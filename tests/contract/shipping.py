@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from build import artifact, cluster, files, publish, pve
+from build import cluster, publish, pve
 from build.artifact import Artifact
 from build.cluster import Role, Settings, Token
 from build.publish_media import OverApi
+from tests import proven
 from tests.fakes.proxmox import Proxmox
 from tests.unit.helpers import golden
-from tests.unit.test_artifact import manifest as plain_manifest
 
 DISK_MIB = 64
 NAME = "golden-1.2.3"
@@ -51,12 +51,7 @@ def make_artifact(place: Path, *, fill: bytes = b"\0", **changes: Any) -> Artifa
     place.mkdir(parents=True, exist_ok=True)
     image = place / f"source-{fill.hex()}.qcow2"
     image.write_bytes(image_bytes(fill))
-    facts = plain_manifest() | {
-        "name": "golden", "version": "1.2.3",
-        "image": {"sha256": files.sha256_file(image), "bytes": image.stat().st_size, "virtual_mib": DISK_MIB},
-        "inputs": {"archive_date": "2026-11-20T02:11:10Z"}, "verification": {"passed": 300, "failed": 0, "clones": []},
-    }  # fmt: skip
-    return artifact.commit(place / "artifacts", contents={artifact.IMAGE: image}, manifest=facts | changes)
+    return proven.make(place / "artifacts", image, virtual_mib=DISK_MIB, **changes)
 
 
 def content(_subject: publish.Subject) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import paramiko
 import pytest
 
-from build import artifact, drift, files, pve, qm, run, sealed
+from build import drift, pve, qm, run, sealed
 from build.artifact import Artifact
 from build.drift import Verdict
 from build.drift_disk import Disks
+from tests import proven
 from tests.contract.cloning import OPERATOR
-from tests.contract.shipping import DISK_MIB, Bench, make_artifact
+from tests.contract.shipping import DISK_MIB, Bench
 from tests.fakes.sshd import HOST, Node
 
 VOLUME = "local-lvm:base-9000-disk-1"
@@ -31,9 +32,7 @@ def whole(bench: Bench, tmp_path: Path) -> Artifact:
         stream.write(b"boot" * 1000)
         stream.truncate(DISK_MIB << 20)
     run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], timeout=60)
-    facts = dict(make_artifact(bench.place / "other").manifest)
-    facts["image"] = {"sha256": files.sha256_file(image), "bytes": image.stat().st_size, "virtual_mib": DISK_MIB}
-    found = artifact.commit(bench.place / "artifacts", contents={artifact.IMAGE: image}, manifest=facts)
+    found = proven.make(bench.place / "artifacts", image, virtual_mib=DISK_MIB)
     bench.publish(found)
     return found
 

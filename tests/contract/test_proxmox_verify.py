@@ -76,7 +76,7 @@ def judged(bench: Bench, fakes: Fakes, tmp_path: Path, monkeypatch: pytest.Monke
     (tests / "test_all.py").write_text(GOOD)
     bench.proxmox.apitokens[VERIFIER.identity] = VERIFIER.secret
     spec = {"admin": {"user": "keeper"}}
-    bench.artifact = make_artifact(bench.place, inputs={"archive_date": "", "spec": spec})
+    bench.artifact = make_artifact(bench.place, spec=spec)
     with pve.Api(bench.settings, VERIFIER) as api:
         bench.verifier = proxmox_verify.Judge(
             api=api, settings=bench.settings, manifest=bench.artifact.manifest, tests=tests, scratch=tmp_path / "scratch",

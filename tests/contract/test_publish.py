@@ -106,13 +106,13 @@ def test_a_damaged_artifact_is_not_published(bench: Bench) -> None:
     found = make_artifact(bench.place)
     found.image.chmod(0o644)
     found.image.write_bytes(image_bytes(b"y"))
-    with pytest.raises(SpecError, match="not what was verified"):
+    with pytest.raises(VerificationFailed, match="does not verify"):
         bench.publish(found)
     assert bench.proxmox.calls.total() == 0
 
 
 def test_an_unverified_artifact_is_not_published(bench: Bench) -> None:
-    with pytest.raises(SpecError, match="was not verified"):
+    with pytest.raises(VerificationFailed, match="does not verify"):
         bench.publish(make_artifact(bench.place, verification={"passed": 299, "failed": 1}))
 
 

@@ -16,6 +16,7 @@ from build import spec as specs
 from build.cluster import Role, Settings, Token
 from build.errors import SpecError
 from build.project import Project
+from tests import proven
 from tests.fakes.proxmox import Proxmox
 
 ROOT = Path(__file__).parents[2]
@@ -73,20 +74,13 @@ def _select(tests: Path, wanted: Sequence[str]) -> None:
 def vouch(project: Project, disk: Path) -> artifact.Artifact:
     """Make an artifact of a disk that nobody has verified: here it is the clones on the node that prove it.
 
-    It never leaves the lab, and says so in its manifest.
+    It never leaves the lab; what its manifest says of anything but the disk and the spec is made up.
     """
     spec = specs.load(project.spec)
-    manifest: dict[str, Any] = {
-        "schema": artifact.SCHEMA, "name": spec.name, "version": spec.version,
-        "image": {
-            "file": artifact.IMAGE, "format": "qcow2", "sha256": files.sha256_file(disk), "bytes": disk.stat().st_size,
-            "virtual_mib": vm.sealed_disk_size_mib(disk),
-        },
-        "inputs": {"spec": spec.as_inputs(), "archive_date": "", "rootfs_tar_sha256": ""},
-        "packages": {}, "installer": {}, "tools": {}, "accelerator": {}, "stages": [], "retries": {},
-        "verification": {"passed": 1, "failed": 0, "skipped": 0, "clones": [], "by": "the lab's word: nobody has tested it"},
-    }  # fmt: skip
-    return artifact.commit(project.artifacts, contents={artifact.IMAGE: disk}, manifest=manifest)
+    return proven.make(
+        project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.sealed_disk_size_mib(disk),
+        spec=spec.as_inputs(),
+    )  # fmt: skip
 
 
 def admit(lab: Proxmox, settings: Settings) -> dict[Role, Token]:

@@ -22,9 +22,9 @@ IMAGE = b"the sealed disk"
 
 def manifest(image: bytes = IMAGE, *, key: str = "key-1", **changes: Any) -> dict[str, Any]:
     checksum = hashlib.sha256(image).hexdigest()
-    plain: dict[str, Any] = {name: {} for name in artifact.REQUIRED}
+    plain: dict[str, Any] = {name: {} for name in (*artifact.REQUIRED, *artifact.SINCE_SCHEMA_2)}
     return {
-        **plain, "schema": 1, "name": "golden", "version": "1.2.3", "image": {"sha256": checksum},
+        **plain, "schema": artifact.SCHEMA, "name": "golden", "version": "1.2.3", "image": {"sha256": checksum},
         "inputs": {"artifact_key": key}, **changes,
     }  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_a_manifest_without_its_keys_is_never_committed(tmp_path: Path) -> None:
     del broken["packages"], broken["retries"]
     with pytest.raises(SpecError) as caught:
         artifact.commit(tmp_path / "artifacts", contents=contents(tmp_path), manifest=broken)
-    assert caught.value.brief == "manifest.json is no manifest of schema 1"
+    assert caught.value.brief == "manifest.json is no manifest of schema 2"
     assert caught.value.details == "missing: packages, retries"
     assert not (tmp_path / "artifacts").exists()
 
@@ -202,11 +202,11 @@ def test_one_damaged_artifact_does_not_hide_the_others(
 def test_an_artifact_of_another_schema_is_refused_by_name(tmp_path: Path) -> None:
     made = commit(tmp_path)
     unlock(made.path)
-    (made.path / "manifest.json").write_text(json.dumps({**made.manifest, "schema": 2}))
+    (made.path / "manifest.json").write_text(json.dumps({**made.manifest, "schema": 3}))
     with pytest.raises(SpecError) as caught:
         artifact.load(made.path)
     assert caught.value.render() == (
-        f"{made.path}/manifest.json is no manifest of schema 1\n"
+        f"{made.path}/manifest.json is no manifest of schema 2\n"
         "  -> it was written by another version of Goldsmith, or damaged: build anew"
     )
 

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from build import artifact, assemble, audit_ledger, host, pipeline, run
+from build import (
+    artifact,
+    assemble,
+    audit_ledger,
+    files,
+    host,
+    pipeline,
+    proof_checks,
+    provenance,
+    run,
+    wheel_lock,
+)  # fmt: skip
 from build import lock as locks
 from build.apt import Mirrors
 from build.audit_ledger import Better, Figure
@@ -18,18 +29,21 @@ from build.cache import Cache
 from build.errors import StepFailed
 from build.host import Tool
 from build.pipeline import Gathered, Options
-from tests.unit.helpers import DATE, make_checkout
+from build.wheel_lock import Wheel
+from tests import proven
+from tests.unit.helpers import DATE, make_checkout, write_layer
 
 MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
 FACTS: dict[str, dict[str, Any]] = {
-    "rootfs": {"squashfs_sha256": "aa" * 32, "tar_sha256": "bb" * 32, "paths": 24538},
+    "rootfs": {"squashfs_sha256": "aa" * 32, "tar_sha256": "bb" * 32, "paths": 1},
+    "media": {"iso_sha256": "cc" * 32},
     "disk": {"retries": 1, "packer": "Packer 1.6.6", "accelerator": {"kind": "tcg", "reason": "there is no /dev/kvm"}},
     "verify": {
         "passed": 2, "failed": 0, "skipped": 1, "panics": 1, "clones": ["bios", "uefi"],
         "boot": {"bios": {"ready": 60.0}, "uefi": {"ready": 70.0}}, "accelerator": {"kind": "tcg"},
     },
 }  # fmt: skip
-JUNIT = '<testsuites><testsuite><testcase classname="tests.image.test_x" name="test_y" /></testsuite></testsuites>'
+JUNIT = proven.junit(passed=2, skipped=1)
 
 
 @pytest.fixture
@@ -48,6 +62,12 @@ def stage_files(stage: str, out: Path) -> None:
     for name, text in texts.get(stage, {}).items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(text)
+    if stage == "rootfs":
+        source = out / "source"
+        (source / "var/lib/dpkg").mkdir(parents=True)
+        (source / "var/lib/dpkg/status").write_text("Package: nginx\nStatus: install ok installed\nVersion: 1.0-1\n")
+        (source / "usr/share/doc").mkdir(parents=True)
+        run.run(["mksquashfs", source, out / "filesystem.squashfs", "-quiet", "-no-progress"], timeout=60)
     if stage == "disk":
         run.run(["qemu-img", "create", "-q", "-f", "qcow2", out / "image.qcow2", "64M"], timeout=60)
 
@@ -73,9 +93,10 @@ def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
     made = put_together(options, finish(options))
     found = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
     assert found == [
-        "SHA256SUMS", "image.qcow2", "installer.lock", "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log",
-        "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log", "manifest.json",
-        "rootfs.files.tsv", "rootfs.lock", "verification/junit.xml", "verification/report.html",
+        "SHA256SUMS", "image.qcow2", "inputs.json", "installer.lock", "logs/clone-bios-console.log",
+        "logs/clone-uefi-qemu.log", "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log",
+        "manifest.json", "provenance.json", "rootfs.files.tsv", "rootfs.lock", "sbom.cdx.json", "sbom.spdx.json",
+        "verification/junit.xml", "verification/report.html",
     ]  # fmt: skip
     assert artifact.check(made.path) == []
     assert (made.path / "logs" / "installer-console.log").read_text() == "installer"
@@ -116,6 +137,38 @@ def test_the_locks_in_the_artifact_can_be_built_from(options: Options) -> None:
     made = put_together(options, gathered)
     for name, expected in (("rootfs.lock", gathered.inputs.rootfs_lock), ("installer.lock", gathered.inputs.installer_lock)):
         assert locks.parse(made.path / name) == expected
+
+
+def test_what_is_put_together_verifies(options: Options) -> None:
+    write_layer(options.project.root, "20-app", {"/etc/y": "y"}, python={"venv": "/opt/app", "requirements": "wheels.lock"})
+    (options.project.overlays / "20-app" / "wheels.lock").write_text(wheel_lock.render([Wheel("django", "5.2", "d" * 64)]))
+    text = options.project.spec.read_text().replace("- 10-base", "- 10-base\n- 20-app")
+    options.project.spec.write_text(text)
+    made = put_together(options, finish(options))
+    assert [check.render() for check in proof_checks.examine(made) if check.problems] == []
+    assert made.manifest["wheels"] == {
+        "20-app": {"venv": "/opt/app", "lock": "wheels/20-app/requirements.lock", "packages": {"django": "5.2"}}
+    }
+    bill = json.loads((made.path / "sbom.cdx.json").read_text())
+    assert [(one["name"], one["version"], one["scope"]) for one in bill["components"]] == [
+        ("nginx", "1.0-1", "required"), ("udeb", "1.0-1", "excluded"), ("django", "5.2", "required")
+    ]
+
+
+def test_only_the_run_itself_tells_two_artifacts_of_the_same_inputs_apart(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = finish(options)
+    first = put_together(options, gathered)
+    kept = {name: (first.path / name).read_text() for name in ("sbom.cdx.json", "sbom.spdx.json", "provenance.json")}
+    files.remove_tree(first.path)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    second = put_together(options, gathered)
+    assert [(second.path / name).read_text() == text for name, text in kept.items()] == [True, True, False]
+    before, after = (json.loads(text) for text in (kept["provenance.json"], (second.path / "provenance.json").read_text()))
+    assert {path.rpartition(".")[2] for path in provenance.differences(before, after)} == {
+        "startedOn", "finishedOn", "invocationId"
+    }
 
 
 def test_stages_that_nobody_needed_may_be_gone(options: Options) -> None:

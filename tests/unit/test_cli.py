@@ -20,6 +20,7 @@ from tests.fakes import Fakes
 from tests.unit.helpers import make_checkout
 
 VERBS = (
+    "attest",
     "audit",
     "bench",
     "boot",
@@ -36,6 +37,7 @@ VERBS = (
     "publish",
     "requirements",
     "setup",
+    "verify-artifact",
 )
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")
 GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/debian-security")
@@ -362,8 +364,8 @@ def test_a_build_prints_where_the_artifact_is(
 
 
 def test_check_says_whole_or_what_changed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    plain: dict[str, Any] = {name: {} for name in artifact.REQUIRED}
-    manifest = {**plain, "schema": 1, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
+    plain: dict[str, Any] = {name: {} for name in (*artifact.REQUIRED, *artifact.SINCE_SCHEMA_2)}
+    manifest = {**plain, "schema": artifact.SCHEMA, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
     made = artifact.commit(tmp_path / "artifacts", contents={"image.qcow2": "image"}, manifest=manifest)
     assert cli.main(["check", "--project", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{made.path}: whole\n"

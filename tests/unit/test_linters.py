@@ -31,20 +31,22 @@ RINGS = {
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
         "clone_request",
         "release_policy",
+        "wheel_lock", "sbom", "provenance", "statement",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
         "clone_reach", "drift_config", "drift_disk",
+        "checkout", "origins", "signing",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
-        "proxmox_build", "clone", "drift",
+        "proxmox_build", "clone", "drift", "proof_checks", "proof",
     },
     "top": {
-        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb", "cli",
-        "__main__",
+        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
+        "proof_verbs", "cli", "__main__",
     },
 }  # fmt: skip
 

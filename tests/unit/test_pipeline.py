@@ -42,9 +42,9 @@ def finish(options: Options, *stages: str) -> None:
 
 def publish(options: Options, key: str = "") -> Path:
     """Let an artifact of the present inputs be there; return its path."""
-    plain: dict[str, Any] = {name: {} for name in artifact.REQUIRED}
+    plain: dict[str, Any] = {name: {} for name in (*artifact.REQUIRED, *artifact.SINCE_SCHEMA_2)}
     plain["inputs"] = {"artifact_key": key or gather(options).keys["artifact"].key}
-    manifest = {**plain, "schema": 1, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
+    manifest = {**plain, "schema": artifact.SCHEMA, "name": "golden", "version": "1", "image": {"sha256": "0" * 64}}
     return artifact.commit(options.project.artifacts, contents={"image.qcow2": "x"}, manifest=manifest).path
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from build import wheels
-from build.errors import CommandFailed, StepFailed
-from build.wheels import Wheel
+from build import wheel_lock, wheels
+from build.errors import CommandFailed, SpecError, StepFailed
+from build.wheel_lock import Pin, Wheel
 from tests.fakes import Fakes
 from tests.unit.helpers import Mirror
 
@@ -59,7 +59,7 @@ def test_what_is_resolved_is_rendered_and_fetched(index: Mirror, tmp_path: Path)
     assert found == (helper, demo)
 
     lock = tmp_path / "requirements.lock"
-    lock.write_text(wheels.render(found))
+    lock.write_text(wheel_lock.render(found))
     house = wheels.fetch(lock, cache=tmp_path / "cache")
     assert sorted(path.name for path in house.iterdir()) == [
         "Demo-1.0-py3-none-any.whl",
@@ -73,7 +73,7 @@ def test_what_is_resolved_is_rendered_and_fetched(index: Mirror, tmp_path: Path)
 def test_a_wheel_with_another_hash_is_refused_and_nothing_is_kept(index: Mirror, tmp_path: Path) -> None:
     add(index, "demo", "1.0")
     lock = tmp_path / "requirements.lock"
-    lock.write_text(wheels.render([Wheel("demo", "1.0", "0" * 64)]))
+    lock.write_text(wheel_lock.render([Wheel("demo", "1.0", "0" * 64)]))
     with pytest.raises(StepFailed) as caught:
         wheels.fetch(lock, cache=tmp_path / "cache")
     assert caught.value.brief == f"pip cannot fetch the wheels of {lock}"
@@ -102,8 +102,27 @@ def test_a_wheel_without_a_hash_is_refused(fakes: Fakes, tmp_path: Path, monkeyp
 
 
 def test_the_lock_is_in_pips_own_format() -> None:
-    assert wheels.render([Wheel("a", "1", "0" * 64), Wheel("b", "2", "1" * 64)]) == (
+    assert wheel_lock.render([Wheel("a", "1", "0" * 64), Wheel("b", "2", "1" * 64)]) == (
         "# Wheels for CPython 3.13 on x86_64, written by `nox -s lock` from requirements.in.\n"
         f"a==1 \\\n    --hash=sha256:{'0' * 64}\n"
         f"b==2 \\\n    --hash=sha256:{'1' * 64}\n"
+    )
+
+
+def test_a_lock_is_read_as_it_is_written_and_as_others_write_it(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(wheel_lock.render([Wheel("b", "2", "1" * 64), Wheel("a", "1+x", "0" * 64)]))
+    assert wheel_lock.parse(lock) == (Pin("a", "1+x", ("0" * 64,)), Pin("b", "2", ("1" * 64,)))
+    lock.write_text(f"Zope.Web_x[extra]==1.0 \\\n  --hash=sha256:{'2' * 64} \\\n  --hash=sha256:{'1' * 64}\n    # via y\n")
+    assert wheel_lock.parse(lock) == (Pin("zope-web-x", "1.0", ("1" * 64, "2" * 64)),)
+
+
+@pytest.mark.parametrize("line", ["django", "django==5", f"x==1; python_version<'3' --hash=sha256:{'0' * 64}", "-e ."])
+def test_a_line_that_names_no_file_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "requirements.lock").write_text(line + "\n")
+    with pytest.raises(SpecError) as caught:
+        wheel_lock.parse(tmp_path / "requirements.lock")
+    assert caught.value.render() == (
+        f"{tmp_path}/requirements.lock: {line!r} is not NAME==VERSION with its --hash=sha256:\n"
+        "  -> write it anew: nox -s lock -- wheels"
     )
