@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import __version__, artifact, audit_ledger, files, host, report, rootfs, vm
+from build import __version__, artifact, audit_ledger, base, files, host, report, rootfs, updates, vm
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
 from build.errors import StepFailed
@@ -28,7 +28,7 @@ def assemble(
         if stage not in results:
             raise StepFailed(f"stage {stage} vanished from the cache", hint="run the build again")
     image = results["disk"].path / artifact.IMAGE
-    manifest = _manifest(inputs, keys, results, image, changes)
+    manifest = {**_manifest(inputs, keys, results, image, changes), "updates": _updates(inputs, cache)}
     contents: dict[str, Path | str] = {
         artifact.IMAGE: image,
         "rootfs.files.tsv": results["rootfs"].path / rootfs.MANIFEST,
@@ -79,6 +79,14 @@ def _manifest(
         "audit": {name: _figure(entry) for name, entry in audit_ledger.load(inputs.project.audit_ledger).items()},
         "retries": {"installer": disk["retries"], "clones": verdict["panics"]},
     }  # fmt: skip
+
+
+def _updates(inputs: Inputs, cache: Cache) -> dict[str, Any]:
+    spec, stack = inputs.spec, inputs.stack
+    question = updates.Question(
+        inputs.rootfs_lock, base.request_digest(spec, stack), base.requested_packages(spec, stack)
+    )
+    return updates.at_build(cache.root / "apt", inputs.mirrors, question, inputs.installer_lock)
 
 
 def _figure(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from build import (
     log,
     pipeline,
     requirements,
+    updates_verb,
     workshop,
 )  # fmt: skip
 from build import spec as specs
@@ -67,8 +68,7 @@ def parser() -> argparse.ArgumentParser:
     verb("plan", _plan, "print what a build would make, and why")
     verb("setup", _setup, "install the host tools that are missing, or name them")
     _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
-    lock = verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files")
-    lock.add_argument("what", nargs="*", choices=["rootfs", "installer", "wheels", []], help="only these (default: all)")
+    updates_verb.options(verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files"))
     boot = verb("boot", _boot, "start a throw-away clone of the newest image; Ctrl-C ends it")
     boot.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     boot.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
@@ -279,6 +279,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
+    updates_verb.fit(arguments)
+    if arguments.check:
+        text, code = updates_verb.run(
+            _options(arguments), arguments.what, strict=arguments.strict, as_json=arguments.json
+        )  # fmt: skip
+        print(text)
+        return code
     return workshop.write_locks(_options(arguments), arguments.what or ["rootfs", "installer", "wheels"])
 
 
