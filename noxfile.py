@@ -19,7 +19,7 @@ IMAGE_TESTS = ("pytest", "pytest-testinfra", "pytest-xdist")
 AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
 LAB = "fakepve[crypto]"
-CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
+CHECKS = ("check-jsonschema", "mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
