@@ -146,6 +146,13 @@ def drift(session: nox.Session) -> None:
 
 
 @nox.session
+def vulnerabilities(session: nox.Session) -> None:
+    """Name the known vulnerabilities of an artifact's packages, from Debian's security data (docs/vulnerabilities.md)."""
+    install(session, *TOOL)
+    goldsmith(session, "vulnerabilities")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import __version__, artifact, audit_ledger, base, files, host, report, rootfs, updates, vm
+from build import __version__, artifact, audit_ledger, base, files, host, report, rootfs, sources, updates, vm
+from build.apt import Store
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
 from build.errors import StepFailed
@@ -28,7 +29,10 @@ def assemble(
         if stage not in results:
             raise StepFailed(f"stage {stage} vanished from the cache", hint="run the build again")
     image = results["disk"].path / artifact.IMAGE
-    manifest = {**_manifest(inputs, keys, results, image, changes), "updates": _updates(inputs, cache)}
+    manifest = _manifest(inputs, keys, results, image, changes) | {
+        "sources": sources.facts(sources.origins(inputs.rootfs_lock.entries, Store(cache.root / "files").path)),
+        "updates": _updates(inputs, cache),
+    }
     contents: dict[str, Path | str] = {
         artifact.IMAGE: image,
         "rootfs.files.tsv": results["rootfs"].path / rootfs.MANIFEST,

@@ -29,6 +29,7 @@ from build import (
     pipeline,
     requirements,
     updates_verb,
+    vulnerabilities_verb,
     workshop,
 )  # fmt: skip
 from build import spec as specs
@@ -92,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
     _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
+    known = verb("vulnerabilities", _vulnerabilities, "name known vulnerabilities of an artifact's packages")
+    vulnerabilities_verb.options(known)
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
@@ -226,6 +229,15 @@ def _setup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(told: tuple[str, int]) -> int:
+    print(told[0])
+    return told[1]
+
+
+def _vulnerabilities(arguments: argparse.Namespace) -> int:
+    return _tell(vulnerabilities_verb.run(arguments))
+
+
 def _publish(arguments: argparse.Namespace) -> int:
     from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
 
@@ -251,11 +263,9 @@ def _drift(arguments: argparse.Namespace) -> int:
     from build import drift_verb  # noqa: PLC0415 (it needs packages that the other verbs do without)
 
     project, cache = Project(arguments.project.resolve()), Cache(arguments.cache.resolve())
-    text, code = drift_verb.run(
-        project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json
-    )  # fmt: skip
-    print(text)
-    return code
+    return _tell(
+        drift_verb.run(project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json)
+    )
 
 
 def _cluster_doctor(arguments: argparse.Namespace) -> int:
@@ -281,11 +291,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _lock(arguments: argparse.Namespace) -> int:
     updates_verb.fit(arguments)
     if arguments.check:
-        text, code = updates_verb.run(
-            _options(arguments), arguments.what, strict=arguments.strict, as_json=arguments.json
-        )  # fmt: skip
-        print(text)
-        return code
+        return _tell(updates_verb.run(_options(arguments), arguments))
     return workshop.write_locks(_options(arguments), arguments.what or ["rootfs", "installer", "wheels"])
 
 

@@ -111,5 +111,5 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
         "name": inputs.spec.name,
         "version": inputs.spec.version,
         "audit": audit_ledger.load(inputs.project.audit_ledger),
-        "code": inputs.project.code("artifact", "assemble", "report", "updates"),
+        "code": inputs.project.code("artifact", "assemble", "report", "sources", "updates"),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from build import base, layers, lock, updates
 from build import spec as specs
@@ -37,7 +37,7 @@ def fit(arguments: argparse.Namespace) -> None:
         )
 
 
-def run(options: Options, what: Collection[str], *, strict: bool, as_json: bool) -> tuple[str, int]:
+def run(options: Options, asked: argparse.Namespace) -> tuple[str, int]:
     """Look at the locked sets that are named, with fresh lists; return what there is to tell, and the exit code."""
     project = options.project
     spec = specs.load(project.spec)
@@ -51,8 +51,8 @@ def run(options: Options, what: Collection[str], *, strict: bool, as_json: bool)
             "rootfs": lambda: updates.look_rootfs(apt, question),
             "installer": lambda: updates.look_installer(apt, installer),
         }
-        looked = [looks[name]() for name in SETS if name in (what or SETS)]
-    return (_json(looked) if as_json else text_of(looked)), exit_code(looked, strict=strict)
+        looked = [looks[name]() for name in SETS if name in (asked.what or SETS)]
+    return (_json(looked) if asked.json else text_of(looked)), exit_code(looked, strict=asked.strict)
 
 
 def exit_code(looked: Sequence[Looked], *, strict: bool) -> int:

@@ -36,6 +36,7 @@ VERBS = (
     "publish",
     "requirements",
     "setup",
+    "vulnerabilities",
 )
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")
 GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/debian-security")

@@ -30,13 +30,13 @@ RINGS = {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
         "clone_request",
-        "release_policy", "versions",
+        "release_policy", "versions", "sources", "accepted", "vulnerability_data",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
-        "clone_reach", "drift_config", "drift_disk", "updates",
+        "clone_reach", "drift_config", "drift_disk", "updates", "debsecan", "vulnerabilities",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
@@ -44,7 +44,7 @@ RINGS = {
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
-        "updates_verb", "cli",
+        "updates_verb", "vulnerabilities_verb", "cli",
         "__main__",
     },
 }  # fmt: skip
