@@ -19,7 +19,7 @@ IMAGE_TESTS = ("pytest", "pytest-testinfra", "pytest-xdist")
 AUDITORS = ("ssh-audit",)
 PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
 LAB = "fakepve[crypto]"
-CHECKS = ("mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
+CHECKS = ("check-jsonschema", "mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
@@ -157,6 +157,13 @@ def drift(session: nox.Session) -> None:
     """Compare the templates on the cluster with what was published; -- --ssh reads their disks too."""
     install(session, *TOOL, *PROXMOX)
     goldsmith(session, "drift")
+
+
+@nox.session
+def vulnerabilities(session: nox.Session) -> None:
+    """Name the known vulnerabilities of an artifact's packages, from Debian's security data (docs/vulnerabilities.md)."""
+    install(session, *TOOL)
+    goldsmith(session, "vulnerabilities")
 
 
 @nox.session

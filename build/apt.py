@@ -7,7 +7,9 @@ SHA-256 is the one that signed metadata, or a lock written from it, names.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +29,7 @@ RESOLVE_SECONDS = 120
 DOWNLOAD_SECONDS = 1800
 FILES_PER_CALL = 150
 POLL_SECONDS = 0.5
+LISTS_LOCK = ".lists.lock"
 MIRROR_HINT = "name them: --mirror http://…/debian --security-mirror http://…/debian-security"
 
 
@@ -79,6 +82,14 @@ class PrivateApt:
 
     def set_up(self) -> None:
         """Write the configuration and fetch the signed lists of packages."""
+        self.configure()
+        run.run(
+            ["apt-get", "update", "--error-on=any", "-qq"], timeout=UPDATE_SECONDS, env=self.environment(),
+            hint="is the mirror reachable? try: apt-get update",
+        )  # fmt: skip
+
+    def configure(self) -> None:
+        """Write the configuration; lists come by :meth:`set_up`, or were kept by an earlier apt (:func:`kept_apt`)."""
         if not KEYRING.exists():
             raise HostError(
                 f"{KEYRING} is missing; it is needed to check Debian's signatures",
@@ -96,10 +107,6 @@ class PrivateApt:
         (self.home / "etc" / "sources.list").write_text(
             sources(self.mirrors, self.release, components="main main/debian-installer")
         )
-        run.run(
-            ["apt-get", "update", "--error-on=any", "-qq"], timeout=UPDATE_SECONDS, env=self.environment(),
-            hint="is the mirror reachable? try: apt-get update",
-        )  # fmt: skip
 
     def resolve(self, packages: Sequence[str]) -> tuple[Entry, ...]:
         """Return every file that installing ``packages`` on an empty system takes, dependencies included.
@@ -117,6 +124,21 @@ class PrivateApt:
         """Return the names of the packages in the archive that match the regular expression ``pattern`` whole."""
         done = run.run(["apt-cache", "pkgnames"], timeout=RESOLVE_SECONDS, env=self.environment())
         return sorted(name for name in done.stdout.split() if re.fullmatch(pattern, name))
+
+    def security_versions(self, packages: Sequence[str]) -> dict[str, set[str]]:
+        """Return the versions that the security archive has of each of ``packages``; a package without any is left out.
+
+        The format is that of ``apt-cache madison``: package | version | archive suite/component ….
+        """
+        if not packages:
+            return {}
+        done = run.run(["apt-cache", "madison", *packages], timeout=RESOLVE_SECONDS, env=self.environment())
+        found: dict[str, set[str]] = {}
+        for line in done.stdout.splitlines():
+            package, version, origin = (part.strip() for part in line.split("|", 2))
+            if origin.split()[0].rstrip("/") == self.mirrors.security:
+                found.setdefault(package, set()).add(version)
+        return found
 
     def _uris(self, command: list[str], purpose: str) -> tuple[Entry, ...]:
         try:
@@ -170,7 +192,38 @@ def private_apt(parent: Path, mirrors: Mirrors, release: str) -> Iterator[Privat
         apt = PrivateApt(home, mirrors, release)
         with log.step("Reading Debian's signed package lists"):
             apt.set_up()
+            _keep_lists(apt, parent)
         yield apt
+
+
+@contextmanager
+def kept_apt(parent: Path, mirrors: Mirrors, release: str) -> Iterator[PrivateApt | None]:
+    """Yield a private apt with the lists that the last :func:`private_apt` fetched, without network; None when none did."""
+    kept = _kept_lists(parent, mirrors, release)
+    with files.scratch(parent) as home:
+        with files.lock(parent / LISTS_LOCK):
+            if kept.is_dir():
+                shutil.copytree(kept, home / "lists", copy_function=os.link)
+        if not (home / "lists").is_dir():
+            yield None
+            return
+        apt = PrivateApt(home, mirrors, release)
+        apt.configure()
+        yield apt
+
+
+def _kept_lists(parent: Path, mirrors: Mirrors, release: str) -> Path:
+    return parent / f"lists-{files.digest([release, mirrors.debian, mirrors.security])[:16]}"
+
+
+def _keep_lists(apt: PrivateApt, parent: Path) -> None:
+    """Keep the lists for builds that look at pending updates without network, in place of older ones."""
+    kept = _kept_lists(parent, apt.mirrors, apt.release)
+    with files.scratch(parent) as hidden, files.lock(parent / LISTS_LOCK):
+        names = shutil.ignore_patterns("partial", "lock", "auxfiles")
+        shutil.copytree(apt.home / "lists", hidden / "lists", copy_function=os.link, ignore=names)
+        files.remove_tree(kept)
+        (hidden / "lists").rename(kept)
 
 
 @dataclass(frozen=True)

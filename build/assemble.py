@@ -17,6 +17,7 @@ from build import (
     __version__,
     artifact,
     audit_ledger,
+    base,
     files,
     host,
     lock,
@@ -25,9 +26,12 @@ from build import (
     report,
     rootfs,
     sbom,
+    sources,
+    updates,
     vm,
     wheel_lock,
 )  # fmt: skip
+from build.apt import Store
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
 from build.errors import StepFailed
@@ -51,7 +55,10 @@ def assemble(
         if stage not in results:
             raise StepFailed(f"stage {stage} vanished from the cache", hint="run the build again")
     image = results["disk"].path / artifact.IMAGE
-    manifest = _manifest(inputs, keys, results, image, changes)
+    manifest = _manifest(inputs, keys, results, image, changes) | {
+        "sources": sources.facts(sources.origins(inputs.rootfs_lock.entries, Store(cache.root / "files").path)),
+        "updates": _updates(inputs, cache),
+    }
     now = time.time()
     manifest["built"] = provenance.run_facts(
         os.environ, key=keys["artifact"].key, started=lock.iso(begun or now), finished=lock.iso(now),
@@ -160,6 +167,14 @@ def _manifest(
         "audit": {name: _figure(entry) for name, entry in audit_ledger.load(inputs.project.audit_ledger).items()},
         "retries": {"installer": disk["retries"], "clones": verdict["panics"]},
     }  # fmt: skip
+
+
+def _updates(inputs: Inputs, cache: Cache) -> dict[str, Any]:
+    spec, stack = inputs.spec, inputs.stack
+    question = updates.Question(
+        inputs.rootfs_lock, base.request_digest(spec, stack), base.requested_packages(spec, stack)
+    )
+    return updates.at_build(cache.root / "apt", inputs.mirrors, question, inputs.installer_lock)
 
 
 def _figure(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from build import (
     pipeline,
     proof_verbs,
     requirements,
+    updates_verb,
+    vulnerabilities_verb,
     workshop,
 )  # fmt: skip
 from build import spec as specs
@@ -68,8 +70,7 @@ def parser() -> argparse.ArgumentParser:
     verb("plan", _plan, "print what a build would make, and why")
     verb("setup", _setup, "install the host tools that are missing, or name them")
     _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
-    lock = verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files")
-    lock.add_argument("what", nargs="*", choices=["rootfs", "installer", "wheels", []], help="only these (default: all)")
+    updates_verb.options(verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files"))
     boot = verb("boot", _boot, "start a throw-away clone of the newest image; Ctrl-C ends it")
     boot.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     boot.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
@@ -94,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     proof_verbs.add(lambda name, text: verb(name, _prove, text))
+    known = verb("vulnerabilities", _vulnerabilities, "name known vulnerabilities of an artifact's packages")
+    vulnerabilities_verb.options(known)
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
@@ -228,6 +231,15 @@ def _setup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(told: tuple[str, int]) -> int:
+    print(told[0])
+    return told[1]
+
+
+def _vulnerabilities(arguments: argparse.Namespace) -> int:
+    return _tell(vulnerabilities_verb.run(arguments))
+
+
 def _publish(arguments: argparse.Namespace) -> int:
     from build import ship  # noqa: PLC0415 (it needs packages that the other verbs do without)
 
@@ -253,11 +265,9 @@ def _drift(arguments: argparse.Namespace) -> int:
     from build import drift_verb  # noqa: PLC0415 (it needs packages that the other verbs do without)
 
     project, cache = Project(arguments.project.resolve()), Cache(arguments.cache.resolve())
-    text, code = drift_verb.run(
-        project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json
-    )  # fmt: skip
-    print(text)
-    return code
+    return _tell(
+        drift_verb.run(project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json)
+    )
 
 
 def _cluster_doctor(arguments: argparse.Namespace) -> int:
@@ -281,6 +291,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
+    updates_verb.fit(arguments)
+    if arguments.check:
+        return _tell(updates_verb.run(_options(arguments), arguments))
     return workshop.write_locks(_options(arguments), arguments.what or ["rootfs", "installer", "wheels"])
 
 

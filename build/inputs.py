@@ -114,5 +114,7 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
         "name": inputs.spec.name,
         "version": inputs.spec.version,
         "audit": audit_ledger.load(inputs.project.audit_ledger),
-        "code": inputs.project.code("artifact", "assemble", "report", "sbom", "origins", "provenance", "wheel_lock"),
+        "code": inputs.project.code(
+            "artifact", "assemble", "report", "sbom", "origins", "provenance", "wheel_lock", "sources", "updates"
+        ),
     }

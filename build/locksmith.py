@@ -105,39 +105,10 @@ class Locksmith:
         return fresh
 
     def resolve_installer(self, apt: PrivateApt, old: Lock) -> Lock:
-        """Resolve the newest installer set of the same make-up; refuse one with a hole.
-
-        The kernel modules must be those of the netboot package's kernel, which it names in Built-Using.
-        """
-        kernel = self._netboot_kernel(apt)
-        names = []
-        for entry in old.entries:
-            match = MODULES.fullmatch(entry.package)
-            names.append(f"{match['name']}-{kernel}-amd64-di" if match else entry.package)
-        absent = sorted(set(names) - set(apt.names(".*")))
-        if absent:
-            raise StepFailed(
-                f"the archive's newest installer set (kernel {kernel}) has a hole", details="\n".join(absent),
-                hint=HOLE_HINT,
-            )  # fmt: skip
-        fresh = replace(old, date=lock.iso(apt.date()), entries=apt.locate(names))
+        """Resolve the newest installer set of the same make-up, and fetch it; raise StepFailed when it has a hole."""
+        fresh = newest_installer(apt, old)
         self._demand(fresh, "installer set")
         return fresh
-
-    def _netboot_kernel(self, apt: PrivateApt) -> str:
-        shown = run.run(["apt-cache", "show", "--no-all-versions", NETBOOT], timeout=60, env=apt.environment()).stdout
-        match = re.search(r"^Built-Using:.*[ ,]linux(?:-signed-amd64)? \(= ([0-9.]+)", shown, re.MULTILINE)
-        if not match:
-            raise StepFailed(f"{NETBOOT} does not say which kernel it was built with")
-        kernels = {found["kernel"] for name in apt.names(MODULES.pattern) if (found := MODULES.fullmatch(name))}
-        fitting = sorted(kernel for kernel in kernels if kernel.split("+")[0] == match[1])
-        if not fitting:
-            raise StepFailed(
-                f"the archive has no kernel modules for the newest installer (kernel {match[1]})",
-                details="it has: " + ", ".join(sorted(kernels)),
-                hint=HOLE_HINT,
-            )
-        return fitting[-1]
 
     def _demand(self, fresh: Lock, what: str) -> None:
         gone = self.store.fetch(fresh.entries, self.mirrors)
@@ -146,6 +117,40 @@ class Locksmith:
                 f"the mirror lacks {len(gone)} files of its own newest {what}", details=_names(gone),
                 hint="the mirror is incomplete or being updated: try again in an hour, or use another mirror",
             )  # fmt: skip
+
+
+def newest_installer(apt: PrivateApt, old: Lock) -> Lock:
+    """Return the newest installer set of the same make-up; raise StepFailed when it has a hole. Nothing is fetched.
+
+    The kernel modules must be those of the netboot package's kernel, which it names in Built-Using.
+    """
+    kernel = _netboot_kernel(apt)
+    names = []
+    for entry in old.entries:
+        match = MODULES.fullmatch(entry.package)
+        names.append(f"{match['name']}-{kernel}-amd64-di" if match else entry.package)
+    absent = sorted(set(names) - set(apt.names(".*")))
+    if absent:
+        raise StepFailed(
+            f"the archive's newest installer set (kernel {kernel}) has a hole", details="\n".join(absent), hint=HOLE_HINT
+        )
+    return replace(old, date=lock.iso(apt.date()), entries=apt.locate(names))
+
+
+def _netboot_kernel(apt: PrivateApt) -> str:
+    shown = run.run(["apt-cache", "show", "--no-all-versions", NETBOOT], timeout=60, env=apt.environment()).stdout
+    match = re.search(r"^Built-Using:.*[ ,]linux(?:-signed-amd64)? \(= ([0-9.]+)", shown, re.MULTILINE)
+    if not match:
+        raise StepFailed(f"{NETBOOT} does not say which kernel it was built with")
+    kernels = {found["kernel"] for name in apt.names(MODULES.pattern) if (found := MODULES.fullmatch(name))}
+    fitting = sorted(kernel for kernel in kernels if kernel.split("+")[0] == match[1])
+    if not fitting:
+        raise StepFailed(
+            f"the archive has no kernel modules for the newest installer (kernel {match[1]})",
+            details="it has: " + ", ".join(sorted(kernels)),
+            hint=HOLE_HINT,
+        )
+    return fitting[-1]
 
 
 def _reason(path: Path, chosen: Settled | None, gone: tuple[Entry, ...]) -> str:

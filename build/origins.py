@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from email.parser import HeaderParser
 from pathlib import Path
 
-from build import files, run
+from build import files, run, sources
 from build.sbom import Origin
 
 STATUS = "var/lib/dpkg/status"
@@ -39,13 +39,11 @@ def debian(root: Path) -> dict[str, Origin]:
     found = {}
     status = root / STATUS
     for stanza in status.read_text(encoding="utf-8").split("\n\n") if status.is_file() else ():
-        fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))
-        if package := str(fields.get("Package") or ""):
-            # "Source: age (1.2.1-1)": the version stands there when it is another one than the package's.
-            source, _, version = str(fields.get("Source") or package).partition(" (")
+        if name := re.search(r"^Package: (.+)$", stanza, re.MULTILINE):
+            package, source = name[1], sources.of_control(stanza).source
             copyright_file = _inside(root, f"{DOCUMENTS}/{package}/copyright")
             licences = tuple(_licences(copyright_file)) if copyright_file else ()
-            found[package] = Origin(source, version.rstrip(")") or str(fields.get("Version", "")), licences)
+            found[package] = Origin(source.name, source.version, licences)
     return found
 
 

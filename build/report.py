@@ -31,6 +31,7 @@ _PAGE = """<!doctype html>
 <tr><td>SHA-256</td><td><code>{{ manifest.image.sha256 }}</code></td></tr>
 <tr><td>Size</td><td>{{ "%.0f" | format(manifest.image.bytes / 1e6) }} MB compressed, {{ manifest.image.virtual_mib }} MiB virtual</td></tr>
 <tr><td>Packages</td><td>{{ manifest.packages | length }}, archive as of {{ manifest.inputs.archive_date }}</td></tr>
+<tr><td>Pending updates</td><td>{{ updates }}</td></tr>
 <tr><td>Accelerator</td><td>{{ manifest.accelerator.kind }}: {{ manifest.accelerator.reason }}</td></tr>
 <tr><td>Retries</td><td>{{ manifest.retries.installer }} of the installer, {{ manifest.retries.clones }} of the clones</td></tr>
 </table>
@@ -101,4 +102,23 @@ def render(junit: Path, manifest: Mapping[str, Any]) -> str:
     counts = {result: sum(case.result == result for case in cases) for result in ("passed", "failed", "skipped")}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     environment.filters["seconds"] = seconds
-    return environment.from_string(_PAGE).render(manifest=manifest, cases=cases, counts=counts)
+    return environment.from_string(_PAGE).render(
+        manifest=manifest, cases=cases, counts=counts, updates=pending(manifest)
+    )
+
+
+def pending(manifest: Mapping[str, Any]) -> str:
+    """Return what is known of the updates that were pending when the image was built; never silence."""
+    updates = manifest.get("updates") or {"looked": False, "reason": "the manifest does not say"}
+    if not updates["looked"]:
+        return f"not looked at: {updates['reason']}"
+    return "; ".join(_pending_of(one) for one in updates["sets"])
+
+
+def _pending_of(one: Mapping[str, Any]) -> str:
+    if one["problem"]:
+        return f"{one['set']}: not looked at: {one['problem']}"
+    fixes = [f"{update['package']} {update['candidate']}" for update in one["updates"] if update["security"]]
+    others = len(one["updates"]) - len(fixes)
+    said = f"{one['set']}: {len(fixes)} security{' (' + ', '.join(fixes) + ')' if fixes else ''}, {others} other"
+    return f"{said}, archive as of {one['archive_as_of']}"

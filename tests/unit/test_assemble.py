@@ -20,6 +20,7 @@ from build import (
     proof_checks,
     provenance,
     run,
+    updates,
     wheel_lock,
 )  # fmt: skip
 from build import lock as locks
@@ -130,6 +131,8 @@ def test_the_manifest_tells_everything_about_the_image(options: Options) -> None
     assert manifest["audit"] == {"lynis.index": {"value": 91.0, "shown": "91", "limit": ">= 90"}}
     assert [stage["stage"] for stage in manifest["stages"]] == ["base", "rootfs", "media", "disk", "verify"]
     assert {stage["reused"] for stage in manifest["stages"]} == {True}
+    assert manifest["updates"] == {"looked": False, "reason": updates.NO_LISTS}
+    assert f"not looked at: {updates.NO_LISTS}" in (made.path / "verification" / "report.html").read_text()
 
 
 def test_the_locks_in_the_artifact_can_be_built_from(options: Options) -> None:

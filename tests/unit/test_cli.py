@@ -38,6 +38,7 @@ VERBS = (
     "requirements",
     "setup",
     "verify-artifact",
+    "vulnerabilities",
 )
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")
 GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/debian-security")

@@ -30,15 +30,15 @@ RINGS = {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
         "clone_request",
-        "release_policy",
-        "wheel_lock", "sbom", "provenance", "statement",
+        "release_policy", "wheel_lock", "sbom", "provenance", "statement", "versions", "sources", "accepted",
+        "vulnerability_data",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
-        "clone_reach", "drift_config", "drift_disk",
-        "checkout", "origins", "signing",
+        "clone_reach", "drift_config", "drift_disk", "checkout", "origins", "signing", "updates", "debsecan",
+        "vulnerabilities",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
@@ -46,7 +46,7 @@ RINGS = {
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
-        "proof_verbs", "cli", "__main__",
+        "proof_verbs", "cli", "__main__", "updates_verb", "vulnerabilities_verb",
     },
 }  # fmt: skip
 
