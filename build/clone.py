@@ -69,7 +69,7 @@ def clone(job: Job) -> Made:
     """
     request = job.request
     guests = job.api.get("/cluster/resources", type="vm")
-    source = clone_source.source(job.api, clone_source.choose(guests, request, job.product), request)
+    source = clone_source.source(job.api, clone_source.choose(job.api, guests, request, job.product), request)
     if same := [one for one in guests if one.get("name") == request.name]:
         return _found(job, source, same)
     kind = "linked" if request.linked else "full"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from build import artifact, labels, log, preflight
+from build import artifact, channels, labels, log, preflight
 from build.artifact import Artifact
 from build.cluster import Role, Settings
 from build.errors import GoldsmithError, SpecError, StepFailed, VerificationFailed
@@ -24,6 +24,8 @@ from build.labels import Label, State
 from build.publish_machine import Machine, Stopped, Undo, VmIds, recorded, remove
 from build.publish_media import Brought, Media, Uploads
 from build.pve import Api
+from build.release_entry import Assignment
+from build.release_ledger import Book
 
 POLL_SECONDS = 0.5
 
@@ -76,12 +78,14 @@ class Job:
     media: Callable[[Api], Media]
     # Whether ``media`` needs no content type import: the way for Proxmox VE before 8.4.
     over_ssh: bool = False
+    # The ledger of releases: what is revoked there is not published, even where the cluster has forgotten it.
+    book: Book | None = None
 
 
 def publish(job: Job) -> list[Template]:
     """Publish an artifact; return the templates, in the order of the nodes.
 
-    Raises SpecError when the artifact is damaged or its name is taken, HostError when the cluster is not ready,
+    Raises SpecError when the artifact is damaged or revoked, or its name is taken, HostError when the cluster is not ready,
     VerificationFailed when clones failed on a node, StepFailed when a step failed: what was made is gone again then.
     """
     check_artifact(job.artifact)
@@ -96,6 +100,7 @@ def publish(job: Job) -> list[Template]:
         )  # fmt: skip
         view.require()
         guests = job.api.get("/cluster/resources", type="vm")
+        _require_unrevoked(job, label, guests)
         found = places(job.api, job.nodes, label, guests, shared=view.disks_shared)
     if all(place.outcome is Outcome.THERE and not place.leftovers for place in found):
         return [_already(job, label, place) for place in found]
@@ -103,6 +108,16 @@ def publish(job: Job) -> list[Template]:
     run = _Run(job, label, places=len(found), taken=taken, media_shared=view.media_shared)
     with log.step(f"Publishing {label.template} to {', '.join(place.node for place in found)}", done="published"):
         return run.all_of(found)
+
+
+def _require_unrevoked(job: Job, label: Label, guests: Sequence[Mapping[str, Any]]) -> None:
+    known = job.book.read().entries if job.book else ()
+    if why := channels.revocation(job.api, label.name, guests, Assignment(label.version, label.digest), known):
+        raise SpecError(
+            f"{label.template} ({label.digest[:artifact.DIGEST_HEX]}) is revoked: {why}",
+            hint="raise the version in golden.yaml, build, and publish that; if it is good after all: "
+            f"nox -s restore -- {label.version} --reason TEXT",
+        )
 
 
 def check_artifact(found: Artifact) -> None:

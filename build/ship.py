@@ -14,6 +14,7 @@ from build.cluster import Role, Settings, default_secrets, token
 from build.errors import GoldsmithError, SpecError
 from build.project import Project
 from build.publish_media import OverApi
+from build.release_ledger import Book
 
 # What a doctor without an artifact asks for: a usual image, and its disk.
 USUAL = preflight.Need(upload=2 << 30, disk=16 << 30)
@@ -67,7 +68,7 @@ def ship(
                 artifact=found, settings=settings, api=publisher, verifier=judge.verify, nodes=chosen,
                 tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
                 media=lambda api: qm.OverSsh(api, settings, qm.Ssh()) if over_ssh else OverApi(api, settings),
-                over_ssh=over_ssh,
+                over_ssh=over_ssh, book=Book(project.root / spec.releases.ledger),
             )
         )  # fmt: skip
 

@@ -31,10 +31,16 @@ VERBS = (
     "doctor",
     "drift",
     "faults",
+    "history",
     "lock",
     "plan",
+    "promote",
+    "prune",
     "publish",
     "requirements",
+    "restore",
+    "revoke",
+    "rollback",
     "setup",
 )
 HOST_MIRRORS = Mirrors("http://host.example/debian", "http://host.example/debian-security")

@@ -30,20 +30,23 @@ RINGS = {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
         "clone_request",
-        "release_policy",
+        "release_policy", "release_entry", "release_ledger", "release_state", "release_mirror", "release_gates",
+        "release_request",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
-        "clone_reach", "drift_config", "drift_disk",
+        "clone_reach", "drift_config", "drift_disk", "channels", "drift_channels", "release_git",
+        "release_tag", "release_view", "release_moves",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
-        "proxmox_build", "clone", "drift",
+        "proxmox_build", "clone", "drift", "releases", "prune", "release_rebuild",
     },
     "top": {
-        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb", "cli",
+        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
+        "release_verbs", "cli",
         "__main__",
     },
 }  # fmt: skip
