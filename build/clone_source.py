@@ -7,7 +7,7 @@ the mirror of the ledger says which one it is. What bears our tag and is not wha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +135,12 @@ def _digest(guest: Mapping[str, Any]) -> str:
 
 
 def _version(guest: Mapping[str, Any]) -> tuple[tuple[int, ...], bool, str]:
-    """Order versions: 1.10.0 is newer than 1.9.0, and 1.0.0 than 1.0.0-rc1."""
-    found = next((match for tag in _tags(guest) if (match := VERSION.fullmatch(tag))), None)
+    return order(_tags(guest))
+
+
+def order(tags: Collection[str]) -> tuple[tuple[int, ...], bool, str]:
+    """Order versions by a template's tags: 1.10.0 is newer than 1.9.0, and 1.0.0 than 1.0.0-rc1."""
+    found = next((match for tag in tags if (match := VERSION.fullmatch(tag))), None)
     if found is None:
         return (), False, ""
     numbers = tuple(int(part) for part in found["numbers"].split("."))

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from build import channels, labels, log, publish_machine, release_mirror, release_moves
+from build import channels, clone_source, labels, log, publish_machine, release_mirror, release_moves
 from build.channels import REVOKED, Template
-from build.clone_source import DRIVE
 from build.errors import GoldsmithError, StepFailed
 from build.preflight import MOST_CONNECTIONS
 from build.pve import Api, ApiError, each
@@ -58,10 +57,9 @@ def prune(job: Job, viewer: Api, *, days: int = DAYS, apply: bool = False) -> li
 
 
 def _judged(job: Job, view: View, viewer: Api, *, days: int) -> list[Verdict]:
-    newest = max(
-        (one for one in view.templates if CANDIDATE in one.tags and REVOKED not in one.tags and one.label),
-        key=lambda one: seconds(one.label.published) if one.label else 0.0, default=None,
-    )  # fmt: skip
+    candidates = [one for one in view.templates if CANDIDATE in one.tags and REVOKED not in one.tags and one.label]
+    # As clone chooses, when it is told neither a template nor a channel.
+    newest = max(candidates, key=lambda one: clone_source.order(one.tags), default=None)
     reasons = {one.vmid: _why_kept(job, view, one, newest, days=days) for one in view.templates}
     users = _users(viewer, [one for one in view.templates if not reasons[one.vmid]])
     for one in view.templates:
@@ -161,23 +159,23 @@ def _users(viewer: Api, wanted: Sequence[Template]) -> dict[int, list[tuple[str,
 
 
 def _is_linked(guest: Mapping[str, Any], config: Mapping[str, Any] | ApiError, template: Template) -> bool:
-    """Say whether a machine may read its disk from a template; what cannot be read, or does not say it, counts as such."""
+    """Say whether a machine may read its disk from a template; what cannot be read, or is silent, may."""
     if isinstance(config, ApiError):
         return True
     label = labels.parse_clone(str(config.get("description", "")))
     if label is not None:
         return label.linked
-    disks = [str(value) for key, value in config.items() if DRIVE.fullmatch(key)]
+    disks = [str(value) for key, value in config.items() if clone_source.DRIVE.fullmatch(key)]
     # Cloned by other means: its node is all that tells one node's template from another's.
     return any(f"base-{template.vmid}-disk-" in disk for disk in disks) or str(guest["node"]) == template.node
 
 
 def _volumes(viewer: Api, template: Template) -> list[str]:
     """Return the volumes that are based on a template's, on the storages of its disks, as its node sees them."""
-    drives = [str(value) for key, value in template.config.items() if DRIVE.fullmatch(key) and ":" in str(value)]
+    drives = [str(value) for key, value in template.config.items() if clone_source.DRIVE.fullmatch(key)]
     based = re.compile(rf"\bbase-{template.vmid}-disk-\d+(\.\w+)?")
     found: list[str] = []
-    for storage in sorted({drive.partition(":")[0] for drive in drives}):
+    for storage in sorted({drive.partition(":")[0] for drive in drives if ":" in drive}):
         for one in viewer.get(f"/nodes/{template.node}/storage/{storage}/content", content="images"):
             name, parent = str(one["volid"]), str(one.get("parent") or "")
             # As in storage:base-9000-disk-0/vm-101-disk-0; some storages name what a volume is based on apart.

@@ -11,7 +11,8 @@ from dataclasses import replace
 from build import log, publish, release_gates, release_moves
 from build.artifact import Artifact
 from build.channels import REVOKED, Template
-from build.errors import SpecError
+from build.errors import SpecError, StepFailed
+from build.labels import version_tag
 from build.release_entry import NOBODY, Action, Assignment
 from build.release_gates import Gate
 from build.release_moves import Outcome, Report, concluded, move
@@ -152,6 +153,11 @@ def _published_artifact(job: Job, view: View, version: str, images: Sequence[Art
             f"there is no artifact of {job.product} {version} in {job.artifacts}: it decides whether it may be promoted",
             hint="promote on the machine that built it, or copy its directory here",
         )
+    if unread := [one for one in view.templates if one.problem and version_tag(version) in one.tags]:
+        raise StepFailed(
+            f"no template of {version} can be read: nothing was changed",
+            details="\n".join(f"{one.place}: {one.problem}" for one in unread), hint="are the nodes online?",
+        )  # fmt: skip
     raise SpecError(
         f"{known[-1].path.name} is not published",
         details="published as that version: " + (", ".join(published) or "nothing"),

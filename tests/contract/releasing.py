@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from build import artifact, drift, labels, prune, publish, pve, releases
+from build import artifact, drift, labels, prune, pve, releases
 from build.artifact import Artifact
 from build.release_ledger import Book
 from build.release_moves import Report
@@ -129,7 +129,3 @@ def forget(place: Path) -> None:
         path.chmod(0o755)
         (path / artifact.MANIFEST).chmod(0o644)
         (path / artifact.MANIFEST).unlink()
-
-
-def never(_subject: publish.Subject) -> None:
-    raise AssertionError
