@@ -167,6 +167,48 @@ def vulnerabilities(session: nox.Session) -> None:
 
 
 @nox.session
+def promote(session: nox.Session) -> None:
+    """Point a channel at a published version, on every node: -- 1.4.0 [stable], or -- --tag v1.4.0."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "promote")
+
+
+@nox.session
+def rollback(session: nox.Session) -> None:
+    """Point a channel at what it pointed at before: -- stable."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "rollback")
+
+
+@nox.session
+def history(session: nox.Session) -> None:
+    """Show who pointed which channel where, when and why; -- --rebuild makes the ledger anew from the cluster."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "history")
+
+
+@nox.session
+def revoke(session: nox.Session) -> None:
+    """Take a version out of use: -- 1.3.0 --reason TEXT."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "revoke")
+
+
+@nox.session
+def restore(session: nox.Session) -> None:
+    """Take a revocation back: -- 1.3.0 --reason TEXT."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "restore")
+
+
+@nox.session
+def prune(session: nox.Session) -> None:
+    """Show which templates nobody needs any more, and why; -- --apply removes them."""
+    install(session, *TOOL, *PROXMOX)
+    goldsmith(session, "prune")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

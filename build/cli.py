@@ -28,6 +28,7 @@ from build import (
     log,
     pipeline,
     proof_verbs,
+    release_request,
     requirements,
     updates_verb,
     vulnerabilities_verb,
@@ -102,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
     _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
+    for name, text in release_request.VERBS.items():
+        release_request.options(verb(name, _release, text), name)
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -268,6 +271,17 @@ def _drift(arguments: argparse.Namespace) -> int:
     return _tell(
         drift_verb.run(project, cache, secrets=arguments.secrets, over_ssh=arguments.ssh, as_json=arguments.json)
     )
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from build import release_verbs  # noqa: PLC0415 (it needs packages that the other verbs do without)
+
+    def key() -> str:
+        return pipeline.gather(_options(arguments), settle=False).keys["artifact"].key
+
+    text, code = release_verbs.run(Project(arguments.project.resolve()), release_request.read(arguments), key=key)
+    print(text)
+    return code
 
 
 def _cluster_doctor(arguments: argparse.Namespace) -> int:

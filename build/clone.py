@@ -74,7 +74,7 @@ def clone(job: Job) -> Made:
     """
     request = job.request
     guests = job.api.get("/cluster/resources", type="vm")
-    source = clone_source.source(job.api, clone_source.choose(guests, request, job.product), request)
+    source = clone_source.source(job.api, clone_source.choose(job.api, guests, request, job.product), request)
     where = f"{source.label.template} on {source.node} (VM {source.vmid})"
     if vouched := proof.require_template(source.label, job.trust, where=where):
         log.info(f"{where} is signed by {', '.join(vouched)}")

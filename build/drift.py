@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from build import artifact, drift_config, labels, publish_machine
+from build import artifact, channels, drift_channels, drift_config, labels, publish_machine
 from build.artifact import Artifact
 from build.cluster import Settings
 from build.drift_config import DISK, LAST, NOTHING, Change, Seen
@@ -19,6 +19,8 @@ from build.errors import GoldsmithError, SpecError
 from build.labels import Label, State
 from build.preflight import MOST_CONNECTIONS
 from build.pve import Api, ApiError, each
+from build.release_ledger import Book
+from build.release_policy import Policy
 from build.statement import Seal, Statement
 
 UNREADABLE = "the disk's bytes are not readable through the API: --ssh reads them on the node"
@@ -39,13 +41,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Job:
-    """What is compared, with what; ``disks`` reads disks on their nodes, None when nobody asked for it."""
+    """What is compared, with what; ``disks`` reads disks on their nodes, None when nobody asked for it.
+
+    ``book``: the ledger of releases, None when channels are compared with its mirror alone.
+    """
 
     api: Api
     settings: Settings
     product: str
     artifacts: Path
     disks: Disks | None = None
+    policy: Policy = field(default_factory=Policy)
+    book: Book | None = None
 
 
 def drift(job: Job) -> list[Verdict]:
@@ -58,8 +65,16 @@ def drift(job: Job) -> list[Verdict]:
         )
     guests.sort(key=lambda one: (str(one["node"]), int(one["vmid"])))
     artifacts = {path.name: path for path in artifact.committed(job.artifacts)}
-    read = each(job.api, _read, guests, most=MOST_CONNECTIONS)
-    return [_judge(job, guest, config, artifacts) for guest, config in zip(guests, read, strict=True)]
+    read = each(job.api, channels.config_of, guests, most=MOST_CONNECTIONS)
+    told = drift_channels.compared(job.book, job.policy, job.settings.nodes, guests, read)
+    verdicts = [_judge(job, guest, config, artifacts) for guest, config in zip(guests, read, strict=True)]
+    for verdict in verdicts:
+        if verdict.judged and not verdict.problem:
+            verdict.changes += told.changes.get(verdict.vmid, [])
+    # What concerns no template alone is told with the first one.
+    verdicts[0].notes += told.notes
+    verdicts[0].problem = "; ".join(filter(None, (verdicts[0].problem, told.problem)))
+    return verdicts
 
 
 def _ours(guest: Mapping[str, Any], product: str) -> bool:
@@ -68,17 +83,6 @@ def _ours(guest: Mapping[str, Any], product: str) -> bool:
         return False
     named = bool(guest.get("template")) and str(guest.get("name", "")).startswith(f"{product}-")
     return named or labels.PRODUCT_TAG in labels.split_tags(str(guest.get("tags", "")))
-
-
-def _read(api: Api, guest: Mapping[str, Any]) -> Mapping[str, Any] | ApiError:
-    """Return a configuration, or why it cannot be read: a node that is down does not hide the others."""
-    try:
-        config: Mapping[str, Any] = api.get(f"/nodes/{guest['node']}/qemu/{guest['vmid']}/config")
-    except ApiError as error:
-        if error.status in (0, 401):
-            raise
-        return error
-    return config
 
 
 def _judge(
@@ -131,7 +135,7 @@ def _compare(job: Job, seen: Seen, label: Label | None, found: Artifact | None, 
         verdict.changes.append(_unmarked())
     truth, disk_mib = _truth(label, found)
     settings = publish_machine.as_recorded(job.settings, truth.machine)
-    changes = drift_config.changes(seen, truth, settings, disk_mib=disk_mib)
+    changes = drift_config.changes(seen, truth, settings, channels=job.policy.channels, disk_mib=disk_mib)
     # Without its label every line of the description differs: that it lacks it has been said.
     verdict.changes += [one for one in changes if label is not None or one.key != "description"]
     now = publish_machine.recorded(job.settings)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from build import labels, release_policy
+from build import labels, release_mirror, release_policy
 from build.cluster import Settings
 from build.labels import Label
 from build.publish_machine import creation
@@ -66,12 +66,17 @@ class Seen:
         return f"on {self.node}: qm set {self.vmid} --{key} {shlex.quote(value)}"
 
 
-def changes(seen: Seen, label: Label, settings: Settings, *, disk_mib: int = 0) -> list[Change]:
-    """Return what is not as publish left it; ``disk_mib``: the size of the image's disk, 0 when that is not known."""
+def changes(
+    seen: Seen, label: Label, settings: Settings, *, channels: Collection[str], disk_mib: int = 0
+) -> list[Change]:
+    """Return what is not as publish left it, beside what a release changes: tags of ``channels``, the mirror of the ledger.
+
+    ``disk_mib``: the size of the image's disk, 0 when that is not known.
+    """
     keys = {key: str(value) for key, value in creation(settings, label, seen.vmid).items() if key not in ("vmid", "pool")}
     description, drives = keys.pop("description"), [key for key in ("ide2", "efidisk0") if key in keys]
     found = [
-        *_marks(seen, label, settings, description),
+        *_marks(seen, label, settings, description, channels),
         *(change for key in drives if (change := _drive(seen, key, settings.storage, _options(keys.pop(key))))),
         *_disk(seen, settings.storage, disk_mib), *_card(seen, keys.pop("net0")), *_identity(seen),
     ]  # fmt: skip
@@ -90,13 +95,17 @@ def _remedy(seen: Seen, key: str, expected: str) -> str:
     return LAST if key == "template" else seen.set(key, expected)
 
 
-def _marks(seen: Seen, label: Label, settings: Settings, description: str) -> Iterator[Change]:
+def _marks(
+    seen: Seen, label: Label, settings: Settings, description: str, channels: Collection[str]
+) -> Iterator[Change]:
     """Compare description, tags and pool: what tells people and programs which image this is."""
-    if seen.value("description") != description.strip():
-        expected, found = _first_difference(description.strip(), seen.value("description"))
+    described = release_mirror.without(seen.value("description"))
+    if described != description.strip():
+        expected, found = _first_difference(description.strip(), described)
         yield Change("description", expected, found, "put it back as --json shows it, or see who changed it")
     tags = labels.split_tags(str(seen.config.get("tags", "")))
-    wanted = labels.split_tags(label.tags(*(tags & set(labels.CHANNELS) or {release_policy.CANDIDATE})))
+    stands = tags & {release_policy.CANDIDATE, *channels} or {release_policy.CANDIDATE}
+    wanted = labels.split_tags(label.tags(*stands, *(tags & {labels.REVOKED_TAG})))
     if tags != wanted:
         text = ";".join(sorted(wanted))
         yield Change("tags", text, ";".join(sorted(tags)) or NOTHING, seen.set("tags", text))

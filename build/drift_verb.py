@@ -15,6 +15,7 @@ from build.drift import Verdict
 from build.drift_disk import Disks
 from build.errors import StepFailed, VerificationFailed
 from build.project import Project
+from build.release_ledger import Book
 
 
 def run(project: Project, cache: Cache, *, secrets: Path | None, over_ssh: bool, as_json: bool) -> tuple[str, int]:
@@ -24,7 +25,10 @@ def run(project: Project, cache: Cache, *, secrets: Path | None, over_ssh: bool,
     disks = Disks(qm.Ssh(), cache.root / "drift") if over_ssh else None
     with ship.connect(settings, Role.OPERATOR, secrets) as api:
         verdicts = drift.drift(
-            drift.Job(api=api, settings=settings, product=spec.name, artifacts=project.artifacts, disks=disks)
+            drift.Job(
+                api=api, settings=settings, product=spec.name, artifacts=project.artifacts, disks=disks,
+                policy=spec.releases, book=Book(project.root / spec.releases.ledger),
+            )
         )  # fmt: skip
     facts = {"drift": any(one.changes for one in verdicts), "guests": [asdict(one) for one in verdicts]}
     return (json.dumps(facts, indent=1, sort_keys=True) if as_json else text_of(verdicts)), exit_code(verdicts)

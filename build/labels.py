@@ -14,15 +14,15 @@ from enum import StrEnum
 from typing import Any
 
 from build.artifact import DIGEST_HEX, Artifact
-from build.release_policy import CANDIDATE, STABLE
 from build.statement import Seal, Statement
 
 SCHEMA = 1
 MARK = re.compile(r"<!-- goldsmith: (?P<facts>\{.*\}) -->")
 CLONE_MARK = re.compile(r"<!-- goldsmith-clone: (?P<facts>\{.*\}) -->")
-# Every template carries it; the channel (candidate, stable) is a tag of its own, and moves.
+# Every template carries it; a channel (candidate, stable) is a tag of its own, and moves.
 PRODUCT_TAG = "golden"
-CHANNELS = (CANDIDATE, STABLE)
+# Nothing is cloned of a template that bears it.
+REVOKED_TAG = "revoked"
 # A machine that an operator made of a template; the tags of its version and digest say which one.
 CLONE_TAG = "golden-clone"
 

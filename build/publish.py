@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from build import artifact, labels, log, preflight, proof
+from build import artifact, channels, labels, log, preflight, proof
 from build.artifact import Artifact
 from build.cluster import Role, Settings
 from build.errors import GoldsmithError, SpecError, StepFailed, VerificationFailed
@@ -25,6 +25,8 @@ from build.proof import NOBODY, Trust
 from build.publish_machine import Machine, Stopped, Undo, VmIds, recorded, remove
 from build.publish_media import Brought, Media, Uploads
 from build.pve import Api
+from build.release_entry import Assignment
+from build.release_ledger import Book
 
 POLL_SECONDS = 0.5
 
@@ -79,13 +81,15 @@ class Job:
     over_ssh: bool = False
     # Whose signatures the artifact must have.
     trust: Trust = NOBODY
+    # The ledger of releases: what is revoked there is not published, even where the cluster has forgotten it.
+    book: Book | None = None
 
 
 def publish(job: Job) -> list[Template]:
     """Publish an artifact; return the templates, in the order of the nodes.
 
-    Raises SpecError when its name is taken, HostError when the cluster is not ready, VerificationFailed when the artifact
-    does not verify or clones failed on a node, StepFailed when a step failed: what was made is gone again then.
+    Raises SpecError when it is revoked or its name is taken, HostError when the cluster is not ready, VerificationFailed
+    when the artifact does not verify or clones failed on a node, StepFailed when a step failed: what was made is gone then.
     """
     check_artifact(job.artifact, job.trust)
     label = labels.of(
@@ -100,6 +104,7 @@ def publish(job: Job) -> list[Template]:
         )  # fmt: skip
         view.require()
         guests = job.api.get("/cluster/resources", type="vm")
+        _require_unrevoked(job, label, guests)
         found = places(job.api, job.nodes, label, guests, shared=view.disks_shared)
     if all(place.outcome is Outcome.THERE and not place.leftovers for place in found):
         return [_already(job, label, place) for place in found]
@@ -107,6 +112,16 @@ def publish(job: Job) -> list[Template]:
     run = _Run(job, label, places=len(found), taken=taken, media_shared=view.media_shared)
     with log.step(f"Publishing {label.template} to {', '.join(place.node for place in found)}", done="published"):
         return run.all_of(found)
+
+
+def _require_unrevoked(job: Job, label: Label, guests: Sequence[Mapping[str, Any]]) -> None:
+    known = job.book.read().entries if job.book else ()
+    if why := channels.revocation(job.api, label.name, guests, Assignment(label.version, label.digest), known):
+        raise SpecError(
+            f"{label.template} ({label.digest[:artifact.DIGEST_HEX]}) is revoked: {why}",
+            hint="raise the version in golden.yaml, build, and publish that; if it is good after all: "
+            f"nox -s restore -- {label.version} --reason TEXT",
+        )
 
 
 def check_artifact(found: Artifact, trust: Trust) -> None:

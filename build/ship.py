@@ -15,6 +15,7 @@ from build.errors import GoldsmithError, SpecError
 from build.project import Project
 from build.proof import Trust
 from build.publish_media import OverApi
+from build.release_ledger import Book
 
 # What a doctor without an artifact asks for: a usual image, and its disk.
 USUAL = preflight.Need(upload=2 << 30, disk=16 << 30)
@@ -69,6 +70,7 @@ def ship(
                 tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
                 media=lambda api: qm.OverSsh(api, settings, qm.Ssh()) if over_ssh else OverApi(api, settings),
                 over_ssh=over_ssh, trust=Trust.of(spec.releases, project.root),
+                book=Book(project.root / spec.releases.ledger),
             )
         )  # fmt: skip
 

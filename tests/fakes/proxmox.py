@@ -93,6 +93,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.lost_answers: set[tuple[str, str]] = set()
         # Is told the kind of each task that begins.
         self.on_task: Callable[[str], object] = lambda _kind: None
+        # Is told of each request, before it is answered.
+        self.on_request: Callable[[Any], object] = lambda _request: None
         self.calls: Counter[tuple[str, str]] = Counter()
         # Uploads that are on their way now, and the most there ever were.
         self.uploading = self.most_uploading = 0
@@ -157,6 +159,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
         path = re.sub(r"/UPID:[^/]+", "/{upid}", request.path.removeprefix("/api2/json"))
         self.calls[request.method, path] += 1
         super()._record(request, body)
+        self.on_request(request)
 
     def _routes_bridges(self) -> list[Any]:
         return [

@@ -25,28 +25,31 @@ ASK_SECONDS = 60
 
 # From the inside out. A module imports only from rings further in, or from its own without a circle.
 RINGS = {
-    "plumbing": {"errors", "log", "run", "files"},
+    "plumbing": {
+        "errors", "log", "run", "files",
+    },
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
-        "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results", "audit_tailoring",
-        "clone_request",
-        "release_policy", "wheel_lock", "sbom", "provenance", "statement", "versions", "sources", "accepted",
-        "vulnerability_data",
+        "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results",
+        "audit_tailoring", "clone_request", "release_policy", "wheel_lock", "sbom", "provenance", "statement",
+        "versions", "sources", "accepted", "vulnerability_data", "release_entry", "release_ledger", "release_state",
+        "release_mirror", "release_gates", "release_request",
     },
     "engines": {
-        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container", "stories",
-        "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
-        "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
-        "clone_reach", "drift_config", "drift_disk", "checkout", "origins", "signing", "updates", "debsecan",
-        "vulnerabilities",
+        "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
+        "stories", "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media",
+        "publish_machine", "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
+        "clone_source", "clone_machine", "clone_reach", "drift_config", "drift_disk", "checkout", "origins",
+        "signing", "updates", "debsecan", "vulnerabilities", "channels", "drift_channels", "release_git",
+        "release_tag", "release_view", "release_moves",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
-        "proxmox_build", "clone", "drift", "proof_checks", "proof",
+        "proxmox_build", "clone", "drift", "proof_checks", "proof", "releases", "prune", "release_rebuild",
     },
     "top": {
-        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
-        "proof_verbs", "cli", "__main__", "updates_verb", "vulnerabilities_verb",
+        "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb",
+        "drift_verb", "proof_verbs", "cli", "__main__", "updates_verb", "vulnerabilities_verb", "release_verbs",
     },
 }  # fmt: skip
 
