@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from build import cli, labels, proof, proof_verbs, proxmox_verify, publish
+from build import cli, drift, labels, proof, proof_verbs, proxmox_verify, publish, pve
 from build.artifact import Artifact
 from build.errors import VerificationFailed
 from build.project import Project
@@ -184,3 +184,25 @@ def test_golden_yaml_says_who_must_sign(
     label = labels.parse(str(description(bench)["description"]))
     assert label is not None
     assert list(label.proof["signatures"]) == [ALICE]
+
+
+def test_drift_takes_signatures_for_part_of_what_was_published(bench: Bench, keys: dict[str, Path], trust: Trust) -> None:
+    found = make_artifact(bench.place)
+    sign(found, keys[ALICE])
+    bench.publish(found, trust=trust)
+
+    def changed() -> list[str]:
+        with pve.Api(bench.settings, bench.token) as api:
+            job = drift.Job(api=api, settings=bench.settings, product="golden", artifacts=found.path.parent)
+            [verdict] = drift.drift(job)
+        return [one.key for one in verdict.changes]
+
+    assert changed() == []
+    # A signature that came beside the artifact since then is no change of the template.
+    sign(found, keys[BOB])
+    assert changed() == []
+    config = description(bench)
+    label = labels.parse(str(config["description"]))
+    assert label is not None
+    config["description"] = labels.Label(**{**vars(label), "proof": {**label.proof, "sums": "0" * 64}}).describe()
+    assert changed() == ["description"]
