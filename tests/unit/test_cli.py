@@ -34,6 +34,7 @@ VERBS = (
     "lock",
     "plan",
     "publish",
+    "reproduce",
     "requirements",
     "setup",
     "vulnerabilities",

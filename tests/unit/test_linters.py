@@ -37,6 +37,7 @@ RINGS = {
         "image_tests", "locksmith", "bundle", "pve", "pve_guest", "qm", "preflight", "publish_media", "publish_machine",
         "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox", "clone_source", "clone_machine",
         "clone_reach", "drift_config", "drift_disk", "updates", "debsecan", "vulnerabilities",
+        "disk_contents", "disk_difference",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
@@ -44,7 +45,7 @@ RINGS = {
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb", "drift_verb",
-        "updates_verb", "vulnerabilities_verb", "cli",
+        "updates_verb", "vulnerabilities_verb", "reproduce", "reproduce_verb", "cli",
         "__main__",
     },
 }  # fmt: skip
