@@ -160,6 +160,13 @@ def drift(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce(session: nox.Session) -> None:
+    """Build an artifact's medium again and compare; -- --disk installs anew too (docs/reproducing.md)."""
+    install(session, *TOOL)
+    goldsmith(session, "reproduce")
+
+
+@nox.session
 def vulnerabilities(session: nox.Session) -> None:
     """Name the known vulnerabilities of an artifact's packages, from Debian's security data (docs/vulnerabilities.md)."""
     install(session, *TOOL)

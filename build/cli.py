@@ -29,6 +29,7 @@ from build import (
     pipeline,
     proof_verbs,
     release_request,
+    reproduce_verb,
     requirements,
     updates_verb,
     vulnerabilities_verb,
@@ -96,8 +97,14 @@ def parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     proof_verbs.add(lambda name, text: verb(name, _prove, text))
-    known = verb("vulnerabilities", _vulnerabilities, "name known vulnerabilities of an artifact's packages")
-    vulnerabilities_verb.options(known)
+    reproduce_verb.options(verb(
+        "reproduce", lambda given: _tell(reproduce_verb.run(_options(given), given)),
+        "build an artifact's medium (--disk: its disk) again, and compare (3: it differs)",
+    ))  # fmt: skip
+    vulnerabilities_verb.options(verb(
+        "vulnerabilities", lambda given: _tell(vulnerabilities_verb.run(given)),
+        "name known vulnerabilities of an artifact's packages (3: some have a fix)",
+    ))  # fmt: skip
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
@@ -235,12 +242,8 @@ def _setup(arguments: argparse.Namespace) -> int:
 
 
 def _tell(told: tuple[str, int]) -> int:
-    print(told[0])
+    print(told[0], end="\n" if told[0] else "")
     return told[1]
-
-
-def _vulnerabilities(arguments: argparse.Namespace) -> int:
-    return _tell(vulnerabilities_verb.run(arguments))
 
 
 def _publish(arguments: argparse.Namespace) -> int:

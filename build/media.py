@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import cpio, initrd, preseed
 from build.errors import StepFailed
-from build.files import scratch
+from build.files import scratch, sha256_file
 from build.run import run, which
 from build.spec import Spec
 
@@ -34,8 +34,10 @@ TOOL_SECONDS = 120
 ISO_SECONDS = 600
 
 
-def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path) -> None:
-    """Write the installation medium to ``out``.
+def make_media(
+    spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path
+) -> Mapping[str, str]:
+    """Write the installation medium to ``out``; return the hash of its initial RAM file system.
 
     ``installer`` maps the names of the archive's files (as in installer.lock) to verified local files; ``epoch`` is the
     time, in seconds since 1970, that every file on the medium carries. What the tools say goes to ``log``. Raises
@@ -55,6 +57,7 @@ def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out
         _make_efi_image(home, squashfs, epoch=epoch, log=log)
         _make_iso(home, squashfs, name=spec.name, epoch=epoch, log=log)
         (home / "medium.iso").rename(out)
+        return {"initrd_sha256": sha256_file(home / "initrd")}
 
 
 def _netboot(installer: Mapping[str, Path]) -> Path:

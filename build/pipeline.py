@@ -42,7 +42,7 @@ from build.apt import Mirrors, Store
 from build.artifact import Artifact
 from build.assemble import assemble
 from build.cache import Cache, StageKey, StageResult
-from build.errors import StepFailed
+from build.errors import SpecError, StepFailed
 from build.project import Project
 
 ISO = "installer.iso"
@@ -195,6 +195,28 @@ def _build_to(options: Options, stages: list[str]) -> tuple[Path, specs.Spec]:
     return options.cache.stage_path(gathered.keys[stages[-1]]), gathered.inputs.spec
 
 
+def gather_locked(options: Options, rootfs_lock: locks.Lock, installer_lock: locks.Lock) -> Gathered:
+    """Return the inputs with these locks in place of the committed ones; nothing is fetched."""
+    spec = specs.load(options.project.spec).with_layers(options.layers)
+    stack = layers.load_stack(options.project.overlays, spec)
+    gathered = inputs.Inputs(options.project, spec, stack, options.mirrors, rootfs_lock, installer_lock)
+    return Gathered(gathered, inputs.stage_keys(gathered), ())
+
+
+def make(options: Options, gathered: Gathered, stages: list[str]) -> dict[str, StageResult]:
+    """Make the stages from exactly these inputs; raise SpecError when the archive has lost a locked file."""
+    host.ensure(host.needed(), install=options.install, extra_packages=packer_package(options))
+    host.require_space(options.cache.root)
+    wanted = gathered.inputs.rootfs_lock.entries + gathered.inputs.installer_lock.entries
+    gone = Store(options.cache.root / "files").fetch(wanted, options.mirrors)
+    if gone:
+        raise SpecError(
+            f"the archive no longer has {len(gone)} of the {len(wanted)} locked files",
+            details="\n".join(entry.filename for entry in gone), hint="name a snapshot archive: --snapshot http://…/debian",
+        )  # fmt: skip
+    return _Line(options, gathered).make(stages)
+
+
 def packer_package(options: Options) -> tuple[str, ...]:
     """Return Debian's package of Packer when nothing else brings Packer and this Debian has one."""
     tools, cache = options.project.packer / "tools", options.cache.root / "packer"
@@ -286,12 +308,12 @@ class _Line:
 
     def media(self, out: Path) -> Mapping[str, Any]:
         iso = out / ISO
-        media.make_media(
+        inside = media.make_media(
             self.inputs.spec, squashfs=self.result("rootfs") / rootfs.SQUASHFS,
             installer={entry.filename: self.store.path(entry) for entry in self.inputs.installer_lock.entries},
             out=iso, epoch=self.inputs.rootfs_lock.epoch, log=self._logs("media") / "media.log",
         )  # fmt: skip
-        return {"iso_bytes": iso.stat().st_size, "iso_sha256": files.sha256_file(iso)}
+        return {**inside, "iso_bytes": iso.stat().st_size, "iso_sha256": files.sha256_file(iso)}
 
     def disk(self, out: Path) -> Mapping[str, Any]:
         found = packer.locate(

@@ -1,4 +1,4 @@
-"""Same inputs, same bytes: the real root file system, built twice from the same lock, has one SHA-256.
+"""Same inputs, same bytes: the real root file system and medium, built twice from the same locks, have one SHA-256 each.
 
 Takes two to four minutes, natively. When the cache holds the result of a former build of these very inputs, that is one of
 the two, and only the other is built.
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build import base as bases
-from build import cli, inputs, pipeline, rootfs, wheels
+from build import cli, files, inputs, media, pipeline, rootfs, wheels
 from build.apt import Store, host_mirrors
 from build.cache import Cache
 from build.project import Project
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build_once(gathered: inputs.Inputs, cache: Cache, scratch: Path) -> tuple[str, str]:
-    """Build base and layers in ``scratch``; return the hashes of archive and squashfs."""
+    """Build base and layers in ``scratch``; return the hashes of archive and squashfs, which is ``rootfs/`` there."""
     for name in ("base", "rootfs"):
         (scratch / name).mkdir(parents=True)
     bases.make_base(
@@ -48,3 +48,17 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     else:
         second = known.facts["tar_sha256"], known.facts["squashfs_sha256"]
     assert first == second
+    squashfs = tmp_path / "first" / "rootfs" / rootfs.SQUASHFS
+    one, other = (medium(gathered.inputs, cache, squashfs, tmp_path / name) for name in ("one", "other"))
+    assert one == other
+
+
+def medium(gathered: inputs.Inputs, cache: Cache, squashfs: Path, scratch: Path) -> tuple[str, str]:
+    """Make the real medium in ``scratch``; return the hashes of its initial RAM file system and of the ISO."""
+    scratch.mkdir()
+    store, iso = Store(cache.root / "files"), scratch / "medium.iso"
+    facts = media.make_media(
+        gathered.spec, squashfs=squashfs, out=iso, epoch=gathered.rootfs_lock.epoch, log=scratch / "media.log",
+        installer={entry.filename: store.path(entry) for entry in gathered.installer_lock.entries},
+    )  # fmt: skip
+    return facts["initrd_sha256"], files.sha256_file(iso)

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import apt, cli, disk, host, media, pipeline, run, vm
+from build import apt, cli, disk, files, host, media, pipeline, run, vm
 from build.spec import Spec
 
 MEDIUM_TOOL = "fake-medium"
 
 
-def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path) -> None:
+def make_media(
+    spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path
+) -> Mapping[str, str]:
     """Stand in for build.media.make_media."""
     assert squashfs.is_file()
     assert all(path.is_file() for path in installer.values())
     run.run([MEDIUM_TOOL, out, spec.name, str(epoch)], timeout=60, log=log)
+    return {"initrd_sha256": files.sha256_file(out)}
 
 
 CHANGES: tuple[tuple[object, str, Any], ...] = (

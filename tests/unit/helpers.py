@@ -258,6 +258,9 @@ def make_disk_image(directory: Path, trees: Mapping[str, Path]) -> Path:
     with raw.open("wb") as stream:
         stream.truncate((4 + 16 * len(trees)) * _MIB)
     run.run(["sfdisk", "--quiet", raw], timeout=60, stdin="\n".join(table).encode())
+    esp = f"{raw}@@{2 * _MIB}"
+    run.run(["mformat", "-i", esp, "-N", "ABCD1234", "-T", "2048", "-h", "64", "-s", "32", "::"], timeout=60)
+    run.run(["mmd", "-i", esp, "::EFI"], timeout=60)
     for number, (mount, tree) in enumerate(trees.items()):
         run.run(
             [

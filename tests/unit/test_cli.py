@@ -38,6 +38,7 @@ VERBS = (
     "promote",
     "prune",
     "publish",
+    "reproduce",
     "requirements",
     "restore",
     "revoke",

@@ -41,7 +41,7 @@ RINGS = {
         "publish_machine", "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
         "clone_source", "clone_machine", "clone_reach", "drift_config", "drift_disk", "checkout", "origins",
         "signing", "updates", "debsecan", "vulnerabilities", "channels", "drift_channels", "release_git",
-        "release_tag", "release_view", "release_moves",
+        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
@@ -50,6 +50,7 @@ RINGS = {
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb",
         "drift_verb", "proof_verbs", "cli", "__main__", "updates_verb", "vulnerabilities_verb", "release_verbs",
+        "reproduce", "reproduce_verb",
     },
 }  # fmt: skip
 

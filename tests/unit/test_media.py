@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_uefi_starts_the_signed_programs_of_the_image(tmp_path: Path, installer:
     for name, content in (("BOOTX64.EFI", SHIM), ("grubx64.efi", GRUB)):
         run.run(["mcopy", "-i", image, f"::EFI/BOOT/{name}", tmp_path / name], timeout=60)
         assert (tmp_path / name).read_bytes() == content
+
+
+def test_the_hash_of_the_initial_ram_file_system_is_told(tmp_path: Path, installer: TinyInstaller, squashfs: Path) -> None:
+    iso = tmp_path / "medium.iso"
+    told = media.make_media(
+        make_spec(tmp_path), squashfs=squashfs, installer=installer.files, out=iso, epoch=EPOCH, log=tmp_path / "log"
+    )
+    assert told == {"initrd_sha256": hashlib.sha256(read(iso, "/boot/initrd")).hexdigest()}
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, installer: TinyInstaller, squashfs: Path) -> None:

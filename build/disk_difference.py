@@ -1,0 +1,115 @@
+"""How two installed disks differ: what may (a named table says why), and what must not.
+
+Content is compared exactly. A file that only names its disk's file systems is the same content under another name: that is
+proven by taking the UUIDs out, and not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from build import run
+from build.disk_contents import Contents, Entry
+
+COMPARE_SECONDS = 900
+ABSENT = "absent"
+_DRAWN = "drawn at random when the file system is made"
+_CLOCK = "the clock of the installation"
+_SUMS = "a sum over fields that differ"
+# Everything that two installations of the same inputs may differ in, and why; docs/reproducing.md says how each could go.
+PATHS: Mapping[str, str] = {
+    "/boot/grub/i386-pc/core.img": "holds the UUID of / in a compressed part",
+    "/boot/grub/i386-pc/load.cfg": "names / by its UUID",
+}
+SUPERBLOCK: Mapping[str, str] = {
+    "Filesystem UUID": _DRAWN, "Directory Hash Seed": _DRAWN, "serial": _DRAWN,
+    "Filesystem created": _CLOCK, "Last mount time": _CLOCK, "Last write time": _CLOCK, "Last checked": _CLOCK,
+    "Lifetime writes": "counts what was written", "Journal sequence": "counts what was written",
+    "Checksum": _SUMS, "Journal checksum": _SUMS,
+}  # fmt: skip
+TABLE: Mapping[str, str] = {"id": "drawn at random with the partition table", "uuid": "drawn at random with the partition"}
+LOADER: Mapping[str, str] = {"bios_grub partition": "holds the UUID of / in a compressed part"}
+NAMES = "names the disk's own file systems; the same without their UUIDs"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference; ``allowed`` says why it may be, and is empty when it must not."""
+
+    where: str
+    what: str
+    expected: str
+    found: str
+    allowed: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How two disks differ. ``laid``: paths of the same content whose time or place on the disk differs, counted."""
+
+    differences: tuple[Difference, ...]
+    paths: int
+    laid: Mapping[str, int]
+    identical: bool
+
+    @property
+    def forbidden(self) -> tuple[Difference, ...]:
+        return tuple(one for one in self.differences if not one.allowed)
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def identical(one: Path, other: Path) -> bool:
+    """Say whether two images hold the same bits, whatever their formats."""
+    done = run.run(["qemu-img", "compare", one, other], timeout=COMPARE_SECONDS, check=False)
+    return done.returncode == 0
+
+
+def compare(expected: Contents, found: Contents, *, same_bits: bool) -> Verdict:
+    """Compare two disks; ``same_bits`` is what :func:`identical` said."""
+    differences = [*_paths(expected.paths, found.paths)]
+    mounts = sorted(expected.file_systems.keys() | found.file_systems.keys())
+    for mount in mounts:
+        fields = (expected.file_systems.get(mount, {}), found.file_systems.get(mount, {}))
+        differences += _flat(f"file system {mount}", *fields, lambda name: SUPERBLOCK.get(name, ""))
+    differences += _flat("partition table", expected.table, found.table, lambda name: TABLE.get(name.split()[-1], ""))
+    differences += _flat("boot loader", expected.loader, found.loader, lambda name: LOADER.get(name, ""))
+    both = expected.paths.keys() & found.paths.keys()
+    laid = {
+        what: sum(getattr(expected.paths[path], what) != getattr(found.paths[path], what) for path in both)
+        for what in ("mtime", "inode", "blocks")
+    }
+    return Verdict(tuple(differences), len(expected.paths), laid, same_bits)
+
+
+def _paths(expected: Mapping[str, Entry], found: Mapping[str, Entry]) -> Iterator[Difference]:
+    for path in sorted(expected.keys() | found.keys()):
+        one, other = expected.get(path), found.get(path)
+        if one is None or other is None:
+            kinds = (one.kind if one else ABSENT, other.kind if other else ABSENT)
+            yield Difference(path, "kind", *kinds, PATHS.get(path, ""))
+            continue
+        for what in ("kind", "mode", "uid", "gid", "xattrs"):
+            if (a := getattr(one, what)) != (b := getattr(other, what)):
+                yield Difference(path, what, _shown(what, a), _shown(what, b))
+        if one.content != other.content:
+            allowed = NAMES if one.unnamed == other.unnamed else PATHS.get(path, "")
+            yield Difference(path, "content", one.content, other.content, allowed)
+
+
+def _shown(what: str, value: object) -> str:
+    return f"{value:04o}" if what == "mode" else str(value)
+
+
+def _flat(
+    where: str, expected: Mapping[str, str], found: Mapping[str, str], allowed: Callable[[str], str]
+) -> Iterator[Difference]:
+    for name in sorted(expected.keys() | found.keys()):
+        one, other = expected.get(name, ABSENT), found.get(name, ABSENT)
+        if one != other:
+            yield Difference(where, name, one, other, allowed(name))
