@@ -37,15 +37,16 @@ def desk(bench: Bench) -> Desk:
 
 def make_clone(desk: Desk, name: str, *, linked: bool, version: str = FIRST) -> clone.Made:
     with pve.Api(desk.bench.settings, OPERATOR) as api:
-        request = dataclasses.replace(REQUEST, name=name, template=f"golden-{version}", linked=linked, node="pve1", wait=False)
+        request = dataclasses.replace(
+            REQUEST, name=name, template=f"golden-{version}", linked=linked, node="pve1", wait=False
+        )  # fmt: skip
         return clone.clone(clone.Job(api, desk.bench.settings, request, "golden", "keeper"))
 
 
 def kept(desk: Desk, version: str, node: str = "pve1", *, days: int = 30) -> str:
     """Return why a template would stay; empty when it would not."""
-    [found] = [
-        one for one in desk.prune(days=days).values() if (one.template.node, one.template.name) == (node, f"golden-{version}")
-    ]
+    wanted = (node, f"golden-{version}")
+    [found] = [one for one in desk.prune(days=days).values() if (one.template.node, one.template.name) == wanted]
     assert found.reason
     return found.reason if found.keep else ""
 
@@ -254,5 +255,3 @@ def test_ten_thousand_guests_cost_no_more_calls(desk: Desk) -> None:
     desk.bench.proxmox.calls.clear()
     desk.prune()
     assert dict(desk.bench.proxmox.calls) == few
-
-
