@@ -153,6 +153,13 @@ def revocation(
     return f"the tag {REVOKED} is on {', '.join(tagged)}" if tagged else ""
 
 
+def own_revocation(template: Template) -> Entry | None:
+    """Return why a template is revoked, by its own mirror of the ledger."""
+    if template.label is None:
+        return None
+    return release_state.fold(template.mirrored[0]).revocation(template.label.digest)
+
+
 def require_up_to_date(ledger: Ledger, entries: Sequence[Entry], where: str) -> None:
     """Raise LedgerError when the cluster mirrors entries that the ledger lacks, or others in their place."""
     ahead = [one for one in entries if one.number > ledger.head]

@@ -105,8 +105,7 @@ def source(api: Api, found: Mapping[str, Any], request: Request) -> Source:
 
 def _require_unrevoked(template: channels.Template) -> None:
     """Raise SpecError that says why a template is revoked."""
-    own = [one for one in template.mirrored[0] if template.label and one.digest == template.label.digest]
-    why = release_state.fold(own).revocation(template.label.digest) if template.label else None
+    why = channels.own_revocation(template)
     if why or labels.REVOKED_TAG in template.tags:
         said = f": {why.reason} ({why.who}, {why.time})" if why else ": it bears that tag, and no reason"
         raise SpecError(

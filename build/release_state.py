@@ -13,7 +13,7 @@ class State:
     """``stacks``: what each channel pointed at, the present last; a rollback takes the last one away.
 
     ``open``: operations that were begun and not finished, by channel, or by digest where there is none; ``revoked``: the
-    revocations that hold, by digest; ``touched``: when an image was last heard of, by digest.
+    revocations that hold, by digest; ``touched``: when an image was last moved or judged, by digest.
     """
 
     stacks: dict[str, list[Assignment]] = field(default_factory=dict)
@@ -53,7 +53,8 @@ def fold(entries: Iterable[Entry]) -> State:
     """Return what entries add up to; where some are missing, what the others say."""
     state = State()
     for one in entries:
-        for digest in (one.digest, assignment(one.before).digest):
+        # To be pruned is no sign of life.
+        for digest in (one.digest, assignment(one.before).digest) if one.action is not Action.PRUNE else ():
             if digest:
                 state.touched[digest] = one.time
         if one.phase is Phase.INTENT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from build import proof, publish, release_gates, release_moves
+from build import channels, proof, publish, release_gates, release_moves
 from build.artifact import Artifact
 from build.channels import REVOKED, Template
 from build.errors import SpecError, StepFailed
@@ -106,9 +106,9 @@ def _judgement(job: Job, action: Action, version: str, *, reason: str, dry_run: 
         revoking, found = action is Action.REVOKE, view.of(wanted)
         report = Report(action, "", wanted, NOBODY, Outcome.DONE, _places(found))
         held = view.state.revocation(wanted.digest) is not None
-        tagged = [REVOKED in one.tags for one in found]
-        begun = view.state.open.get(wanted.digest)
-        if begun is None and held == revoking and (all(tagged) if revoking else not any(tagged)):
+        # A template that missed a restoration would still be refused by clone, for what its mirror says.
+        told = {said for one in found for said in (REVOKED in one.tags, channels.own_revocation(one) is not None)}
+        if view.state.open.get(wanted.digest) is None and held == revoking and told <= {revoking}:
             return concluded(report, Outcome.THERE)
         if revoking:
             _require_unused(job, view, wanted)

@@ -39,7 +39,7 @@ def make_clone(desk: Desk, name: str, *, linked: bool, version: str = FIRST) -> 
     with pve.Api(desk.bench.settings, OPERATOR) as api:
         request = dataclasses.replace(
             REQUEST, name=name, template=f"golden-{version}", linked=linked, node="pve1", wait=False
-        )
+        )  # fmt: skip
         return clone.clone(clone.Job(api, desk.bench.settings, request, "golden", "keeper"))
 
 
@@ -255,5 +255,3 @@ def test_ten_thousand_guests_cost_no_more_calls(desk: Desk) -> None:
     desk.bench.proxmox.calls.clear()
     desk.prune()
     assert dict(desk.bench.proxmox.calls) == few
-
-

@@ -281,6 +281,19 @@ def test_a_revocation_that_was_taken_off_by_hand_still_holds(desk: Desk) -> None
     assert changed == {("golden-1.3.0", "revoked")}
 
 
+def test_a_template_that_missed_a_restoration_is_told_of_it(desk: Desk) -> None:
+    desk.revoke(SECOND)
+    config = desk.machine("pve1", SECOND).config
+    before = config["description"]
+    desk.restore(SECOND)
+    config["description"] = before
+    with pytest.raises(SpecError, match="is revoked"):
+        choose(desk, template="golden-1.3.0", node="pve1")
+    assert desk.restore(SECOND).outcome is Outcome.DONE
+    assert choose(desk, template="golden-1.3.0", node="pve1").label.version == SECOND
+    assert desk.restore(SECOND).outcome is Outcome.THERE
+
+
 def test_what_a_channel_points_at_is_not_revoked(desk: Desk) -> None:
     desk.promote(FIRST)
     desk.promote(SECOND)

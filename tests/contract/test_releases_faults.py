@@ -49,7 +49,7 @@ class Moment:
     def again(self) -> None:
         self.desk.bench.proxmox.vms[:] = [vm for vm, _ in self.machines]
         for vm, config in self.machines:
-            vm.config = copy.deepcopy(config)
+            vm.config, vm.lock = copy.deepcopy(config), None
         self.desk.book.path.write_bytes(self.ledger)
         self.desk.book.withdraw()
 
