@@ -146,6 +146,27 @@ def drift(session: nox.Session) -> None:
 
 
 @nox.session
+def diff(session: nox.Session) -> None:
+    """Compare two artifacts: -- A B (directories, names, versions or digests); --json, --html FILE, --exit-code."""
+    install(session, *TOOL)
+    goldsmith(session, "diff")
+
+
+@nox.session
+def notes(session: nox.Session) -> None:
+    """Print the release note of an artifact, made from what differs from the one before: -- VERSION."""
+    install(session, *TOOL)
+    goldsmith(session, "notes")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the report of an artifact anew, one HTML page with what is stored now: -- ARTIFACT -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "report")
+
+
+@nox.session
 def requirements(session: nox.Session) -> None:
     """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
     install(session, *TOOL)

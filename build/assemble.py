@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build import __version__, artifact, audit_ledger, files, host, report, rootfs, vm
+from build import __version__, artifact, audit_ledger, compare, files, host, inventory, rootfs, vm
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
+from build.desk import Desk
 from build.errors import StepFailed
 from build.inputs import STAGES, Inputs
 
@@ -35,9 +36,12 @@ def assemble(
         "rootfs.lock": inputs.rootfs_lock.render("The packages of this image."),
         "installer.lock": inputs.installer_lock.render("The installer of this image."),
         "verification/junit.xml": results["verify"].path / "junit.xml",
-        "verification/report.html": report.render(results["verify"].path / "junit.xml", manifest),
+        inventory.FILE: results["verify"].path / inventory.FILE,
+        inventory.PLOT: results["verify"].path / inventory.PLOT,
         **_logs(results),
     }
+    side = compare.side_of_parts(manifest, contents)
+    contents["verification/report.html"] = Desk(inputs.project, cache.root).report(side, inputs.rootfs_lock)
     return artifact.commit(inputs.project.artifacts, contents=contents, manifest=manifest)
 
 

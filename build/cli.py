@@ -21,6 +21,7 @@ from build import (
     bench,
     bundle,
     clone_request,
+    compare_verbs,
     doctor,
     faults,
     files,
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     container.add_argument("--layer", action="append", default=[], metavar="NN-NOUN", help="with this layer as well")
     container.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system (default: the spec's)")
     container.add_argument("--stories", type=Path, metavar="DIR", help="play the stories alone; log and JUnit go there")
+    container.add_argument("--inventory", type=Path, metavar="DIR", help="write its inventory there instead of testing")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
     breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
@@ -97,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
     _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
+    compare_verbs.diff_options(verb("diff", _diff, "compare two artifacts: packages, files, units, sockets, tests and more"))
+    compare_verbs.notes_options(verb("notes", _notes, "print the release note of an artifact, in Markdown"))
+    compare_verbs.report_options(verb("report", _report, "write the report of an artifact anew: one HTML page"))
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -292,8 +297,9 @@ def _boot(arguments: argparse.Namespace) -> int:
 def _container(arguments: argparse.Namespace) -> int:
     options = dataclasses.replace(_options(arguments), layers=tuple(arguments.layer))
     return workshop.container(
-        options, squashfs=arguments.squashfs, stories=arguments.stories, shell=arguments.shell
-    )
+        options, squashfs=arguments.squashfs, stories=arguments.stories, inventory=arguments.inventory,
+        shell=arguments.shell,
+    )  # fmt: skip
 
 
 def _faults(arguments: argparse.Namespace) -> int:
@@ -334,6 +340,23 @@ def _requirements(arguments: argparse.Namespace) -> int:
     files.write_atomic(project.root / requirements.PAGE, page)
     missing = page.count("**nothing yet**")
     log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    text, code = compare_verbs.diff(arguments)
+    if text:
+        print(text)
+    return code
+
+
+def _notes(arguments: argparse.Namespace) -> int:
+    print(compare_verbs.notes(arguments), end="")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    print(compare_verbs.make_report(arguments))
     return 0
 
 

@@ -102,7 +102,9 @@ def _verify(inputs: Inputs) -> dict[str, Any]:
         "spec": files.digest(inputs.spec.as_inputs())[:16],
         "tests": inputs.project.tree(inputs.project.image_tests),
         "planes": files.sha256_file(inputs.project.planes)[:16],
-        "code": inputs.project.code("verify", "image_tests", "stories", "container", "vm", "seed", "sealed"),
+        "code": inputs.project.code(
+            "verify", "image_tests", "stories", "container", "vm", "seed", "sealed", "stocktaking", "inventory", "boot_plot",
+        ),
     }
 
 
@@ -111,5 +113,8 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
         "name": inputs.spec.name,
         "version": inputs.spec.version,
         "audit": audit_ledger.load(inputs.project.audit_ledger),
-        "code": inputs.project.code("artifact", "assemble", "report"),
+        "code": inputs.project.code(
+            "artifact", "assemble", "report", "pages", "plots", "compare", "compare_text", "compare_page", "changelogs",
+            "debian_changelog", "cases", "stored", "desk",
+        ),
     }

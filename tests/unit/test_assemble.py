@@ -19,6 +19,7 @@ from build.errors import StepFailed
 from build.host import Tool
 from build.pipeline import Gathered, Options
 from tests.unit.helpers import DATE, make_checkout
+from tests.unit.inventories import PLOT, inventory_of
 
 MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
 FACTS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,8 @@ def stage_files(stage: str, out: Path) -> None:
     texts = {
         "rootfs": {"files.tsv": "# path\n/etc\n"},
         "disk": {"console.log": "installer", "syslog.log": "syslog"},
-        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
+        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "inventory.json": json.dumps(inventory_of()),
+                   "boot.svg": PLOT, "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
     }
     for name, text in texts.get(stage, {}).items():
         (out / name).parent.mkdir(exist_ok=True)
@@ -73,8 +75,9 @@ def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
     made = put_together(options, finish(options))
     found = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
     assert found == [
-        "SHA256SUMS", "image.qcow2", "installer.lock", "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log",
-        "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log", "manifest.json",
+        "SHA256SUMS", "boot.svg", "image.qcow2", "installer.lock", "inventory.json",
+        "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log", "logs/installer-console.log",
+        "logs/installer-syslog.log", "logs/tests.log", "manifest.json",
         "rootfs.files.tsv", "rootfs.lock", "verification/junit.xml", "verification/report.html",
     ]  # fmt: skip
     assert artifact.check(made.path) == []
