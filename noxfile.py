@@ -48,7 +48,7 @@ def build(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
     install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, *CHECKS)
-    session.run("python", "-m", "build", "setup")
+    session.run("python", "-m", "build", "setup", "--tests")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
 
 

@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
     _build_options(verb("build", _build, "build and verify the image; what did not change is not made again"))
     verb("plan", _plan, "print what a build would make, and why")
-    verb("setup", _setup, "install the host tools that are missing, or name them")
+    setup = verb("setup", _setup, "install the host tools that are missing, or name them")
+    setup.add_argument("--tests", action="store_true", help="and what only the tests need")
     _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
     lock = verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files")
     lock.add_argument("what", nargs="*", choices=["rootfs", "installer", "wheels", []], help="only these (default: all)")
@@ -99,9 +100,7 @@ def parser() -> argparse.ArgumentParser:
     _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
     _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
-    compare_verbs.diff_options(verb("diff", _diff, "compare two artifacts: packages, files, units, sockets, tests and more"))
-    compare_verbs.notes_options(verb("notes", _notes, "print the release note of an artifact, in Markdown"))
-    compare_verbs.report_options(verb("report", _report, "write the report of an artifact anew: one HTML page"))
+    compare_verbs.add(verb)
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
@@ -226,7 +225,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _setup(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    host.ensure(host.needed(), install=options.install, extra_packages=pipeline.packer_package(options))
+    tools = host.needed() + ((host.BROWSER,) if arguments.tests else ())
+    host.ensure(tools, install=options.install, extra_packages=pipeline.packer_package(options))
     log.info("Every host tool is here.")
     return 0
 
@@ -340,23 +340,6 @@ def _requirements(arguments: argparse.Namespace) -> int:
     files.write_atomic(project.root / requirements.PAGE, page)
     missing = page.count("**nothing yet**")
     log.info(f"written: {requirements.PAGE}; {missing} without a test" if missing else f"written: {requirements.PAGE}")
-    return 0
-
-
-def _diff(arguments: argparse.Namespace) -> int:
-    text, code = compare_verbs.diff(arguments)
-    if text:
-        print(text)
-    return code
-
-
-def _notes(arguments: argparse.Namespace) -> int:
-    print(compare_verbs.notes(arguments), end="")
-    return 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    print(compare_verbs.make_report(arguments))
     return 0
 
 

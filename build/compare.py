@@ -6,6 +6,7 @@ each build (times) is told, and is no difference.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,12 +171,17 @@ def compare(
 def changes(before: Mapping[str, str], after: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[Change]:
     """Return what differs between two mappings of text, by name."""
     found = []
-    for name in sorted(before.keys() | after.keys()):
+    for name in sorted(before.keys() | after.keys(), key=_order):
         was, now = before.get(name), after.get(name)
         if was != now:
             note = (notes or {}).get(name)
             found.append(Change(name, _shown(was), _shown(now), (note,) if note else ()))
     return found
+
+
+def _order(name: str) -> list[tuple[int, str]]:
+    """Return the order of people: R9 stands before R10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _shown(value: str | None) -> str:

@@ -15,7 +15,7 @@ _BODY = """
 <div class="wide"><table><caption>Changed paths by directory</caption>
 <thead><tr><th scope="col">Directory</th><th scope="col">Changes</th></tr></thead><tbody>
 {% for group in groups(section.changes) %}
-<tr><th scope="row"><code>{{ group.path }}</code></th><td class="id">{{ group.shown }}</td></tr>
+<tr><th scope="row"><code>{{ group.place }}</code></th><td class="id">{{ group.shown }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% endif %}

@@ -11,16 +11,24 @@ from build.compare import Change, Comparison, Section, Side
 # So many lines of a section are told; the rest is counted.
 LINES = 12
 GROUPS = 24
+# A directory has a line of its own when it holds at least such a part of the changes above it.
+SHARE = 30
 NOTES = 3
 SIGN = {"added": "+", "removed": "-", "changed": "~"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Changed paths that lie below one directory; a single path is a group of its own."""
+    """Changed paths that lie below one directory, or the ``rest`` of them; a single path is a group of its own."""
 
     path: str
     changes: tuple[Change, ...]
+    rest: bool = False
+
+    @property
+    def place(self) -> str:
+        """The directory for people."""
+        return f"{self.path.rstrip('/')}/, the rest" if self.rest else self.path
 
     @property
     def shown(self) -> str:
@@ -36,7 +44,7 @@ def groups(changes: Sequence[Change], most: int = GROUPS) -> list[Group]:
     while todo and len(todo) + len(done) < most:
         whole = max(todo, key=lambda one: len(one.changes))
         todo.remove(whole)
-        parts = _take_apart(whole) if len(whole.changes) > 1 else [whole]
+        parts = _take_apart(whole) if len(whole.changes) > 1 and not whole.rest else [whole]
         # A directory with very many entries says more than a part of them would.
         if len(parts) == 1 or len(todo) + len(done) + len(parts) > 1.5 * most:
             done.append(whole)
@@ -53,8 +61,14 @@ def _take_apart(whole: Group) -> list[Group]:
         for change in whole.changes:
             parts.setdefault("/".join(change.name.split("/")[: depth + 1]), []).append(change)
         if len(parts) > 1:
-            return [Group(path, tuple(inside)) for path, inside in parts.items()]
+            break
         depth += 1
+    # Few among many are told together: a line for each would hide the others.
+    own = {path: inside for path, inside in parts.items() if len(inside) * SHARE >= len(whole.changes)}
+    rest = [change for path, inside in parts.items() if path not in own for change in inside]
+    found = [Group(path, tuple(inside)) for path, inside in own.items()]
+    parent = "/".join(next(iter(parts)).split("/")[:depth]) or "/"
+    return found + ([Group(parent, tuple(rest), rest=bool(own) or len(rest) < len(whole.changes))] if rest else [])
 
 
 def text_of(comparison: Comparison, *, whole: bool = False) -> str:
@@ -93,7 +107,7 @@ def _headline(side: Side) -> str:
 def _lines(section: Section, *, whole: bool) -> Iterable[str]:
     if section.key == "files" and not whole and len(section.changes) > LINES:
         for group in groups(section.changes):
-            yield line_of(group.changes[0]) if len(group.changes) == 1 else f"{group.shown:<16} {group.path}/"
+            yield line_of(group.changes[0]) if len(group.changes) == 1 else f"{group.shown:<16} {group.place}"
         return
     shown = section.changes if whole else section.changes[:LINES]
     for change in shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from build import compare, compare_page, compare_text, files, log, release_notes
@@ -14,31 +15,26 @@ from build.project import Project
 
 # As git's: 1 says that something differs.
 DIFFERS = 1
+Verb = Callable[[argparse.Namespace], int]
 
 
-def diff_options(parser: argparse.ArgumentParser) -> None:
-    """Add what ``diff`` takes."""
+def add(verb: Callable[[str, Verb, str], argparse.ArgumentParser]) -> None:
+    """Add the three verbs to the command line by its own function, which takes name, function and help."""
+    parser = verb("diff", _diff, "compare two artifacts: packages, files, units, sockets, results and more")
     parser.add_argument("before", nargs="?", metavar="A", help="directory, name, version, digest (default: that before B)")
     parser.add_argument("after", nargs="?", metavar="B", help="the same (default: the newest)")
     parser.add_argument("--all", dest="whole", action="store_true", help="tell every change")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
     parser.add_argument("--exit-code", action="store_true", help="end with 1 when something differs, as git diff does")
-
-
-def notes_options(parser: argparse.ArgumentParser) -> None:
-    """Add what ``notes`` takes."""
+    parser = verb("notes", _notes, "print the release note of an artifact, in Markdown")
     parser.add_argument("artifact", nargs="?", metavar="VERSION", help="or directory, name, digest (default: the newest)")
     parser.add_argument("--since", metavar="A", help="compare with this one (default: the last one of another version)")
-
-
-def report_options(parser: argparse.ArgumentParser) -> None:
-    """Add what ``report`` takes."""
+    parser = verb("report", _report, "write the report of an artifact anew: one HTML page, with the trend until now")
     parser.add_argument("artifact", nargs="?", metavar="ARTIFACT", help="directory, name, version, digest (default: newest)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report-NAME.html here")
 
 
-def diff(arguments: argparse.Namespace) -> tuple[str, int]:
-    """Compare two artifacts; return what there is to tell, and the exit code."""
+def _diff(arguments: argparse.Namespace) -> int:
     desk = _desk(arguments)
     new = desk.find(arguments.after)
     after = compare.side_of(new)
@@ -46,35 +42,36 @@ def diff(arguments: argparse.Namespace) -> tuple[str, int]:
     if before is None:
         raise SpecError(f"there is no artifact before {after.name}", hint="name two: nox -s diff -- A B")
     found = desk.compare(compare.side_of(before), after, desk.changelogs(new))
-    code = DIFFERS if arguments.exit_code and found.differs else 0
     if arguments.html:
         files.write_atomic(arguments.html, compare_page.page(found))
         log.info(f"written: {arguments.html}")
-        return "", code
-    if arguments.json:
-        return json.dumps(compare_text.data_of(found), indent=1, sort_keys=True), code
-    return compare_text.text_of(found, whole=arguments.whole), code
+    elif arguments.json:
+        print(json.dumps(compare_text.data_of(found), indent=1, sort_keys=True))
+    else:
+        print(compare_text.text_of(found, whole=arguments.whole))
+    return DIFFERS if arguments.exit_code and found.differs else 0
 
 
-def notes(arguments: argparse.Namespace) -> str:
-    """Return the release note of an artifact."""
+def _notes(arguments: argparse.Namespace) -> int:
     desk = _desk(arguments)
     new = desk.find(arguments.artifact)
     side, told = compare.side_of(new), desk.changelogs(new)
     before = desk.find(arguments.since) if arguments.since else desk.previous(side)
     found = desk.compare(compare.side_of(before), side, told) if before else None
-    return release_notes.render(side, found, told)
+    print(release_notes.render(side, found, told), end="")
+    return 0
 
 
-def make_report(arguments: argparse.Namespace) -> Path:
-    """Write the report of an artifact anew, with the artifacts that are here now; return where it is."""
+def _report(arguments: argparse.Namespace) -> int:
+    """Write the report where it is asked for; an artifact's own stays as it was when the artifact was made."""
     desk = _desk(arguments)
     found = desk.find(arguments.artifact)
     output: Path = arguments.output or Path(f"report-{found.path.name}.html")
     if found.path.resolve() in output.resolve().parents:
         raise SpecError(f"{output} lies in the artifact, which is immutable", hint="name another place: -o FILE")
     files.write_atomic(output, desk.report(compare.side_of(found), locks.parse(found.path / "rootfs.lock")))
-    return output
+    print(output)
+    return 0
 
 
 def _desk(arguments: argparse.Namespace) -> Desk:

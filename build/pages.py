@@ -26,7 +26,7 @@ table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; color: var(--faint); padding-bottom: .25rem; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; vertical-align: top; font-weight: normal; }
 thead th { font-weight: 600; } tbody tr { border-top: 1px solid var(--rule); }
-td, th { overflow-wrap: anywhere; } th.id, td.id { white-space: nowrap; overflow-wrap: normal; }
+td, th { overflow-wrap: break-word; } .id { white-space: nowrap; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 .passed, .added { color: var(--good); } .failed, .removed { color: var(--bad); font-weight: 600; }
 .skipped, .changed { color: var(--odd); } .faint { color: var(--faint); }
@@ -42,7 +42,8 @@ svg.plot .line { fill: none; stroke: var(--bar); stroke-width: 1.5; }
 .boot rect.kernel, .boot rect.initrd, .boot rect.firmware, .boot rect.loader, .boot rect.userspace { fill: #bbb; }
 @media print { :root { --text: #000; --back: #fff; --faint: #444; --rule: #bbb; --bar: #3b6ea5; --good: #1a6b2f;
   --bad: #b00020; --odd: #7a5a00; } body { margin: 0; max-width: none; font-size: 10pt; } nav, .screen { display: none; }
-  svg.plot { max-width: 100%; height: auto; } .wide { overflow: visible; } tr, figure, svg.plot { break-inside: avoid; }
+  svg.plot { max-width: 100%; height: auto; } .wide { overflow: visible; }
+  td, th { overflow-wrap: anywhere; } tr, figure, svg.plot { break-inside: avoid; }
   h2, h3 { break-after: avoid; } thead { display: table-header-group; } }
 @media (max-width: 40rem) { body { margin: 1rem auto; } th, td { padding-right: .4rem; } }
 """

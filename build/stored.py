@@ -55,7 +55,7 @@ def earlier(root: Path, name: str, sha256: str) -> list[Artifact]:
 
 
 def previous(before: list[Artifact], version: str) -> Artifact | None:
-    """Return what a release is compared with: the last artifact of another version, else the last one; None for the first."""
+    """Return what a release is compared with: the last of another version, else the last one; None for the first."""
     others = [one for one in before if one.manifest["version"] != version]
     fitting = others or before
     return fitting[-1] if fitting else None
