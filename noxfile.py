@@ -48,7 +48,7 @@ def build(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
     install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, *CHECKS)
-    session.run("python", "-m", "build", "setup")
+    session.run("python", "-m", "build", "setup", "--tests")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
 
 
@@ -213,6 +213,27 @@ def prune(session: nox.Session) -> None:
     """Show which templates nobody needs any more, and why; -- --apply removes them."""
     install(session, *TOOL, *PROXMOX)
     goldsmith(session, "prune")
+
+
+@nox.session
+def diff(session: nox.Session) -> None:
+    """Compare two artifacts: -- A B (directories, names, versions or digests); --json, --html FILE, --exit-code."""
+    install(session, *TOOL)
+    goldsmith(session, "diff")
+
+
+@nox.session
+def notes(session: nox.Session) -> None:
+    """Print the release note of an artifact, made from what differs from the one before: -- VERSION."""
+    install(session, *TOOL)
+    goldsmith(session, "notes")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the report of an artifact anew, one HTML page with what is stored now: -- ARTIFACT -o FILE."""
+    install(session, *TOOL)
+    goldsmith(session, "report")
 
 
 @nox.session

@@ -6,6 +6,8 @@
         image.qcow2            the sealed disk, never booted
         manifest.json          schema, inputs, digests, packages, tools, accelerator, timings, retries
         rootfs.files.tsv       every path of the root file system: mode, owner, size, SHA-256
+        inventory.json         what a clone of it is: units, sockets, rights, kernel settings, users (build/inventory.py)
+        boot.svg               systemd-analyze's plot of that clone's boot
         rootfs.lock            the package set that was installed; installer.lock beside it
         wheels/<layer>/        requirements.lock of each Python environment
         inputs.json            what each stage declared as its inputs: the stage keys are hashes of it

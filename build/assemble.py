@@ -18,12 +18,13 @@ from build import (
     artifact,
     audit_ledger,
     base,
+    compare,
     files,
     host,
+    inventory,
     lock,
     origins,
     provenance,
-    report,
     rootfs,
     sbom,
     sources,
@@ -34,6 +35,7 @@ from build import (
 from build.apt import Store
 from build.artifact import Artifact
 from build.cache import Cache, StageKey, StageResult
+from build.desk import Desk
 from build.errors import StepFailed
 from build.inputs import STAGES, Inputs
 from build.sbom import Bill, Kind, Part
@@ -71,10 +73,13 @@ def assemble(
         artifact.INSTALLER_LOCK: inputs.installer_lock.render("The installer of this image."),
         artifact.INPUTS: _json({stage: key.inputs for stage, key in keys.items()}),
         artifact.JUNIT: results["verify"].path / "junit.xml",
-        "verification/report.html": report.render(results["verify"].path / "junit.xml", manifest),
+        inventory.FILE: results["verify"].path / inventory.FILE,
+        inventory.PLOT: results["verify"].path / inventory.PLOT,
         **_wheel_locks(inputs),
         **_logs(results),
     }
+    side = compare.side_of_parts(manifest, contents)
+    contents["verification/report.html"] = Desk(inputs.project, cache.root).report(side, inputs.rootfs_lock)
     squashfs = results["rootfs"].path / rootfs.SQUASHFS
     parts = _parts(inputs, squashfs, scratch=cache.root / "origins")
     contents |= documents(manifest, contents, parts)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from build import (
     __version__,
-    accel,
     apt,
     artifact,
     audit,
     bench,
     bundle,
     clone_request,
+    compare_verbs,
     doctor,
     faults,
     files,
@@ -33,6 +33,7 @@ from build import (
     requirements,
     updates_verb,
     vulnerabilities_verb,
+    words,
     workshop,
 )  # fmt: skip
 from build import spec as specs
@@ -47,12 +48,6 @@ EXIT_BUG = 70
 MIRROR_VARIABLES = ("GOLDSMITH_MIRROR", "GOLDSMITH_SECURITY_MIRROR", "GOLDSMITH_SNAPSHOT")
 
 
-def default_cache() -> Path:
-    """Return the cache directory of this user (XDG base directory specification)."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "goldsmith"
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
@@ -61,17 +56,18 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"goldsmith {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    common = _common()
+    common = words.common()
 
     def verb(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
         made.set_defaults(function=function)
         return made
 
-    _build_options(verb("build", _build, "build and verify the image; what did not change is not made again"))
+    words.build(verb("build", _build, "build and verify the image; what did not change is not made again"))
     verb("plan", _plan, "print what a build would make, and why")
-    verb("setup", _setup, "install the host tools that are missing, or name them")
-    _doctor_options(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
+    setup = verb("setup", _setup, "install the host tools that are missing, or name them")
+    setup.add_argument("--tests", action="store_true", help="and what only the tests need")
+    words.doctor(verb("doctor", _doctor, "show host tools, accelerator, disk space and mirror, and what is missing"))
     updates_verb.options(verb("lock", _lock, "resolve packages, installer and wheels anew and write the lock files"))
     boot = verb("boot", _boot, "start a throw-away clone of the newest image; Ctrl-C ends it")
     boot.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
@@ -83,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     container.add_argument("--layer", action="append", default=[], metavar="NN-NOUN", help="with this layer as well")
     container.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system (default: the spec's)")
     container.add_argument("--stories", type=Path, metavar="DIR", help="play the stories alone; log and JUnit go there")
+    container.add_argument("--inventory", type=Path, metavar="DIR", help="write its inventory there instead of testing")
     container.add_argument("--shell", action="store_true", help="open a shell in it instead of testing")
     breaking = verb("faults", _faults, "break throw-away clones on purpose, under load, and report what each fault did")
     breaking.add_argument("fault", nargs="*", metavar="ID", help="only these, such as F04 F16 (default: all)")
@@ -93,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     breaking.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
     breaking.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
     breaking.add_argument("--squashfs", type=Path, metavar="FILE", help="this root file system for the container")
-    _audit_options(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
+    words.audit(verb("audit", _audit, "run the field's auditors against a clone, and hold them against the ledger"))
     check = verb("check", _check, "compare an artifact's files with its SHA256SUMS")
     check.add_argument("artifact", nargs="?", type=Path, help="artifact directory (default: the newest)")
     proof_verbs.add(lambda name, text: verb(name, _prove, text))
@@ -107,71 +104,18 @@ def parser() -> argparse.ArgumentParser:
     ))  # fmt: skip
     table = verb("requirements", _requirements, "write docs/requirements.md: requirements, their tests, the results")
     table.add_argument("junit", nargs="*", type=Path, help="JUnit files with results (default: the newest artifact's)")
-    _publish_options(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
+    words.publish(verb("publish", _publish, "take a verified artifact to Proxmox VE as a template that clones prove"))
     clone_request.options(verb("clone", _clone, "make a machine of a published template, and wait until it answers"))
-    _drift_options(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
+    words.drift(verb("drift", _drift, "compare the templates on the cluster with what was published (3: changed)"))
     for name, text in release_request.VERBS.items():
         release_request.options(verb(name, _release, text), name)
+    compare_verbs.add(verb)
     packed = verb("bundle", _bundle, "pack an application with its locked wheels for golden-deploy, and print the SHA-256")
     packed.add_argument("directory", type=Path, metavar="DIR", help="with manage.py and requirements.lock")
     packed.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the bundle to write")
     measure = verb("bench", _bench, "measure builds and a plain installation, and write docs/benchmarks.md")
     measure.add_argument("part", nargs="*", choices=[*bench.PARTS, []], help="only these (default: all)")
     return top
-
-
-def _build_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", action="store_true", help="print what would be made and why, and stop")
-    parser.add_argument("--on", choices=["proxmox"], help="run the installer on a node of golden.yaml's cluster instead")
-    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="for --on: this node, not the first one")
-    parser.add_argument("--secrets", type=Path, metavar="FILE", help="for --on: with the tokens, mode 0600")
-    parser.add_argument(
-        "--install-minutes", type=int, default=15, metavar="N", help="for --on: how long an installation takes at most"
-    )
-
-
-def _publish_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
-    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node; may be repeated")
-    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
-    parser.add_argument("--ssh", action="store_true", help="for Proxmox VE before 8.4: the image over SSH, qm disk import")
-
-
-def _drift_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ssh", action="store_true", help="read the disks too, on their nodes over SSH; takes minutes")
-    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600 (see golden.yaml)")
-
-
-def _doctor_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--proxmox", action="store_true", help="look at the cluster of golden.yaml instead")
-    parser.add_argument("--roles", action="store_true", help="print the commands that grant our tokens what they need")
-    parser.add_argument("--pve", type=int, choices=[8, 9], metavar="8|9", help="for --roles: the version (default: ask)")
-    parser.add_argument("--secrets", type=Path, metavar="FILE", help="with the tokens, mode 0600")
-
-
-def _audit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("auditor", nargs="*", choices=[*AUDITORS, []], help="only these (default: all)")
-    parser.add_argument("--artifact", type=Path, metavar="DIR", help="this artifact instead of the newest")
-    parser.add_argument("--unverified", action="store_true", help="the newest disk of the cache, verified or not")
-    parser.add_argument("--context", type=Path, metavar="FILE", help="a machine that runs already")
-    parser.add_argument("--update", action="store_true", help="write what was measured into the ledger")
-    parser.add_argument("--lock", action="store_true", help="lock the auditors' newest packages, and stop")
-
-
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--project", type=Path, default=Path.cwd(), metavar="DIR", help="the checkout (default: here)")
-    common.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
-    common.add_argument("--locked", action="store_true", help="take the committed locks or fail; for releases")
-    common.add_argument("--no-install", dest="install", action="store_false", help="never install host tools, name them")
-    common.add_argument("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
-    common.add_argument("--mirror", help="Debian archive (default: the host's; also $GOLDSMITH_MIRROR)")
-    common.add_argument("--security-mirror", help="security archive (default: the host's; also $GOLDSMITH_SECURITY_MIRROR)")
-    common.add_argument("--snapshot", help="snapshot archive for files that left the mirror (also $GOLDSMITH_SNAPSHOT)")
-    common.add_argument("--packer", default="", metavar="PATH", help="default: $PACKER, else from PATH, else compiled")
-    common.add_argument("--json", action="store_true", help="log as one JSON object a line")
-    common.add_argument("--verbose", action="store_true", help="say more")
-    return common
 
 
 def _mirrors(arguments: argparse.Namespace) -> Mirrors:
@@ -236,7 +180,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _setup(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    host.ensure(host.needed(), install=options.install, extra_packages=pipeline.packer_package(options))
+    tools = host.needed() + ((host.BROWSER,) if arguments.tests else ())
+    host.ensure(tools, install=options.install, extra_packages=pipeline.packer_package(options))
     log.info("Every host tool is here.")
     return 0
 
@@ -324,8 +269,9 @@ def _boot(arguments: argparse.Namespace) -> int:
 def _container(arguments: argparse.Namespace) -> int:
     options = dataclasses.replace(_options(arguments), layers=tuple(arguments.layer))
     return workshop.container(
-        options, squashfs=arguments.squashfs, stories=arguments.stories, shell=arguments.shell
-    )
+        options, squashfs=arguments.squashfs, stories=arguments.stories, inventory=arguments.inventory,
+        shell=arguments.shell,
+    )  # fmt: skip
 
 
 def _faults(arguments: argparse.Namespace) -> int:

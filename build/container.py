@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from build import files, image_tests, log, run, seed
+from build import files, image_tests, log, run, seed, stocktaking
 from build.errors import HostError, StepFailed
 from build.spec import Spec
 
@@ -27,8 +27,13 @@ ADMIN_NETWORK = "203.0.113.0/24"
 ENVIRONMENT = {"UNIFIED_CGROUP_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
 
 
-def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, select: str, shell: bool = False) -> int:
+def run_container(
+    squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, select: str, shell: bool = False,
+    inventory: Path | None = None,
+) -> int:  # fmt: skip
     """Boot the root file system; run tests of the marks ``select``, or hand the terminal to a shell in it.
+
+    With ``inventory`` its inventory is written into that directory instead.
 
     Returns the exit status; log and JUnit stay in ``workdir``. Raises HostError without root, StepFailed when it does not
     come up, VerificationFailed when a test fails.
@@ -38,6 +43,11 @@ def run_container(squashfs: Path, *, spec: Spec, tests: Path, workdir: Path, sel
     with files.scratch(workdir) as scratch, booted(squashfs, spec=spec, scratch=scratch) as leader:
         if shell:
             return run.attach(enter(leader, "/bin/bash", "--login"))
+        if inventory:
+            with log.step("Taking the inventory of the container"):
+                stocktaking.take(enter(leader, *stocktaking.PYTHON), tests=tests, out=inventory, clone=NAME,
+                                 target="container", timeout=stocktaking.SECONDS)  # fmt: skip
+            return 0
         context = write_context(scratch, leader, spec)
         with log.step("Testing the container"):
             status = image_tests.run_tests(tests, context, out=workdir, timeout=TEST_SECONDS, select=select)

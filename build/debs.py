@@ -86,13 +86,24 @@ def extract(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
 
     Raises StepFailed naming those that the package does not hold.
     """
+    found, _links = pick(path, wanted)
+    if missing := wanted - found.keys():
+        raise StepFailed(f"{path.name} does not hold {', '.join(sorted(missing))}")
+    return found
+
+
+def pick(path: Path, wanted: frozenset[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the files of the package whose paths are ``wanted``, as far as it holds them, and the targets of links."""
     found: dict[str, bytes] = {}
+    links: dict[str, str] = {}
     with _member(path, "data.tar") as archive:
         for item in archive:
-            name = item.name.removeprefix("./")
-            stream = archive.extractfile(item) if name in wanted else None
+            name = item.name.removeprefix("./").rstrip("/")
+            stream = archive.extractfile(item) if name in wanted and item.isreg() else None
             if stream:
                 found[name] = stream.read()
-            if len(found) == len(wanted):
-                return found
-    raise StepFailed(f"{path.name} does not hold {', '.join(sorted(wanted - set(found)))}")
+            elif name in wanted and item.issym():
+                links[name] = item.linkname
+            if len(found) + len(links) == len(wanted):
+                break
+    return found, links

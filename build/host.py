@@ -56,6 +56,7 @@ UNPRIVILEGED_TOOLS = (Tool("newuidmap", "uidmap", "make the root file system wit
 CONTAINER_TOOLS = (
     Tool("systemd-nspawn", "systemd-container", "boot the root file system as a container", ("systemd-nspawn", "--version")),
 )
+BROWSER = Tool("chromium", "chromium", "look at our pages as a reader does, in the tests", ("chromium", "--version"))
 
 
 def needed(*, container: bool = False) -> tuple[Tool, ...]:

@@ -105,7 +105,9 @@ def _verify(inputs: Inputs) -> dict[str, Any]:
         "spec": files.digest(inputs.spec.as_inputs())[:16],
         "tests": inputs.project.tree(inputs.project.image_tests),
         "planes": files.sha256_file(inputs.project.planes)[:16],
-        "code": inputs.project.code("verify", "image_tests", "stories", "container", "vm", "seed", "sealed"),
+        "code": inputs.project.code(
+            "verify", "image_tests", "stories", "container", "vm", "seed", "sealed", "stocktaking", "inventory", "boot_plot",
+        ),
     }
 
 
@@ -115,6 +117,8 @@ def _artifact(inputs: Inputs) -> dict[str, Any]:
         "version": inputs.spec.version,
         "audit": audit_ledger.load(inputs.project.audit_ledger),
         "code": inputs.project.code(
-            "artifact", "assemble", "report", "sbom", "origins", "provenance", "wheel_lock", "sources", "updates"
+            "artifact", "assemble", "report", "pages", "plots", "compare", "compare_text", "compare_page", "changelogs",
+            "debian_changelog", "cases", "stored", "desk", "sbom", "origins", "provenance", "wheel_lock", "sources",
+            "updates",
         ),
     }

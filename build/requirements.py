@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.report import read_cases
+from build.cases import read_cases
 from build.tables import Table, load_yaml, raise_problems
 
 LIST = Path("docs/requirements.yaml")
@@ -101,11 +101,15 @@ def _ids(node: ast.AST) -> Iterator[str]:
 
 def results(junit: Iterable[Path]) -> dict[str, str]:
     """Return the worst result of each id in the JUnit files: ``passed``, ``skipped`` or ``failed``."""
+    cases = (case for path in junit for case in read_cases(path))
+    return worst((name, case.result) for case in cases for name in case.requirements.split())
+
+
+def worst(results: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the worst result of each name."""
     found: dict[str, str] = {}
-    for path in junit:
-        for case in read_cases(path):
-            for name in case.requirements.split():
-                found[name] = min(found.get(name, case.result), case.result, key=ORDER.index)
+    for name, result in results:
+        found[name] = min(found.get(name, result), result, key=ORDER.index)
     return found
 
 

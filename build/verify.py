@@ -3,19 +3,22 @@
 Where clones are emulated, tests marked ``story`` (long dialogues with the services, such as backup and restore) are played
 in a container of the same root file system instead (build/stories.py); the report says where each test ran.
 
+The first clone's inventory is read before any test has touched it (build/stocktaking.py).
+
 Two clones run side by side, with disks larger than the image's: one under BIOS, one under UEFI with Secure Boot. Each is
 tested by a worker of its own, over SSH; both are compared with each other, and the sealed disk is read from outside.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from build import files, image_tests, log, sealed, seed, vm
+from build import files, image_tests, log, sealed, seed, stocktaking, vm
 from build.accel import Accelerator
 from build.errors import GoldsmithError
 from build.image_tests import JUNIT, NO_STORIES, Verdict
@@ -32,7 +35,7 @@ def verify(
     image: Path, *, spec: Spec, tests: Path, out: Path, scratch: Path, accelerator: Accelerator, expected_seconds: float,
     stories: Stories | None = None,
 ) -> Verdict:  # fmt: skip
-    """Boot two clones of ``image``, run the tests, and leave JUnit and consoles in ``out``.
+    """Boot two clones of ``image``, run the tests, and leave JUnit, inventory, plot of the boot and consoles in ``out``.
 
     ``stories`` are those that a container plays meanwhile; without them the clones play theirs.
     A kernel panic under emulation is tried once more and counted. Raises VerificationFailed naming each failed test.
@@ -70,6 +73,11 @@ def _attempt(
         context = write_context(scratch, spec=spec, clones=ready, raw=raw, target="vm")
         if stories:
             stories.check()
+        with log.step(f"Taking the inventory of clone {ready[0].wish.name}"):
+            stocktaking.take(
+                ready[0].ssh_argv(shlex.join(["sudo", "--non-interactive", *stocktaking.PYTHON])), tests=tests, out=out,
+                clone=ready[0].wish.name, target="vm", timeout=stocktaking.SECONDS * accelerator.timeout_scale,
+            )  # fmt: skip
         with log.step("Testing the clones"):
             status = image_tests.run_tests(
                 tests, context, out=out, timeout=TEST_SECONDS * accelerator.timeout_scale,

@@ -118,10 +118,13 @@ def _unverified_disk(options: Options) -> Path:
     return disks[-1].with_name(artifact.IMAGE)
 
 
-def container(options: Options, *, squashfs: Path | None, stories: Path | None, shell: bool) -> int:
+def container(
+    options: Options, *, squashfs: Path | None, stories: Path | None, inventory: Path | None, shell: bool
+) -> int:
     """Boot a root file system (the spec's, if none is named) under systemd-nspawn, and test it or open a shell.
 
-    With ``stories`` only those are played, and their log and JUnit go there.
+    With ``stories`` only those are played, and their log and JUnit go there; with ``inventory`` nothing is tested, and
+    inventory and plot of the boot go there.
     """
     host.ensure(host.needed(container=True), install=options.install)
     spec = specs.load(options.project.spec)
@@ -130,4 +133,5 @@ def container(options: Options, *, squashfs: Path | None, stories: Path | None, 
     return containers.run_container(
         squashfs, spec=spec, tests=options.project.image_tests, workdir=stories or options.cache.root / "container",
         select=image_tests.STORIES if stories else image_tests.NO_VM, shell=shell,
+        inventory=inventory,
     )  # fmt: skip

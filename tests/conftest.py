@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build import packer
+from build import host, packer
 from tests.fakes import Fakes
 from tests.packers import packers
 
@@ -22,7 +22,7 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--without", action="append", default=[], choices=["packer", "qemu"],
+        "--without", action="append", default=[], choices=["packer", "qemu", "chromium"],
         help="skip the tests that need this tool, instead of failing with the command that installs it",
     )  # fmt: skip
 
@@ -44,6 +44,18 @@ def real_packer(request: pytest.FixtureRequest) -> packer.Packer:
         pytest.fail(f"there is no Packer on this host\n  -> {packer.GET_PACKER}\n  -> or skip: --without packer")
     assert isinstance(request.param, packer.Packer)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def chromium(request: pytest.FixtureRequest) -> str:
+    """A real browser; a host without one fails the test with the command that brings one."""
+    if "chromium" in request.config.getoption("--without"):
+        pytest.skip("--without chromium")
+    found = host.find(host.BROWSER)
+    if not found:
+        command = host.install_command([host.BROWSER.package])
+        pytest.fail(f"there is no Chromium on this host\n  -> {command}   (as root)\n  -> or skip: --without chromium")
+    return found
 
 
 @pytest.fixture

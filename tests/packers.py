@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from build import cli, packer
+from build import packer
 
 TEMPLATES = Path(__file__).parents[1] / "packer"
 TOOLS = TEMPLATES / "tools"
@@ -13,7 +13,7 @@ TOOLS = TEMPLATES / "tools"
 
 def packers() -> list[packer.Packer]:
     """Return the Packer of $PACKER, the one in PATH and the one compiled into the cache, each file once."""
-    cache = cli.default_cache() / "packer"
+    cache = words.default_cache() / "packer"
     found: dict[Path, packer.Packer] = {}
     for chosen in (os.environ.get("PACKER", ""), ""):
         one = packer.find(tools=TOOLS, cache=cache, chosen=chosen)

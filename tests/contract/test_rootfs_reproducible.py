@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build import base as bases
-from build import cli, files, inputs, media, pipeline, rootfs, wheels
+from build import files, inputs, media, pipeline, rootfs, wheels
 from build.apt import Store, host_mirrors
 from build.cache import Cache
 from build.project import Project
@@ -38,7 +38,7 @@ def build_once(gathered: inputs.Inputs, cache: Cache, scratch: Path) -> tuple[st
 @pytest.mark.slow
 @pytest.mark.req("R4")
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
-    cache = Cache(cli.default_cache())
+    cache = Cache(words.default_cache())
     options = pipeline.Options(project=Project(ROOT), cache=cache, mirrors=host_mirrors())
     gathered = pipeline.gather(options, settle=True)
     first = build_once(gathered.inputs, cache, tmp_path / "first")

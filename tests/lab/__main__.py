@@ -25,10 +25,10 @@ from fakepve.pytest_plugin import _Serving
 from build import accel, cli, files, host, log, pipeline, run, seed, workshop
 from build.apt import Mirrors
 from build.cache import Cache
-from build.cli import default_cache
 from build.errors import GoldsmithError
 from build.host import Tool
 from build.project import Project
+from build.words import default_cache
 from tests.lab import bench, cloudinit, lease, network
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab

@@ -33,6 +33,7 @@ from build.pipeline import Gathered, Options
 from build.wheel_lock import Wheel
 from tests import proven
 from tests.unit.helpers import DATE, make_checkout, write_layer
+from tests.unit.inventories import PLOT, inventory_of
 
 MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
 FACTS: dict[str, dict[str, Any]] = {
@@ -58,7 +59,8 @@ def stage_files(stage: str, out: Path) -> None:
     texts = {
         "rootfs": {"files.tsv": "# path\n/etc\n"},
         "disk": {"console.log": "installer", "syslog.log": "syslog"},
-        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
+        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "inventory.json": json.dumps(inventory_of()),
+                   "boot.svg": PLOT, "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
     }
     for name, text in texts.get(stage, {}).items():
         (out / name).parent.mkdir(exist_ok=True)
@@ -94,10 +96,10 @@ def test_the_artifact_holds_what_the_stages_left(options: Options) -> None:
     made = put_together(options, finish(options))
     found = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
     assert found == [
-        "SHA256SUMS", "image.qcow2", "inputs.json", "installer.lock", "logs/clone-bios-console.log",
-        "logs/clone-uefi-qemu.log", "logs/installer-console.log", "logs/installer-syslog.log", "logs/tests.log",
-        "manifest.json", "provenance.json", "rootfs.files.tsv", "rootfs.lock", "sbom.cdx.json", "sbom.spdx.json",
-        "verification/junit.xml", "verification/report.html",
+        "SHA256SUMS", "boot.svg", "image.qcow2", "inputs.json", "installer.lock", "inventory.json",
+        "logs/clone-bios-console.log", "logs/clone-uefi-qemu.log", "logs/installer-console.log",
+        "logs/installer-syslog.log", "logs/tests.log", "manifest.json", "provenance.json", "rootfs.files.tsv", "rootfs.lock",
+        "sbom.cdx.json", "sbom.spdx.json", "verification/junit.xml", "verification/report.html",
     ]  # fmt: skip
     assert artifact.check(made.path) == []
     assert (made.path / "logs" / "installer-console.log").read_text() == "installer"

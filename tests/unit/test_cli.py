@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from build import __version__, artifact, cli, log, pipeline
+from build import __version__, artifact, cli, log, pipeline, words
 from build.apt import Mirrors
 from build.errors import CommandFailed, GoldsmithError, HostError, SpecError, StepFailed, VerificationFailed
 from tests.fakes import Fakes
@@ -29,16 +29,19 @@ VERBS = (
     "check",
     "clone",
     "container",
+    "diff",
     "doctor",
     "drift",
     "faults",
     "history",
     "lock",
+    "notes",
     "plan",
     "promote",
     "prune",
     "publish",
     "reproduce",
+    "report",
     "requirements",
     "restore",
     "revoke",
@@ -311,10 +314,10 @@ def test_options_reach_the_build(asked: list[str], tmp_path: Path, monkeypatch: 
 
 def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cli.default_cache() == tmp_path / "goldsmith"
+    assert words.default_cache() == tmp_path / "goldsmith"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cli.default_cache() == tmp_path / "home" / ".cache" / "goldsmith"
+    assert words.default_cache() == tmp_path / "home" / ".cache" / "goldsmith"
 
 
 # --- verbs ------------------------------------------------------------------------------------------------------------

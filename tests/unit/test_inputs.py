@@ -107,8 +107,8 @@ CODE = {
     "rootfs": ["rootfs", "layers"],
     "media": ["media", "preseed", "initrd", "cpio", "debs"],
     "disk": ["disk", "packer", "console"],
-    "verify": ["verify", "vm", "seed", "sealed"],
-    "artifact": ["artifact", "assemble", "report"],
+    "verify": ["verify", "vm", "seed", "sealed", "stocktaking", "inventory", "boot_plot"],
+    "artifact": ["artifact", "assemble", "report", "plots", "compare", "desk"],
 }
 
 

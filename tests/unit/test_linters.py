@@ -33,7 +33,8 @@ RINGS = {
         "requirements", "cluster", "roles", "labels", "faults_report", "audit_ledger", "audit_results",
         "audit_tailoring", "clone_request", "release_policy", "wheel_lock", "sbom", "provenance", "statement",
         "versions", "sources", "accepted", "vulnerability_data", "release_entry", "release_ledger", "release_state",
-        "release_mirror", "release_gates", "release_request",
+        "release_mirror", "release_gates", "release_request", "cases", "boot_plot", "inventory", "plots", "pages",
+        "stored", "compare", "compare_text", "compare_page", "debian_changelog",
     },
     "engines": {
         "apt", "accel", "packer", "console", "host", "vm", "seed", "sealed", "initrd", "wheels", "container",
@@ -41,7 +42,8 @@ RINGS = {
         "publish_machine", "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
         "clone_source", "clone_machine", "clone_reach", "drift_config", "drift_disk", "checkout", "origins",
         "signing", "updates", "debsecan", "vulnerabilities", "channels", "drift_channels", "release_git",
-        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference",
+        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference", "stocktaking",
+        "changelogs", "release_notes", "desk",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
@@ -49,8 +51,8 @@ RINGS = {
     },
     "top": {
         "pipeline", "workshop", "doctor", "audit", "bench", "hardening", "faults", "ship", "clone_verb",
-        "drift_verb", "proof_verbs", "cli", "__main__", "updates_verb", "vulnerabilities_verb", "release_verbs",
-        "reproduce", "reproduce_verb",
+        "drift_verb", "proof_verbs", "words", "cli", "__main__", "updates_verb", "vulnerabilities_verb", "release_verbs",
+        "reproduce", "reproduce_verb", "compare_verbs",
     },
 }  # fmt: skip
 

@@ -12,13 +12,14 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from build import accel, cli, image_tests, run, seed, stories, verify, vm
+from build import accel, cli, image_tests, inventory, run, seed, stocktaking, stories, verify, vm
+from build.cases import read_cases
 from build.errors import StepFailed, VerificationFailed
 from build.image_tests import Verdict
-from build.report import read_cases
 from build.stories import Stories
 from tests.fakes import Fake, Fakes
 from tests.unit.helpers import make_disk_image, make_spec
+from tests.unit.inventories import inventory_of, said
 from tests.unit.test_vm import KEYS, QEMU_PROGRAM, fake_ssh
 
 CONFTEST = """
@@ -58,7 +59,10 @@ def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
     (tmp_path / "VARS.fd").touch()
     monkeypatch.setattr(vm, "OVMF_VARS", tmp_path / "VARS.fd")
-    fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"})
+    fake_ssh(
+        fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"},
+        {"when": ["sudo --non-interactive python3 -I -"], "stdout": said()},
+    )  # fmt: skip
     return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"bios": [READY], "uefi": [READY]}})
 
 
@@ -67,6 +71,7 @@ def checkout(tmp_path: Path, text: str = GOOD) -> Path:
     tests.mkdir(parents=True)
     (tests / "conftest.py").write_text(CONFTEST)
     (tests / "test_x.py").write_text(text)
+    (tests / stocktaking.PROGRAM).write_text("the fake ssh answers for it")
     return tests
 
 
@@ -97,6 +102,8 @@ def test_tests_that_pass_on_booted_clones_make_a_verdict(qemu: Fake, image: Path
     assert verdict.junit == out / "junit.xml"
     assert (out / "logs" / "bios-console.log").read_text() == KEYS.replace("\r\n", "\n")
     assert "1 passed" in (out / "pytest.log").read_text()
+    assert inventory.parse((out / "inventory.json").read_text()) == inventory_of()
+    assert "nginx.service (3.450s)" in (out / "boot.svg").read_text()
     assert image.read_bytes() == before
     assert len([call for call in qemu.calls() if "-name" in call.argv]) == 2
 
@@ -113,6 +120,17 @@ def test_a_test_that_fails_is_named_and_the_evidence_stays(qemu: Fake, image: Pa
     assert error.hint.startswith(f"see {log}; ")
     assert "one is not two" in log.read_text()
     assert (tmp_path / "out" / "logs" / "uefi-console.log").is_file()
+
+
+def test_an_inventory_that_cannot_be_read_fails_the_build(qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path) -> None:
+    fake_ssh(
+        fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"},
+        {"when": ["sudo --non-interactive python3 -I -"], "stderr": "systemd-analyze time ended with 1\n", "status": 1},
+    )  # fmt: skip
+    with pytest.raises(StepFailed, match="inventory of bios could not be read") as caught:
+        judge(tmp_path, image, checkout(tmp_path))
+    assert caught.value.details == "systemd-analyze time ended with 1"
+    assert not (tmp_path / "out" / "junit.xml").exists()
 
 
 def test_a_panic_under_emulation_is_tried_once_more_and_counted(

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from build import cli, layers, wheels
+from build import layers, wheels
 from build.spec import load
 
 ROOT = Path(__file__).parents[3]
@@ -91,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(node.content)
     (venv,) = [venv for venv in stack.venvs if venv.path.startswith("/opt/app/")]
-    for wheel in sorted(wheels.fetch(venv.requirements, cache=cli.default_cache()).glob("*.whl")):
+    for wheel in sorted(wheels.fetch(venv.requirements, cache=words.default_cache()).glob("*.whl")):
         if not wheel.name.startswith(LEFT_OUT):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(library)
