@@ -7,11 +7,13 @@ from datetime import timedelta
 
 import pytest
 
-from build import clone, pve, release_mirror, release_rebuild
+from build import clone, pve, release_mirror, release_rebuild, roles
+from build.cluster import Role
 from build.errors import GoldsmithError, SpecError
 from build.release_entry import Action, Phase
 from build.release_policy import Policy
 from tests.contract.cloning import OPERATOR, REQUEST, Guests
+from tests.contract.conftest import TOKEN
 from tests.contract.releasing import FIRST, SECOND, THIRD, Clock, Desk, on
 from tests.contract.shipping import Bench
 from tests.contract.test_releases_faults import Moment, PowerCut, calls_of, cut_after
@@ -215,6 +217,21 @@ def test_a_template_that_is_promoted_meanwhile_stays(desk: Desk) -> None:
     verdicts = desk.prune(apply=True)
     assert "its tags were changed meanwhile" in [one.problem for one in verdicts.values()]
     assert "pve1 golden-1.2.3" in templates(desk)
+
+
+@pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
+def test_the_rights_of_publisher_and_operator_are_enough(desk: Desk, version: str) -> None:
+    desk.bench.proxmox.version = version
+    for role, who in ((Role.PUBLISHER, TOKEN), (Role.OPERATOR, OPERATOR)):
+        for grant in roles.grants(role, desk.bench.settings, major=int(version[0])):
+            desk.bench.proxmox.grant(who.identity, grant.path, *grant.privileges)
+    made = make_clone(desk, "web1", linked=True)
+    verdicts = desk.prune(apply=True)
+    assert [one.problem for one in verdicts.values() if one.problem] == []
+    # A machine may have moved since it was cloned: all nodes keep what it was made of.
+    assert templates(desk) == sorted([*on(FIRST), *on(THIRD)])
+    linked = [one.reason for one in verdicts.values() if one.keep and "linked" in one.reason]
+    assert linked == [f"linked clones read their disks from it: web1 (pve1/{made.machine.vmid})"] * 2
 
 
 def test_a_power_cut_after_every_change(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,6 +456,20 @@ def test_somebody_changes_a_template_meanwhile(desk: Desk) -> None:
     assert {"stable", "theirs0", "theirs1"} <= set(str(config["tags"]).split(";"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "checksum missmatch (file change by other user?)", "checksum mismatch (file change by other user?)",
+        "detected modified configuration - file changed by other user? Try again.",
+    ],
+)  # fmt: skip
+def test_every_wording_of_proxmox_for_a_digest_that_does_not_match(desk: Desk, words: str) -> None:
+    path = f"/nodes/pve2/qemu/{desk.machine('pve2', SECOND).vmid}/config"
+    desk.bench.proxmox.fail("PUT", path, 500, words, times=2)
+    desk.promote(SECOND)
+    require_consistent(desk, SECOND)
+
+
 def test_a_ledger_that_was_edited_stops_everything(desk: Desk) -> None:
     desk.book.path.write_text(desk.book.path.read_text().replace("Jane", "Joe"))
     before = desk.bench.proxmox.inventory()
