@@ -56,7 +56,7 @@ def run_faults(
             with log.step("Probing the accelerator"):
                 accelerator = accel.probe(workdir=scratch, wanted=options.accelerator)
         context: dict[str, Any] = {
-            "target": target, "spec": dataclasses.asdict(spec), "clones": [], "sealed": "", "image": str(image),
+            "target": target, "spec": spec.as_inputs(), "clones": [], "sealed": "", "image": str(image),
             "scratch": str(scratch), "accelerator": dataclasses.asdict(accelerator) if accelerator else None,
             "debs": [str(path) for path in _debs(options, image.parent)],
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
     nox -s lab                                  the newest artifact
     nox -s lab -- --unverified --tests ssh boot the newest disk of the cache, and only these image tests
+    nox -s lab -- --life artifacts/golden-0.1.0-… an older version as well: promoted, rolled back, revoked, pruned, compared
 
 The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
 own, over the API's TLS. This is no Proxmox VE: see docs/lab.md.
@@ -22,19 +23,22 @@ from pathlib import Path
 from fakepve.certs import make_cert
 from fakepve.pytest_plugin import _Serving
 
-from build import accel, cli, files, host, log, pipeline, run, seed, workshop
+from build import accel, artifact, files, host, log, pipeline, run, seed, workshop
 from build.apt import Mirrors
 from build.cache import Cache
 from build.errors import GoldsmithError
 from build.host import Tool
 from build.project import Project
 from build.words import default_cache
-from tests.lab import bench, cloudinit, lease, network
+from tests.lab import bench, cloudinit, lease, life, network
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab
 
 MODULE = "tests.lab"
 API_PORT = 8006
+FAILED = 1
+# The verbs that take tokens.
+ON_CLUSTER = ("doctor", "publish", "clone", "drift", "promote", "rollback", "revoke", "restore", "prune", "history")
 PVE = {8: "8.4.1", 9: "9.0.10"}
 TOOLS = (
     *(tool for tool in host.TOOLS if tool.package in ("qemu-system-x86", "qemu-utils", "ovmf", "seabios", "xorriso",
@@ -66,14 +70,16 @@ class Walk:
         self._common = ["--project", str(project), "--cache", str(cache)]
         self._secrets = ["--secrets", str(secrets)]
 
-    def do(self, name: str, *words: str) -> bool:
-        """Run ``python -m build`` with these words; say whether it went well."""
+    def do(self, name: str, *words: str, expected: int = 0) -> bool:
+        """Run ``python -m build`` with these words; say whether it ended with the status that was expected."""
         log.info(f"$ python -m build {' '.join(words)}")
         begun = time.monotonic()
         verb, *rest = words
-        status = run.attach([sys.executable, "-m", "build", verb, *rest, *self._secrets, *self._common])
-        self.steps.append(Step(name, status, time.monotonic() - begun))
-        return status == 0
+        secrets = self._secrets if verb in ON_CLUSTER else []
+        status = run.attach([sys.executable, "-m", "build", verb, *rest, *secrets, *self._common])
+        good = status == expected
+        self.steps.append(Step(name, 0 if good else status or FAILED, time.monotonic() - begun))
+        return good
 
     def check(self, name: str, problems: Sequence[str]) -> None:
         """Note something that the lab itself looked at."""
@@ -99,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pve", type=int, choices=sorted(PVE), default=9, help="the version that the fake speaks (default: %(default)s)")
     add("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
     add("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
+    add("--life", type=Path, metavar="DIR", help="an artifact of an older version: both live a whole life")
     add("--no-clone", dest="clone", action="store_false", help="stop when the template is published")
     add("--verbose", action="store_true", help="say more")
     return top
@@ -122,34 +129,43 @@ def serving(lab: Lab, directory: Path) -> Iterator[Path]:
         server.stop()
 
 
-def has_verb(name: str) -> bool:
-    """Say whether the command line has a verb."""
-    return any(name in (action.choices or ()) for action in cli.parser()._actions if isinstance(action.choices, dict))
-
-
 def walk(lab: Lab, project: Path, cache: Path, secrets: Path, *, clone: bool) -> Walk:
     """Publish, publish again, clone, look for drift; then look at what is left."""
     made = Walk(project, cache, secrets)
     if made.do("the cluster is ready", "doctor", "--proxmox") and made.do("publish, two clones verified", "publish"):
         made.do("publish again: nothing to do", "publish")
-        if clone and has_verb("clone"):
-            _clone(made, cache)
-        if has_verb("drift"):
-            made.do("no template has changed", "drift")
-        made.check("the template's disks are as they were made", lab.changed_templates())
-    expected = {CLONE_NAME}
-    left = [vm.name for vm in lab.vms if not vm.template and vm.name not in expected]
-    made.check("no machine is left over", left)
+        if clone:
+            made.do("an operator's clone answers HTTPS", "clone", *_machine(cache))
+        made.do("no template has changed", "drift")
+    _look_back(made, lab)
     return made
 
 
-def _clone(made: Walk, cache: Path) -> None:
+def walk_of_life(lab: Lab, project: Project, cache: Path, secrets: Path, *, first: str, second: str) -> Walk:
+    """Take two artifacts of the project through a whole life: see tests/lab/life.py."""
+    made = Walk(project.root, cache, secrets)
+    older, newer = (artifact.load(project.artifacts / name) for name in (first, second))
+    life.different(older, newer)
+    if made.do("the cluster is ready", "doctor", "--proxmox"):
+        life.live(made, lab, older, newer, machine=_machine(cache))
+    life.compare(made, older, newer, cache / "life")
+    _look_back(made, lab)
+    return made
+
+
+def _look_back(made: Walk, lab: Lab) -> None:
+    made.check("the templates' disks are as they were made", lab.changed_templates())
+    made.check("no machine is left over", [vm.name for vm in lab.vms if not vm.template and vm.name != CLONE_NAME])
+
+
+def _machine(cache: Path) -> list[str]:
+    """Return the options of the operator's machine."""
     identity = seed.make_identity(cache / "operator", "admin")
-    made.do(
-        "an operator's clone answers HTTPS", "clone", "--name", CLONE_NAME, "--ip",
-        f"{CLONE_ADDRESS}/24,gw={network.GATEWAY}", "--ssh-key", str(identity.key.with_suffix(".pub")),
-        "--admin-cidr", f"{network.HOST}/32", "--timeout", str(CLONE_SECONDS),
-    )  # fmt: skip
+    return [
+        "--name", CLONE_NAME, "--ip", f"{CLONE_ADDRESS}/24,gw={network.GATEWAY}",
+        "--ssh-key", str(identity.key.with_suffix(".pub")), "--admin-cidr", f"{network.HOST}/32",
+        "--timeout", str(CLONE_SECONDS),
+    ]  # fmt: skip
 
 
 def summary(made: Walk, lab: Lab, logs: Path) -> str:
@@ -174,7 +190,7 @@ def lab_run(arguments: argparse.Namespace) -> int:
     root = arguments.cache.resolve() / "lab"
     choice = Choice(
         artifact=arguments.artifact, disk=newest_disk(arguments.cache) if arguments.unverified else None,
-        tests=tuple(arguments.tests), firmware=arguments.firmware,
+        tests=tuple(arguments.tests), firmware=arguments.firmware, older=arguments.life,
     )  # fmt: skip
     logs = root / "logs"
     with ExitStack() as stack:
@@ -193,7 +209,12 @@ def lab_run(arguments: argparse.Namespace) -> int:
         with log.step("Setting up the lab", done="the lab is ready"):
             project = bench.write_project(directory / "project", choice, host=lab.host, port=lab.port, ca=ca)
             bench.write_secrets(directory / "secrets.yaml", bench.admit(lab, bench.settings_of(project)))
-        made = walk(lab, project.root, root, directory / "secrets.yaml", clone=arguments.clone)
+        secrets = directory / "secrets.yaml"
+        if arguments.life:
+            newer = next(path.name for path in project.artifacts.iterdir() if path.name != arguments.life.name)
+            made = walk_of_life(lab, project, root, secrets, first=arguments.life.name, second=newer)
+        else:
+            made = walk(lab, project.root, root, secrets, clone=arguments.clone)
         print(summary(made, lab, logs), flush=True)
     return made.status
 

@@ -29,12 +29,13 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is about: an artifact, or a disk that nobody verified, and which of the image tests."""
+    """What a run is about: an artifact, or a disk that nobody verified, which of the image tests, and an older artifact."""
 
     artifact: Path | None = None
     disk: Path | None = None
     tests: tuple[str, ...] = ()
     firmware: str = "uefi"
+    older: Path | None = None
 
 
 def write_project(target: Path, choice: Choice, *, host: str, port: int, ca: Path) -> Project:
@@ -57,7 +58,8 @@ def write_project(target: Path, choice: Choice, *, host: str, port: int, ca: Pat
     else:
         found = artifact.load(choice.artifact) if choice.artifact else artifact.newest(Project(ROOT).artifacts)
         project.artifacts.mkdir()
-        (project.artifacts / found.path.name).symlink_to(found.path)
+        for path in (found.path, *([choice.older.resolve()] if choice.older else [])):
+            (project.artifacts / path.name).symlink_to(path)
     return project
 
 
