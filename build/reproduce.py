@@ -225,7 +225,7 @@ def _disk_lines(disk: Verdict) -> list[str]:
     allowed = [one for one in disk.differences if one.allowed]
     state = DIFFERS if disk.forbidden else SAME
     counts = f"{disk.paths} paths; {len(disk.forbidden)} differences that must not be, {len(allowed)} that may"
-    laid = ", ".join(f"{count} paths of another {what}" for what, count in disk.laid.items())
+    laid = ", ".join(f"{len(paths)} paths of another {what}" for what, paths in disk.laid.items())
     lines = [
         f"  {'disk, content':<22} {state:<12} {counts}",
         f"  {'disk, bits':<22} {SAME if disk.identical else DIFFERS:<12} {laid}",
