@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from build import packer
+from build import packer, words
 
 TEMPLATES = Path(__file__).parents[1] / "packer"
 TOOLS = TEMPLATES / "tools"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build import base as bases
-from build import files, inputs, media, pipeline, rootfs, wheels
+from build import files, inputs, media, pipeline, rootfs, wheels, words
 from build.apt import Store, host_mirrors
 from build.cache import Cache
 from build.project import Project

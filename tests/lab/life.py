@@ -58,8 +58,8 @@ def live(commands: Commands, lab: Proxmox, first: Artifact, second: Artifact, *,
     commands.do(f"{new} is not cloned any more", "clone", *machine, "--template", template, expected=2)
     commands.do(f"{new} is not promoted any more", "promote", new, STABLE, expected=2)
     commands.do("no template has changed", "drift")
-    commands.do("what prune would do", "prune")
-    commands.do("prune", "prune", "--apply")
+    commands.do("what prune would do", "prune", "--days", "0")
+    commands.do("prune", "prune", "--days", "0", "--apply")
     points(f"{STABLE} is {old} still", old)
     commands.do("the ledger verifies itself", "history")
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from build import layers, wheels
+from build import layers, wheels, words
 from build.spec import load
 
 ROOT = Path(__file__).parents[3]
