@@ -27,7 +27,7 @@ SETTINGS = {
     "permituserenvironment": "no",
     "strictmodes": "yes",
     "usepam": "yes",
-    "loglevel": "VERBOSE",
+    "loglevel": "INFO",
     "ignorerhosts": "yes",
     "allowgroups": "sudo",
     "banner": "/etc/issue.net",
