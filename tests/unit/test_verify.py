@@ -124,7 +124,7 @@ def test_a_test_that_fails_is_named_and_the_evidence_stays(qemu: Fake, image: Pa
 
 def test_an_inventory_that_cannot_be_read_fails_the_build(qemu: Fake, fakes: Fakes, image: Path, tmp_path: Path) -> None:
     fake_ssh(
-        fakes, {"when": ["systemctl is-system-running"], "stdout": "running\n"},
+        fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"},
         {"when": ["sudo --non-interactive python3 -I -"], "stderr": "systemd-analyze time ended with 1\n", "status": 1},
     )  # fmt: skip
     with pytest.raises(StepFailed, match="inventory of bios could not be read") as caught:
