@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from build import apt, artifact, base, cli, disk, files, log, run, vm
+from build import apt, artifact, base, cli, disk, files, inventory, log, run, stocktaking, vm
 from build import lock as locks
 from build import spec as specs
 from build.errors import EXIT_INTERRUPTED
@@ -30,6 +30,7 @@ from build.project import Project
 from tests.fakes import Fake, Fakes
 from tests.faults.goldsmith import CHANGES, MEDIUM_TOOL
 from tests.unit.helpers import ROOT, Mirror, make_checkout, make_deb, make_disk_image, wait_for, write_lock
+from tests.unit.inventories import inventory_of, said
 from tests.unit.test_verify import CONFTEST, GOOD
 from tests.unit.test_vm import KEYS
 
@@ -96,12 +97,14 @@ class Line:
         plan = {"guests": {"bios": bios, "uefi": uefi or [READY]}}
         return self.fakes.install(vm.QEMU, str(BIN / "qemu.py"), plan)
 
-    def ssh(self, state: str = "running") -> None:
-        """Make an ssh to guests in that state, as a shell script: it is started often."""
+    def ssh(self, state: str = "running", *, inventory: str | None = None) -> None:
+        """Make an ssh to guests in that state, as a shell script: it is started often. They tell their ``inventory``."""
         path = self.fakes.directory / "ssh"
+        told = path.with_name("inventory")
+        told.write_text(said() if inventory is None else inventory)
         path.write_text(
             '#!/bin/sh\ncase "$*" in\n*" -M "*) exec sleep 600 ;;\n'
-            f"*'systemctl is-system-running --wait') echo {state} ;;\nesac\n"
+            f"*'systemctl is-system-running --wait') echo {state} ;;\n*' python3 -I -') exec cat {told} ;;\nesac\n"
         )
         path.chmod(0o755)
 
@@ -196,6 +199,7 @@ def prepare(root: Path, mirror: Mirror) -> None:
     (project.root / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (project.image_tests / "conftest.py").write_text(CONFTEST)
     (project.image_tests / "test_x.py").write_text(GOOD)
+    (project.image_tests / stocktaking.PROGRAM).write_text("the fake ssh answers for it\n")
     spec = specs.load(project.spec)
     request = base.request_digest(spec, load_stack(project.overlays, spec))
     write_lock(project.rootfs_lock, mirror.add("nginx", make_deb(root, "nginx")), request=request)
@@ -267,6 +271,7 @@ def test_a_finished_line_is_an_artifact(line: Line, capsys: pytest.CaptureFixtur
     (path,) = line.published()
     assert line.out == f"{path}\n"
     assert artifact.check(path) == []
+    assert inventory.parse((path / "inventory.json").read_text()) == inventory_of()
     assert "Verified: 1 tests passed on 2 clones." in line.err
     assert line.scratch() == []
     assert wait_for(lambda: not line.processes())
@@ -502,6 +507,15 @@ def test_a_clone_with_a_failed_unit_is_told(line: Line, capsys: pytest.CaptureFi
     line.ssh(state="degraded")
     assert line.run(capsys) == 1
     assert "booted, but systemd says degraded" in line.err
+    line.assert_nothing_came_of_it()
+
+
+@pytest.mark.parametrize("told", ["", "Bootup is not yet finished.\n", said(svg="<svg/>"), said(exposure=None)])
+def test_a_clone_whose_inventory_cannot_be_read_is_told(line: Line, capsys: pytest.CaptureFixture[str], told: str) -> None:
+    line.forget("verify")
+    line.ssh(inventory=told)
+    assert line.run(capsys) == 1
+    assert "the inventory of bios" in line.err or "plot of systemd-analyze" in line.err
     line.assert_nothing_came_of_it()
 
 

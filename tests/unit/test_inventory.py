@@ -173,6 +173,13 @@ def test_one_round_trip_leaves_inventory_and_plot(tmp_path: Path, fakes: Fakes) 
     assert len(fake.calls()) == 1
 
 
+def test_the_program_comes_from_the_image_tests_and_over_standard_input(tmp_path: Path) -> None:
+    (tmp_path / stocktaking.PROGRAM).write_text(f"print({said()!r})\n")
+    python = [sys.executable, *stocktaking.PYTHON[1:]]
+    stocktaking.take(python, tests=tmp_path, out=tmp_path / "out", clone="bios", target="vm", timeout=60)
+    assert inventory.parse((tmp_path / "out" / "inventory.json").read_text()) == inventory_of()
+
+
 def test_a_clone_that_does_not_answer_fails_the_build(tmp_path: Path, fakes: Fakes) -> None:
     fakes.command("reach", status=1, stderr="systemd-analyze plot ended with 1: Bootup is not yet finished\n")
     with pytest.raises(StepFailed, match="the inventory of bios could not be read") as caught:
