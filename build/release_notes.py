@@ -135,8 +135,8 @@ def _was(comparison: Comparison | None, ask: Any) -> str:
 def _verify(new: Side) -> str:
     made = new.manifest
     return _titled("How to verify it", [
-        f"The image's SHA-256 is `{made['image']['sha256']}`. Every file of the artifact is in `SHA256SUMS`; Goldsmith verifies",
-        "the rest offline too: signatures, provenance, bills of materials, locks, tests.",
+        f"The image's SHA-256 is `{made['image']['sha256']}`. Every file of the artifact is in `SHA256SUMS`; Goldsmith",
+        "verifies the rest offline too: signatures, provenance, bills of materials, locks, tests.",
         "",
         "```sh",
         f"(cd artifacts/{new.name} && sha256sum --check --strict SHA256SUMS)",
