@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from testinfra.host import Host
 
@@ -148,3 +150,22 @@ def test_overrides(facts: dict[str, Fact]) -> None:
     assert {"root adm 0750 /var/log/nginx", "root nginx 0750 /etc/nginx"} <= {
         " ".join([*line.split()[:2], line.split()[2].zfill(4), line.split()[3]]) for line in facts["override"].lines
     }
+
+
+@pytest.mark.story
+@pytest.mark.req("R24", "R31")
+def test_files_are_compared_with_their_packages_every_week(host: Host) -> None:
+    """The weekly job finds nothing on an untouched clone, and names a file that somebody has changed"""
+    file = "/usr/lib/os-release"
+    found = gather(
+        host,
+        {
+            "setting": "grep ^CRON_CHECK /etc/default/debsums",
+            "untouched": "sh /etc/cron.weekly/debsums",
+            "changed": f"cp -p {file} /run/goldentest-kept; echo '# changed' >>{file}; sh /etc/cron.weekly/debsums; "
+            f"cat /run/goldentest-kept >{file}; touch -r /run/goldentest-kept {file}; rm /run/goldentest-kept",
+        },
+    )
+    assert found["setting"].text == "CRON_CHECK=weekly"
+    assert found["untouched"].text == ""
+    assert re.search(rf"changed file {re.escape(file)} ", found["changed"].text), found["changed"].text
