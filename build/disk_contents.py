@@ -1,7 +1,7 @@
 """What is on a sealed disk, down to what two installations of the same inputs may differ in; read from outside.
 
 Paths with content and attributes, each file system's superblock, the partition table, the boot loader's own sectors.
-Directories and inodes are asked of debugfs in batches: a process for each of 25,000 paths would take an hour.
+Directories and inodes are asked of debugfs in batches: a process for each of 25,000 paths would take far longer.
 """
 
 from __future__ import annotations
