@@ -54,9 +54,13 @@ def stages(spec: Mapping[str, Any], packages: Lock, installer: Lock, requirement
 
 def make(
     root: Path, image: Path, *, name: str = "golden", version: str = "1.2.3", virtual_mib: int = 64,
-    spec: Mapping[str, Any] | None = None, passed: int = 3, **changes: Any,
+    spec: Mapping[str, Any] | None = None, passed: int = 3, by: str = "", checkout: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Artifact:  # fmt: skip
-    """Commit an artifact of ``image`` below ``root``; ``changes`` are keys of its manifest."""
+    """Commit an artifact of ``image`` below ``root``; ``changes`` are keys of its manifest, ``checkout`` of its inputs.
+
+    ``by`` says who vouches for its tests.
+    """
     packages, installer = locks()
     told = {"layers": ["40-app"], **(spec or {}), "name": name, "version": version}
     requirements = wheel_lock.render(WHEELS)
@@ -74,7 +78,7 @@ def make(
         "inputs": {
             "artifact_key": keys["artifact"].key, "stage_keys": {stage: key.key for stage, key in keys.items()},
             "archive_date": DATE, "commit": COMMIT, "dirty": False, "spec": told, "layers": {"40-app": "f" * 64},
-            "squashfs_sha256": "a" * 64, "rootfs_tar_sha256": "b" * 64,
+            "squashfs_sha256": "a" * 64, "rootfs_tar_sha256": "b" * 64, **(checkout or {}),
         },
         "packages": packages.versions(), "installer": installer.versions(),
         "wheels": {"40-app": {"venv": VENV, "lock": WHEEL_LOCK, "packages": {one.name: one.version for one in WHEELS}}},
@@ -87,7 +91,8 @@ def make(
             {"stage": stage, "key": keys[stage].key, "seconds": 1.0, "reused": True, "facts": facts.get(stage, {})}
             for stage in inputs.STAGES[:-1]
         ],
-        "verification": {"passed": passed, "failed": 0, "skipped": 1, "clones": ["bios", "uefi"], "boot": {}},
+        "verification": {"passed": passed, "failed": 0, "skipped": 1, "clones": ["bios", "uefi"], "boot": {}}
+        | ({"by": by} if by else {}),
         **changes,
     }  # fmt: skip
     contents: dict[str, Path | str] = {

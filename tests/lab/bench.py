@@ -81,7 +81,7 @@ def vouch(project: Project, disk: Path) -> artifact.Artifact:
     spec = specs.load(project.spec)
     return proven.make(
         project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.sealed_disk_size_mib(disk),
-        spec=spec.as_inputs(),
+        spec=spec.as_inputs(), by="the lab's word: nobody has tested it",
     )  # fmt: skip
 
 
