@@ -36,22 +36,21 @@ EDITED = Path("overlays/10-base/rootfs/etc/apt/apt.conf.d/10-golden")
 
 _PAGE = """# Benchmarks
 
-Written by `nox -s bench`; figures of one run, on one machine, for this commit. Read them as ratios: other machines differ,
-and shared ones differ from themselves.
+Written by `nox -s bench`, on one machine; each figure stands beside the commit it was measured at. Read them as ratios:
+other machines differ, and shared ones differ from themselves.
 
 | | |
 |---|---|
 | date | {{ machine.date }} |
-| commit | {{ machine.commit }} |
 | machine | {{ machine.cpu }}, {{ machine.cores }} cores, {{ machine.memory_gib }} GiB |
 | accelerator | {{ machine.accelerator }} |
 | host | {{ machine.host }} |
 
-| what | took | processor time | load of the machine meanwhile |
-|---|---|---|---|
+| what | took | processor time | load of the machine meanwhile | commit |
+|---|---|---|---|---|
 {% for name, title in titles.items() if "seconds" in results.get(name, {}) -%}
 {% with one = results[name] -%}
-| {{ title }} | {{ one.seconds | seconds }} | {{ one.cpu_seconds | seconds }} | {{ one.load }} |
+| {{ title }} | {{ one.seconds | seconds }} | {{ one.cpu_seconds | seconds }} | {{ one.load }} | {{ one.commit }} |
 {% endwith %}
 {%- endfor %}
 {%- if "cold" in results %}
@@ -90,7 +89,7 @@ def run_all(options: Options, parts: tuple[str, ...]) -> int:
     store = options.project.root / "docs" / "benchmarks.json"
     known: dict[str, Any] = json.loads(store.read_text())["results"] if store.exists() else {}
     # Figures of an older form cannot stand beside new ones.
-    results = {part: figures for part, figures in known.items() if "cpu_seconds" in figures}
+    results = {part: figures for part, figures in known.items() if {"cpu_seconds", "commit"} <= set(figures)}
     with files.scratch(options.cache.root / "bench") as scratch:
         checkout = scratch / "checkout"
         run.run(["git", "clone", "--quiet", "--local", options.project.root, checkout], timeout=120)
@@ -102,7 +101,7 @@ def run_all(options: Options, parts: tuple[str, ...]) -> int:
         for part in PARTS:
             if part in parts:
                 with log.step(f"Measuring: {_TITLES[part]}"):
-                    results[part] = _with_cost(measures[part])
+                    results[part] = _with_cost(measures[part]) | {"commit": _commit(options.project.root)}
                 machine = describe_machine(options, scratch)
                 files.write_json(store, {"machine": machine, "results": results})
                 files.write_atomic(store.with_suffix(".md"), render(machine, results))
@@ -202,6 +201,10 @@ def _plain_installer(options: Options, release: str, scratch: Path) -> tuple[Pat
     return smith.store.path(netboot), [smith.store.path(entry) for entry in (*entries, *more) if entry is not netboot]
 
 
+def _commit(root: Path) -> str:
+    return run.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], timeout=30).stdout.strip()
+
+
 def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:
     """Return what the figures have to be read with; the load stands with each of them."""
     cpu = next(
@@ -210,10 +213,9 @@ def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:
     )
     found = accel.probe(workdir=scratch, wanted=options.accelerator)
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    commit = run.run(["git", "-C", options.project.root, "rev-parse", "--short=12", "HEAD"], timeout=30).stdout.strip()
     system = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit, "cpu": cpu, "cores": accel.usable_cpus(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cpu": cpu, "cores": accel.usable_cpus(),
         "memory_gib": round(memory), "accelerator": f"{found.kind}, QEMU {found.qemu[0]}.{found.qemu[1]}, {found.cpus} CPUs",
         "host": system.get("PRETTY_NAME", "").strip('"'),
     }  # fmt: skip
