@@ -14,6 +14,8 @@ from tests.contract.cloning import OPERATOR
 from tests.contract.conftest import TOKEN
 from tests.contract.releasing import FIRST, SECOND, Desk, on
 from tests.contract.shipping import Bench, write_spec
+from tests.fakes import Fakes
+from tests.unit import ci_files
 
 LEDGER = Path("artifacts/releases.jsonl")
 
@@ -254,4 +256,23 @@ def test_the_key_is_the_pipelines(desk: Desk, monkeypatch: pytest.MonkeyPatch, c
     mirrors = ("--mirror", "http://one.example/debian", "--security-mirror", "http://one.example/security")
     assert line(desk, "promote", "--tag", "v1.4.0", *mirrors) == 0, capsys.readouterr().err
     assert asked == [False]
+    assert desk.tagged("stable") == on("1.4.0")
+
+
+@pytest.mark.parametrize("forge", tuple(ci_files.FILES))
+def test_the_job_of_docs_ci_promotes_its_tag(desk: Desk, fakes: Fakes, forge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own shell text, and the words that it hands to nox, in a checkout whose artifacts lie elsewhere."""
+    root = checkout(desk)
+    git(root, "tag", "v1.4.0")
+    built(desk, git(root, "rev-parse", "HEAD"))
+    store = (root / "artifacts").rename(root.parent / "store")
+    nox, script = fakes.command("nox"), ci_files.scripts(root.parent, ci_files.jobs(forge)["promote"])
+    tag = {"TAG": "v1.4.0", "CI_COMMIT_TAG": "v1.4.0", "GOLDSMITH_ARTIFACTS": str(store)}
+    run.run(["bash", "-e", "-o", "pipefail", script], cwd=root, timeout=60, env=tag)
+    # GitLab's link is made by what all of its jobs begin with.
+    if not (root / "artifacts").exists():
+        (root / "artifacts").symlink_to(store)
+    ((_, verb, _, *words),) = (call.argv for call in nox.calls())
+    monkeypatch.chdir(root)
+    assert cli.main([verb, *words, "--cache", str(root.parent / "cache")]) == 0
     assert desk.tagged("stable") == on("1.4.0")
