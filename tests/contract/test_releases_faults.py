@@ -282,14 +282,16 @@ def test_another_channel_of_another_machine_goes_in_between(desk: Desk, monkeypa
     """It writes to the ledger while we move tags: what we have done is noted after it, and nothing is lost."""
     desk.policy = dataclasses.replace(desk.policy, channels=("stable", "edge"))
     other = desk.another("there", "Joe <joe@example.org>")
-    begun = threading.Event()
+    turns, begun = threading.Lock(), threading.Event()
     done: list[object] = []
 
     def interrupt(_method: str) -> None:
-        if not begun.is_set() and desk.tagged("stable") != on(FIRST):
+        with turns:
+            if begun.is_set() or desk.tagged("stable") == on(FIRST):
+                return
             begun.set()
-            other.do(release_rebuild.rebuild)
-            done.append(outcome(lambda: other.promote(THIRD, "edge")))
+        other.do(release_rebuild.rebuild)
+        done.append(outcome(lambda: other.promote(THIRD, "edge")))
 
     with every_call(monkeypatch, interrupt):
         desk.promote(SECOND)
@@ -377,11 +379,13 @@ def test_a_template_that_was_deleted_by_hand(desk: Desk) -> None:
 
 def test_a_template_that_is_deleted_meanwhile(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[object] = []
+    turns = threading.Lock()
 
     def delete(_method: str) -> None:
-        if not gone and desk.tagged("stable") == on(FIRST) and desk.book.read().head == 3:
-            gone.append(desk.machine("pve2", SECOND))
-            desk.bench.proxmox.vms.remove(gone[0])
+        with turns:
+            if not gone and desk.tagged("stable") == on(FIRST) and desk.book.read().head == 3:
+                gone.append(desk.machine("pve2", SECOND))
+                desk.bench.proxmox.vms.remove(gone[0])
 
     with every_call(monkeypatch, delete), pytest.raises(StepFailed, match="missing is pve2"):
         desk.promote(SECOND)
