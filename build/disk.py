@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from build import files, log, run
+from build import files, identities, log, run
 from build.accel import Accelerator, Kind
 from build.artifact import IMAGE
 from build.console import FIRST_STEP, LAST_STEP, Event, Watch
@@ -89,7 +89,7 @@ def make_disk(
                     raise
                 log.warn(f"{error.brief}: trying once more (without KVM this happens)")
                 continue
-            compact(workspace.disk, out / IMAGE, log_file=directory / "convert.log")
+            compact(workspace.disk, out / IMAGE, seed=job.medium_sha256, log_file=directory / "convert.log")
             timings.enter("")
             break
     return {
@@ -207,18 +207,24 @@ def _last_lines(workspace: Workspace) -> str:
     return "\n".join(parts)
 
 
-def compact(source: Path, target: Path, *, log_file: Path) -> None:
-    """Rewrite a disk without its unused clusters, compressed with zstd.
+def compact(source: Path, target: Path, *, seed: str, log_file: Path) -> None:
+    """Rewrite a disk without its unused clusters, compressed with zstd, and with a partition table derived from ``seed``.
 
     Measured on a 16 GiB disk with 410 MB in use, two processors: Packer's own way (zlib) 12.3 s and 174 MB, this way
-    2.8 s and 171 MB. QEMU reads it since 5.1 (docs/interop/qcow2.txt, compression type).
+    2.8 s and 171 MB. QEMU reads it since 5.1 (docs/interop/qcow2.txt, compression type). On its way it is a sparse raw
+    file, because sfdisk knows no other.
     """
-    tool = run.which("qemu-img", reason="compact the installed disk")
+    raw = source.with_suffix(".raw")
     with log.step("Compacting the disk", done="compacted"):
-        run.run(
-            [
-                tool, "convert", "-c", "-W", "-m", CONVERT_THREADS,
-                "-O", "qcow2", "-o", "compression_type=zstd", source, target,
-            ],
-            timeout=COMPACT_SECONDS, log=log_file, contained=True,
-        )  # fmt: skip
+        _convert(["-O", "raw"], source, raw, log_file=log_file)
+        identities.seal_table(raw, seed, log=log_file)
+        _convert(["-f", "raw", "-c", "-O", "qcow2", "-o", "compression_type=zstd"], raw, target, log_file=log_file)
+        raw.unlink()
+
+
+def _convert(words: list[str], source: Path, target: Path, *, log_file: Path) -> None:
+    tool = run.which("qemu-img", reason="compact the installed disk")
+    run.run(
+        [tool, "convert", "-W", "-m", CONVERT_THREADS, *words, source, target],
+        timeout=COMPACT_SECONDS, log=log_file, contained=True,
+    )  # fmt: skip

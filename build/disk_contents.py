@@ -19,8 +19,6 @@ from build.sealed import GPT_BIOS_GRUB, GPT_ESP, SealedImage, Slot
 
 READ_SECONDS = 900
 ESP = "/boot/efi"
-# Only small files name a file system; larger ones are hashed as they are.
-NAMING_BYTES = 1 << 20
 ROOT_INODE = 2
 # What is written after a path that another file system is mounted over: it is on the disk, and nobody sees it.
 HIDDEN = " (below a mount)"
@@ -38,7 +36,7 @@ _STAT = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One path. ``content``: SHA-256, or a link's target; ``unnamed``: the same with the disk's own UUIDs taken out.
+    """One path. ``content``: SHA-256, or a link's target.
 
     ``mtime``, ``inode`` and ``blocks`` say when and where it was laid down: bits of the disk, and no content.
     """
@@ -49,7 +47,6 @@ class Entry:
     gid: int
     size: int
     content: str = ""
-    unnamed: str = ""
     xattrs: str = ""
     mtime: str = ""
     inode: int = 0
@@ -73,7 +70,6 @@ class _Reader:
     disk: SealedImage
     scratch: Path
     paths: dict[str, Entry] = field(default_factory=dict)
-    names: list[bytes] = field(default_factory=list)
 
 
 def read(image: Path, scratch: Path) -> Contents:
@@ -82,7 +78,6 @@ def read(image: Path, scratch: Path) -> Contents:
     reader = _Reader(disk, scratch)
     table, esp, boot = _table(disk.raw), _slot(disk, GPT_ESP), _slot(disk, GPT_BIOS_GRUB)
     serial = _serial(disk.raw, esp)
-    reader.names = [slot.uuid.encode() for slot in disk.slots if slot.uuid] + [serial.encode()]
     for mount, slot in sorted(disk.mounts.items()):
         _read_ext4(reader, mount, slot)
     _read_vfat(reader, ESP, esp)
@@ -162,7 +157,7 @@ def _read_ext4(reader: _Reader, mount: str, slot: Slot) -> None:
             path = (mount.rstrip("/") + name) or "/"
             if path not in below:
                 hidden = any(path.startswith(f"{one}/") for one in below)
-                reader.paths[path + HIDDEN * hidden] = _entry(row, stats[row[0]], dump / name.lstrip("/"), reader.names)
+                reader.paths[path + HIDDEN * hidden] = _entry(row, stats[row[0]], dump / name.lstrip("/"))
     finally:
         files.remove_tree(dump)
 
@@ -182,32 +177,21 @@ def _listed(
             yield path, inode
 
 
-def _entry(row: tuple[int, int, int, int, int], stat: str, dumped: Path, names: list[bytes]) -> Entry:
+def _entry(row: tuple[int, int, int, int, int], stat: str, dumped: Path) -> Entry:
     inode, mode, uid, gid, size = row
     told = {name: match[1] for name, pattern in _STAT.items() if (match := pattern.search(stat))}
     kind = _KINDS.get(mode & 0o170000, "other")
-    content = unnamed = ""
+    content = ""
     if kind == "file":
         if not dumped.is_file() or dumped.stat().st_size != size:
             raise StepFailed(f"debugfs did not bring {dumped.name} whole: {size} bytes")
-        content, unnamed = _hashes(dumped, names)
+        content = files.sha256_file(dumped)
     elif kind == "link":
-        content = unnamed = told.get("target") or str(dumped.readlink())
+        content = told.get("target") or str(dumped.readlink())
     return Entry(
-        kind, mode & 0o7777, uid, gid, size if kind == "file" else 0, content, unnamed, told.get("xattrs", ""),
-        told.get("mtime", ""), inode, told.get("blocks", ""),
+        kind, mode & 0o7777, uid, gid, size if kind == "file" else 0, content, told.get("xattrs", ""), told.get("mtime", ""),
+        inode, told.get("blocks", ""),
     )  # fmt: skip
-
-
-def _hashes(path: Path, names: list[bytes]) -> tuple[str, str]:
-    """Return a file's hash, and its hash with the UUIDs of this disk's file systems taken out."""
-    if path.stat().st_size > NAMING_BYTES:
-        return (files.sha256_file(path),) * 2
-    data = path.read_bytes()
-    plain = data
-    for number, name in enumerate(names):
-        plain = plain.replace(name, b"<file system %d>" % number)
-    return hashlib.sha256(data).hexdigest(), hashlib.sha256(plain).hexdigest()
 
 
 # --- the EFI system partition -----------------------------------------------------------------------------------------
@@ -229,11 +213,10 @@ def _read_vfat(reader: _Reader, mount: str, slot: Slot) -> None:
     try:
         run.run(["mcopy", "-s", "-n", "-m", "-i", f"{reader.disk.raw}@@{slot.start}", "::", dump], timeout=READ_SECONDS)
         for path in sorted(dump.rglob("*")):
-            content, unnamed = _hashes(path, reader.names) if path.is_file() else ("", "")
-            size = path.stat().st_size if path.is_file() else 0
-            reader.paths[f"{mount}/{path.relative_to(dump)}"] = Entry(
-                "file" if path.is_file() else "directory", 0, 0, 0, size, content, unnamed,
-                mtime=f"{int(path.stat().st_mtime):x}",
-            )  # fmt: skip
+            kind, size, content = "directory", 0, ""
+            if path.is_file():
+                kind, size, content = "file", path.stat().st_size, files.sha256_file(path)
+            mtime = f"{int(path.stat().st_mtime):x}"
+            reader.paths[f"{mount}/{path.relative_to(dump)}"] = Entry(kind, 0, 0, 0, size, content, mtime=mtime)
     finally:
         files.remove_tree(dump)

@@ -1,12 +1,12 @@
 """How two installed disks differ: what may (a named table says why), and what must not.
 
-Content is compared exactly. A file that only names its disk's file systems is the same content under another name: that is
-proven by taking the UUIDs out, and not assumed.
+Content and identities are compared exactly: UUIDs, seeds and GUIDs are derived from what is installed, by
+``build/identities.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,16 @@ from build.disk_contents import Contents, Entry
 
 COMPARE_SECONDS = 900
 ABSENT = "absent"
-_DRAWN = "drawn at random when the file system is made"
 _CLOCK = "the clock of the installation"
 _SUMS = "a sum over fields that differ"
-# Everything that two installations of the same inputs may differ in, and why; docs/reproducing.md says how each could go.
+_COUNT = "counts what was written"
+# Everything that two installations of the same inputs may differ in, all of it in superblocks, and why;
+# docs/reproducing.md says how each could go.
 SUPERBLOCK: Mapping[str, str] = {
-    "Filesystem UUID": _DRAWN, "Directory Hash Seed": _DRAWN, "Checksum seed": _DRAWN, "serial": _DRAWN,
-    "Filesystem created": _CLOCK, "Last mount time": _CLOCK, "Last write time": _CLOCK, "Last checked": _CLOCK,
-    "Lifetime writes": "counts what was written", "Journal sequence": "counts what was written",
+    "Last mount time": _CLOCK, "Last write time": _CLOCK, "Lifetime writes": _COUNT, "Journal sequence": _COUNT,
     "Checksum": _SUMS, "Journal checksum": _SUMS,
     "Free blocks": "a file that was laid in more pieces needs another block to list them",
 }  # fmt: skip
-TABLE: Mapping[str, str] = {"id": "drawn at random with the partition table", "uuid": "drawn at random with the partition"}
-NAMES = "names the disk's own file systems; the same without their UUIDs"
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ def compare(expected: Contents, found: Contents, *, same_bits: bool) -> Verdict:
     mounts = sorted(expected.file_systems.keys() | found.file_systems.keys())
     for mount in mounts:
         fields = (expected.file_systems.get(mount, {}), found.file_systems.get(mount, {}))
-        differences += _flat(f"file system {mount}", *fields, lambda name: SUPERBLOCK.get(name, ""))
-    differences += _flat("partition table", expected.table, found.table, lambda name: TABLE.get(name.split()[-1], ""))
-    differences += _flat("boot loader", expected.loader, found.loader, lambda _name: "")
+        differences += _flat(f"file system {mount}", *fields, allowed=SUPERBLOCK)
+    differences += _flat("partition table", expected.table, found.table)
+    differences += _flat("boot loader", expected.loader, found.loader)
     both = expected.paths.keys() & found.paths.keys()
     laid = {
         what: tuple(path for path in sorted(both) if getattr(expected.paths[path], what) != getattr(found.paths[path], what))
@@ -90,12 +87,9 @@ def _paths(expected: Mapping[str, Entry], found: Mapping[str, Entry]) -> Iterato
             kinds = (one.kind if one else ABSENT, other.kind if other else ABSENT)
             yield Difference(path, "kind", *kinds)
             continue
-        for what in ("kind", "mode", "uid", "gid", "xattrs"):
+        for what in ("kind", "mode", "uid", "gid", "xattrs", "content"):
             if (a := getattr(one, what)) != (b := getattr(other, what)):
                 yield Difference(path, what, _shown(what, a), _shown(what, b))
-        if one.content != other.content:
-            allowed = NAMES if one.unnamed == other.unnamed else ""
-            yield Difference(path, "content", one.content, other.content, allowed)
 
 
 def _shown(what: str, value: object) -> str:
@@ -103,9 +97,9 @@ def _shown(what: str, value: object) -> str:
 
 
 def _flat(
-    where: str, expected: Mapping[str, str], found: Mapping[str, str], allowed: Callable[[str], str]
+    where: str, expected: Mapping[str, str], found: Mapping[str, str], *, allowed: Mapping[str, str] | None = None
 ) -> Iterator[Difference]:
     for name in sorted(expected.keys() | found.keys()):
         one, other = expected.get(name, ABSENT), found.get(name, ABSENT)
         if one != other:
-            yield Difference(where, name, one, other, allowed(name))
+            yield Difference(where, name, one, other, (allowed or {}).get(name, ""))

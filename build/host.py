@@ -44,7 +44,7 @@ TOOLS = (
     Tool("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "ovmf", "boot a clone under UEFI with Secure Boot"),
     Tool("/usr/share/seabios/bios-256k.bin", "seabios", "boot a clone under BIOS"),
     Tool("ssh", "openssh-client", "test the clones", ("ssh", "-V")),
-    Tool("sfdisk", "fdisk", "read the partition table of the image", ("sfdisk", "--version")),
+    Tool("sfdisk", "fdisk", "seal and read the partition table of the image", ("sfdisk", "--version")),
     Tool("debugfs", "e2fsprogs", "read the sealed image from outside", ("debugfs", "-V")),
     Tool("curl", "curl", "ask the clones over HTTPS", ("curl", "--version")),
     Tool("setpriv", "util-linux", "let no program outlive the build", ("setpriv", "--version")),

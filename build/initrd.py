@@ -1,8 +1,9 @@
 """The installer's initial RAM file system: Debian's own, made smaller, with everything an installation needs in it.
 
 ``preseed/initrd.yaml`` says what is taken and what is left out, ``preseed/initrd/`` holds the files of our own: each is
-laid at its path, or with the suffix ``.append`` added to the end of the file of that name. All of it happens in memory,
-so that it needs no root and yields the same bytes each time.
+laid at its path, or with the suffix ``.append`` added to the end of the file of that name, or with the suffix ``.divert``
+laid in its place while the installer's own gets the name that dpkg-divert would give it. All of it happens in memory, so
+that it needs no root and yields the same bytes each time.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path, PurePosixPath
 from build import cpio, debs, log
 from build.errors import StepFailed
 from build.files import scratch
+from build.identities import TABLE as IDENTITIES
 from build.run import run, which
 from build.tables import Table, load_yaml, raise_problems
 
 HOME = Path(__file__).parents[1] / "preseed"
 PLAN = HOME / "initrd.yaml"
 FILES = HOME / "initrd"
-APPEND = ".append"
+APPEND, DIVERT, DIVERTED = ".append", ".divert", ".distrib"
 STATUS = "var/lib/dpkg/status"
 INFO = "var/lib/dpkg/info"
 MODULES = "usr/lib/modules"
@@ -64,17 +66,21 @@ def load_plan(path: Path = PLAN) -> Plan:
     return plan
 
 
-def build(plan: Plan, *, netboot: Path, udebs: Iterable[Path], preseed: str, workdir: Path) -> tuple[bytes, cpio.Tree]:
+def build(
+    plan: Plan, *, netboot: Path, udebs: Iterable[Path], preseed: str, identities: str, workdir: Path
+) -> tuple[bytes, cpio.Tree]:
     """Return the kernel and the tree of the initial RAM file system.
 
-    ``netboot`` is Debian's netboot package, ``preseed`` the text of the answers. Raises StepFailed when they do not
-    hold what the plan names.
+    ``netboot`` is Debian's netboot package, ``preseed`` the text of the answers, ``identities`` the table of the file
+    systems' UUIDs. Raises StepFailed when they do not hold what the plan names.
     """
     kernel, tree = assemble(plan, netboot=netboot, udebs=udebs)
     _keep_english(tree)
     index_modules(tree, workdir, wanted=plan.modules)
     _lay_files(tree, FILES)
-    tree["preseed.cfg"] = cpio.file(preseed.encode())
+    for name, text in (("preseed.cfg", preseed), (IDENTITIES, identities)):
+        _make_parents(tree, name)
+        tree[name] = cpio.file(text.encode())
     return kernel, tree
 
 
@@ -252,11 +258,13 @@ def _lay_files(tree: dict[str, cpio.Entry], home: Path) -> None:
     """Lay the files of our own. One that begins with ``#!`` is a program: the modes of a checkout mean nothing."""
     for path in sorted(path for path in home.rglob("*") if path.is_file()):
         where, content = str(path.relative_to(home)), path.read_bytes()
+        name = where.removesuffix(APPEND).removesuffix(DIVERT)
+        if name != where and name not in tree:
+            raise StepFailed(f"preseed/initrd/{where}: the installer has no {name}")
         if where.endswith(APPEND):
-            where = where.removesuffix(APPEND)
-            if where not in tree:
-                raise StepFailed(f"preseed/initrd/{where}{APPEND}: the installer has no {where}")
-            tree[where] = cpio.file(tree[where].content + content, tree[where].mode & 0o7777)
+            tree[name] = cpio.file(tree[name].content + content, tree[name].mode & 0o7777)
             continue
-        _make_parents(tree, where)
-        tree[where] = cpio.file(content, 0o755 if content.startswith(b"#!") else 0o644)
+        if where.endswith(DIVERT):
+            tree[name + DIVERTED] = tree[name]
+        _make_parents(tree, name)
+        tree[name] = cpio.file(content, 0o755 if content.startswith(b"#!") else 0o644)

@@ -88,7 +88,7 @@ def _media(inputs: Inputs) -> dict[str, Any]:
         "installer": lock_input(inputs.installer_lock),
         "preseed": inputs.project.tree(inputs.project.preseed, leave_out=("installer.lock", "README")),
         "spec": {"disk": asdict(inputs.spec.disk), "name": inputs.spec.name, "version": inputs.spec.version},
-        "code": inputs.project.code("media", "preseed", "initrd", "cpio", "debs"),
+        "code": inputs.project.code("media", "identities", "preseed", "initrd", "cpio", "debs"),
     }
 
 
@@ -96,7 +96,7 @@ def _disk(inputs: Inputs) -> dict[str, Any]:
     return {
         "size_mib": inputs.spec.disk.size_mib,
         "packer": inputs.project.tree(inputs.project.packer, leave_out=("tools/", "proxmox/", "README")),
-        "code": inputs.project.code("disk", "packer", "console"),
+        "code": inputs.project.code("disk", "identities", "packer", "console"),
     }
 
 

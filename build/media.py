@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from build import cpio, initrd, preseed
+from build import cpio, identities, initrd, preseed
 from build.errors import StepFailed
 from build.files import scratch, sha256_file
 from build.run import run, which
@@ -49,7 +49,10 @@ def make_media(
     udebs = [path for name, path in installer.items() if name.endswith(".udeb")]
     plan = initrd.load_plan()
     with scratch(out.parent) as home:
-        kernel, tree = initrd.build(plan, netboot=netboot, udebs=udebs, preseed=answers, workdir=home)
+        seed = identities.seed_of(answers.encode(), bytes.fromhex(sha256_file(squashfs)))
+        kernel, tree = initrd.build(
+            plan, netboot=netboot, udebs=udebs, preseed=answers, identities=identities.table(seed, epoch=epoch), workdir=home
+        )
         (home / "linux").write_bytes(kernel)
         _write_initrd(tree, home / "initrd", epoch=epoch)
         _write_marks(home, spec)

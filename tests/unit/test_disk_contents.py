@@ -110,31 +110,13 @@ def test_a_disk_is_the_same_as_itself(raw: Path) -> None:
     assert (verdict.differences, verdict.identical, set(verdict.laid.values())) == ((), True, {()})
 
 
-@pytest.fixture
-def renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A disk of the same trees whose file systems have other UUIDs, which its fstab names."""
+def test_a_disk_of_other_identities_is_another_disk(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same trees; its file systems have other UUIDs, which its fstab names, and its table other GUIDs."""
     monkeypatch.setattr(helpers, "UUIDS", OTHER)
-    made = disk(tmp_path / "renamed")
-    write(made, 3 * MIB, "ea_set /usr/bin/su security.capability 0x0100")
-    run.run(["mcopy", "-i", f"{made}@@{2 * MIB}", made.parent / "root/etc/hostname", "::EFI/loader.efi"], timeout=60)
-    return made
-
-
-def test_what_another_installation_draws_anew_may_differ(raw: Path, renamed: Path) -> None:
-    verdict = compare(raw, renamed)
-    assert verdict.forbidden == ()
+    verdict = compare(raw, disk(tmp_path / "renamed"))
     assert not verdict.identical
-    told = {(one.where, one.what): one.allowed for one in verdict.differences}
-    assert told[("/etc/fstab", "content")] == disk_difference.NAMES
-    assert ("file system /", "Filesystem UUID") in told
-    assert ("partition table", "partition 3 uuid") in told
-
-
-def test_a_file_that_says_more_than_other_uuids_is_another_file(raw: Path, renamed: Path) -> None:
-    fstab = renamed.parent / "fstab"
-    fstab.write_bytes((renamed.parent / "root/etc/fstab").read_bytes() + b"tmpfs /x tmpfs defaults 0 0\n")
-    write(renamed, 3 * MIB, "rm /etc/fstab", f"write {fstab} /etc/fstab")
-    assert [(one.where, one.what) for one in compare(raw, renamed).forbidden] == [("/etc/fstab", "content")]
+    told = {(one.where, one.what) for one in verdict.forbidden}
+    assert told > {("/etc/fstab", "content"), ("file system /", "Filesystem UUID"), ("partition table", "partition 3 uuid")}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +129,8 @@ def test_a_file_that_says_more_than_other_uuids_is_another_file(raw: Path, renam
         (19, "rm /lib/x", "/var/lib/x", "kind"),
         (35, "symlink /new hostname", "/var/log/new", "kind"),
         (3, "set_super_value r_blocks_count 7", "file system /", "Reserved block count"),
+        (3, "set_super_value hash_seed 11111111-0000-4000-8000-000000000001", "file system /", "Directory Hash Seed"),
+        (3, "set_super_value mkfs_time 20200101", "file system /", "Filesystem created"),
     ],
 )
 def test_every_other_difference_is_named(
@@ -176,7 +160,14 @@ def test_when_and_where_a_path_was_laid_is_counted_and_no_difference(raw: Path) 
     assert verdict.laid == dict.fromkeys(("mtime", "inode", "blocks"), ("/etc/hostname",))
 
 
-def test_what_may_differ_says_why() -> None:
-    for table in (disk_difference.SUPERBLOCK, disk_difference.TABLE):
-        assert all(reason.strip() for reason in table.values())
+def test_when_it_was_mounted_may_differ_and_says_why(tmp_path: Path, raw: Path) -> None:
+    copy = tmp_path / "copy.raw"
+    run.run(["cp", "--sparse=always", raw, copy], timeout=60)
+    write(copy, 3 * MIB, "set_super_value mtime 20200101")
+    verdict = compare(raw, copy)
+    assert verdict.forbidden == ()
+    assert disk_difference.SUPERBLOCK["Last mount time"] in {
+        one.allowed for one in verdict.differences if one.what == "Last mount time"
+    }
+    assert all(reason.strip() for reason in disk_difference.SUPERBLOCK.values())
     assert Difference("a", "b", "c", "d").allowed == ""

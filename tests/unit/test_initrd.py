@@ -22,6 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (files / "usr" / "lib" / "ours.d").mkdir(parents=True)
     (files / "usr" / "lib" / "ours.d" / "10hook").write_bytes(b"#!/bin/sh\n")
     (files / "usr" / "lib" / "ours.d" / "words").write_bytes(b"words\n")
+    (files / "usr" / "bin").mkdir()
+    (files / "usr" / "bin" / "main-menu.divert").write_bytes(b"#!/bin/sh\nexec main-menu.distrib\n")
     for path in files.rglob("*"):
         path.chmod(0o777 if path.is_dir() else 0o664)
     (home / "initrd.yaml").write_text(PLAN)
@@ -37,6 +39,7 @@ def build(tmp_path: Path, home: Path, *, plan: str = PLAN) -> tuple[bytes, cpio.
         netboot=installer.netboot,
         udebs=installer.udebs,
         preseed="the answers\n",
+        identities="epoch 1\n",
         workdir=tmp_path / "work",
     )
 
@@ -45,6 +48,8 @@ def test_kernel_and_answers_are_there(tmp_path: Path, home: Path) -> None:
     kernel, tree = build(tmp_path, home)
     assert kernel == b"a kernel"
     assert tree["preseed.cfg"] == cpio.file(b"the answers\n")
+    assert tree["etc/goldsmith/identities"] == cpio.file(b"epoch 1\n")
+    assert tree["etc/goldsmith"] == cpio.directory()
     assert tree["init"] == cpio.file(b"#!/bin/sh\n", 0o755)
     assert stat.S_ISCHR(tree["dev/console"].mode)
 
@@ -126,8 +131,16 @@ def test_our_files_are_laid_with_modes_from_their_content(tmp_path: Path, home: 
     assert "etc/inittab.append" not in tree
 
 
-def test_appending_to_nothing_is_an_error(tmp_path: Path, home: Path) -> None:
-    (home / "initrd" / "etc" / "innitab.append").write_text("x")
+def test_a_diverted_program_stays_under_the_name_that_dpkg_divert_gives(tmp_path: Path, home: Path) -> None:
+    _, tree = build(tmp_path, home)
+    assert tree["usr/bin/main-menu"] == cpio.file(b"#!/bin/sh\nexec main-menu.distrib\n", 0o755)
+    assert tree["usr/bin/main-menu.distrib"] == cpio.file(b"\x7fELF", 0o755)
+    assert "usr/bin/main-menu.divert" not in tree
+
+
+@pytest.mark.parametrize("suffix", ["append", "divert"])
+def test_appending_to_nothing_is_an_error(tmp_path: Path, home: Path, suffix: str) -> None:
+    (home / "initrd" / "etc" / f"innitab.{suffix}").write_text("x")
     with pytest.raises(StepFailed, match="the installer has no etc/innitab"):
         build(tmp_path, home)
 

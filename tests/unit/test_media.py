@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from build import cpio, initrd, media, run
+from build import cpio, identities, initrd, media, run
 from build.errors import StepFailed
 from build.files import sha256_file
 from tests.unit.helpers import make_spec
@@ -81,6 +81,22 @@ def test_the_initial_ram_file_system_can_be_read_back(tmp_path: Path, installer:
     tree = cpio.read(io.BytesIO(gzip.decompress(read(make(tmp_path, installer, squashfs), "/boot/initrd"))))
     assert "d-i partman-auto/method string regular\n" in tree["preseed.cfg"].content.decode()
     assert {(entry.uid, entry.gid) for entry in tree.values()} == {(0, 0)}
+
+
+def identities_of(iso: Path) -> str:
+    tree = cpio.read(io.BytesIO(gzip.decompress(read(iso, "/boot/initrd"))))
+    return tree[identities.TABLE].content.decode()
+
+
+def test_the_file_systems_identities_are_those_of_what_is_installed(
+    tmp_path: Path, installer: TinyInstaller, squashfs: Path
+) -> None:
+    told = identities_of(make(tmp_path, installer, squashfs))
+    assert told.startswith(f"epoch {EPOCH}\n1 ")
+    (tmp_path / "other").mkdir()
+    other = make_squashfs(tmp_path / "other", dict.fromkeys(media.EFI_FILES.values(), SHIM))
+    others = identities_of(make(tmp_path / "other", installer, other))
+    assert {word for word in told.split() if "-" in word}.isdisjoint(others.split())
 
 
 def test_both_kinds_of_firmware_can_start_it(tmp_path: Path, installer: TinyInstaller, squashfs: Path) -> None:

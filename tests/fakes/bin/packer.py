@@ -77,8 +77,17 @@ def build(plan: dict, given: dict) -> int:  # type: ignore[type-arg]
 
 
 def make_disk(path: Path, size: str, plan: dict) -> None:  # type: ignore[type-arg]
-    if plan.get("disk") != "none":
+    """Leave a disk as an installation does: with a GUID partition table, or what the plan says instead."""
+    if plan.get("disk") == "none":
+        return
+    if plan.get("disk") == "empty":
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+        return
+    raw = path.with_suffix(".made")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", raw, size], check=True)
+    subprocess.run(["sfdisk", "--quiet", raw], input=b"label: gpt\nsize=1MiB\nsize=2MiB\n", check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, path], check=True)
+    raw.unlink()
 
 
 def fail(output: Path, complaint: str) -> int:
