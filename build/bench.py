@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 
-from build import accel, apt, artifact, base, disk, files, hardening, layers, log, packer, pipeline, plain, run
+from build import accel, apt, artifact, base, disk, files, git, hardening, layers, log, packer, pipeline, plain, run
 from build import spec as specs
 from build.cache import RECORD
 from build.errors import StepFailed
@@ -202,7 +202,7 @@ def _plain_installer(options: Options, release: str, scratch: Path) -> tuple[Pat
 
 
 def _commit(root: Path) -> str:
-    return run.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], timeout=30).stdout.strip()
+    return git.ask(root, "rev-parse", "--short=12", "HEAD") or ""
 
 
 def describe_machine(options: Options, scratch: Path) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import run
+from build import git
 
-SECONDS = 60
 # What no commit knows of shapes an image too, when it lies where a build reads.
 READ = ("build", "overlays", "packer", "preseed", "tests/image", "tests/peers")
 
@@ -25,20 +23,13 @@ class Checkout:
 
 def look(root: Path) -> Checkout:
     """Return what git says of the checkout; nothing when it is none, or lies by chance inside another repository."""
-    if shutil.which("git", path=run.search_path()) is None or not _git(root, "ls-files", "--", "golden.yaml"):
+    if not git.ask(root, "ls-files", "--", "golden.yaml"):
         return Checkout()
-    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
-    changed = _git(root, "status", "--porcelain=v1", "--untracked-files=no", "--", ".")
-    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *READ)
-    remote = _git(root, "config", "--get", "remote.origin.url")
+    commit = git.ask(root, "rev-parse", "--verify", "--quiet", "HEAD") or ""
+    changed = git.ask(root, "status", "--porcelain=v1", "--untracked-files=no", "--", ".")
+    unknown = git.ask(root, "ls-files", "--others", "--exclude-standard", "--", *READ)
+    remote = git.ask(root, "config", "--get", "remote.origin.url") or ""
     return Checkout(commit if re.fullmatch(r"[0-9a-f]{40}", commit) else "", bool(changed or unknown), _public(remote))
-
-
-def _git(root: Path, *words: str) -> str:
-    """Return what git answers, stripped at the end; empty when it refuses."""
-    argv = ["git", "-c", f"safe.directory={root}", *words]
-    done = run.run(argv, cwd=root, timeout=SECONDS, check=False)
-    return done.stdout.rstrip() if done.returncode == 0 else ""
 
 
 def _public(remote: str) -> str:

@@ -19,8 +19,6 @@ from build.cases import cases_of
 from build.requirements import Requirement, worst
 
 DIGEST_HEX = 12
-FILES = "rootfs.files.tsv"
-JUNIT = "verification/junit.xml"
 # Columns of the list of files after the path (build/rootfs.py).
 COLUMNS = ("type", "mode", "owner", "bytes", "content")
 SETUID, SETGID = 0o4000, 0o2000
@@ -50,25 +48,28 @@ class Side:
     @cached_property
     def paths(self) -> Mapping[str, tuple[str, ...]] | None:
         """Every path of the root file system with its columns."""
-        text = self.read(FILES)
-        if text is None:
-            return None
-        rows = (line.split("\t") for line in text.splitlines() if line.startswith("/"))
-        return {row[0]: tuple(row[1:]) for row in rows if len(row) > len(COLUMNS)}
+        text = self.read(artifact.TREE)
+        return None if text is None else columns_of(text)
 
     @cached_property
     def results(self) -> Mapping[str, str] | None:
         """The worst result of each test, wherever it ran: two builds may test it on different clones."""
-        text = self.read(JUNIT)
+        text = self.read(artifact.JUNIT)
         return None if text is None else worst((case.name, case.result) for case in cases_of(text))
 
     @cached_property
     def requirements(self) -> Mapping[str, str] | None:
         """The worst result of each requirement."""
-        text = self.read(JUNIT)
+        text = self.read(artifact.JUNIT)
         if text is None:
             return None
         return worst((name, case.result) for case in cases_of(text) for name in case.requirements.split())
+
+
+def columns_of(tree: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each path, from the text of a list of files."""
+    rows = (line.split("\t") for line in tree.splitlines() if line.startswith("/"))
+    return {path: tuple(columns) for path, *columns in rows if len(columns) == len(COLUMNS)}
 
 
 def side_of(found: Artifact) -> Side:
@@ -155,9 +156,9 @@ def compare(
     ]
     return Comparison(before, after, (
         Section("packages", "Packages", tuple(packages)),
-        _both("requirements", "Requirements", pair, lambda side: side.requirements, JUNIT, notes=texts),
+        _both("requirements", "Requirements", pair, lambda side: side.requirements, artifact.JUNIT, notes=texts),
         _audit(pair),
-        _both("tests", "Image tests", pair, lambda side: side.results, JUNIT),
+        _both("tests", "Image tests", pair, lambda side: side.results, artifact.JUNIT),
         *_inventories(pair),
         _files(pair),
         Section("configuration", "Specification and layers", tuple(changes(_configuration(old), _configuration(new)))),
@@ -219,7 +220,7 @@ def _inventories(pair: tuple[Side, Side]) -> Iterable[Section]:
     })  # fmt: skip
     yield part("listening", "Listening sockets", lambda found: dict(found["listening"]))
     if any(side.inventory is None for side in pair):
-        yield _both("privileged", "Set-uid and set-gid files (capabilities are not known)", pair, _setuid, FILES)
+        yield _both("privileged", "Set-uid and set-gid files (capabilities are not known)", pair, _setuid, artifact.TREE)
     else:
         title = "Files with set-uid, set-gid or capabilities"
         yield part("privileged", title, lambda found: dict(found["privileged"]))
@@ -252,7 +253,7 @@ def _files(pair: tuple[Side, Side]) -> Section:
     """Return the paths that differ; of one that is on both sides only the columns that differ are told."""
     was, now = (side.paths for side in pair)
     if was is None or now is None:
-        return Section("files", "Files", missing=_lacking(pair, (was, now), FILES))
+        return Section("files", "Files", missing=_lacking(pair, (was, now), artifact.TREE))
     found = []
     for path in sorted(was.keys() | now.keys()):
         old, new = was.get(path), now.get(path)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from build import compare, compare_page, compare_text, files, log, release_notes
+from build import artifact, compare, compare_page, compare_text, files, log, release_notes
 from build import lock as locks
 from build.desk import Desk
 from build.errors import SpecError
@@ -69,7 +69,7 @@ def _report(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output or Path(f"report-{found.path.name}.html")
     if found.path.resolve() in output.resolve().parents:
         raise SpecError(f"{output} lies in the artifact, which is immutable", hint="name another place: -o FILE")
-    files.write_atomic(output, desk.report(compare.side_of(found), locks.parse(found.path / "rootfs.lock")))
+    files.write_atomic(output, desk.report(compare.side_of(found), locks.parse(found.path / artifact.ROOTFS_LOCK)))
     print(output)
     return 0
 

@@ -33,7 +33,7 @@ class Desk:
 
     def changelogs(self, found: Artifact) -> Changelogs:
         """Return the changelogs of an artifact's packages."""
-        return Changelogs(locks.parse(found.path / "rootfs.lock"), self.store)
+        return Changelogs(locks.parse(found.path / artifact.ROOTFS_LOCK), self.store)
 
     def compare(self, before: Side, after: Side, told: Changelogs) -> Comparison:
         """Compare two artifacts; ``told`` are the changelogs of the second."""

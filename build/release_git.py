@@ -5,21 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from build import run
-from build.errors import HostError, SpecError
+from build import git
+from build.errors import SpecError
 
 TAG = re.compile(r"v(?P<version>\d+\.\d+\.\d+(-[A-Za-z0-9.]+)?)")
-SECONDS = 60
-
-
-def _git(root: Path, *words: str) -> str | None:
-    """Return what Git says, or None when it says no, or is not there."""
-    # A checkout may belong to another user, as in a container: what is asked for runs nothing of it.
-    try:
-        done = run.run(["git", "-c", f"safe.directory={root}", *words], cwd=root, timeout=SECONDS, check=False)
-    except HostError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def version_of(tag: str) -> str:
@@ -32,7 +21,7 @@ def version_of(tag: str) -> str:
 
 def commit_of(root: Path, tag: str) -> str:
     """Return the commit that a tag stands on, 40 hexadecimal digits; raise SpecError when there is none."""
-    found = _git(root, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
+    found = git.ask(root, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
     if not found:
         raise SpecError(
             f"this checkout has no tag {tag}", hint="git fetch --tags; or run this in the checkout that has the tag"
@@ -42,7 +31,7 @@ def commit_of(root: Path, tag: str) -> str:
 
 def head(root: Path) -> str:
     """Return the commit that is checked out; empty outside of Git."""
-    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or ""
+    return git.ask(root, "rev-parse", "--verify", "--quiet", "HEAD") or ""
 
 
 def clean(root: Path, ledger: Path) -> bool:
@@ -52,10 +41,10 @@ def clean(root: Path, ledger: Path) -> bool:
     """
     beside = ledger.parent / f".{ledger.name}.*"
     leave_out = [f":(exclude){ledger}*", f":(exclude,glob){beside}"]
-    return _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *leave_out) == ""
+    return git.ask(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *leave_out) == ""
 
 
 def who(root: Path) -> str:
     """Return who works here, by the settings of Git: ``Name <mail>``, what there is of it, or nothing."""
-    name, mail = (_git(root, "config", "--get", key) or "" for key in ("user.name", "user.email"))
+    name, mail = (git.ask(root, "config", "--get", key) or "" for key in ("user.name", "user.email"))
     return f"{name} <{mail}>".strip() if mail else name

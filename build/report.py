@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from build import boot_plot, compare_page, inventory, pages, plots
+from build import artifact, boot_plot, compare_page, inventory, pages, plots
 from build.cases import cases_of
-from build.compare import JUNIT, Comparison, Side
+from build.compare import Comparison, Side
 from build.errors import StepFailed
 from build.log import seconds
 from build.plots import Bar, Span
@@ -122,9 +122,9 @@ def render(
 
     Raises StepFailed when the artifact lacks its test results.
     """
-    junit = side.read(JUNIT)
+    junit = side.read(artifact.JUNIT)
     if junit is None:
-        raise StepFailed(f"{side.name} has no {JUNIT}", hint="compare the artifact with its sums: nox -s check")
+        raise StepFailed(f"{side.name} has no {artifact.JUNIT}", hint="compare the artifact with its sums: nox -s check")
     manifest, cases = side.manifest, cases_of(junit)
     line = [*(Point(one.name, one.manifest) for one in earlier), Point(side.name, manifest)][-MOST_TRENDS:]
     results = side.requirements or {}
@@ -199,7 +199,7 @@ def _directories(side: Side) -> str:
 
 def _packages(side: Side) -> str:
     """Return the largest packages, by the size of what was downloaded, from the lock in the artifact."""
-    rows = (line.split("\t") for line in (side.read("rootfs.lock") or "").splitlines() if not line.startswith("#"))
+    rows = (line.split("\t") for line in (side.read(artifact.ROOTFS_LOCK) or "").splitlines() if not line.startswith("#"))
     sizes = {row[0]: int(row[4]) for row in rows if len(row) > 4 and row[4].isdigit()}
     return _largest(sizes, "packages") if sizes else ""
 

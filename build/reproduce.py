@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import artifact, base, disk_contents, disk_difference, files, host, log, pipeline, rootfs, run
+from build import artifact, base, compare, disk_contents, disk_difference, files, git, host, log, pipeline, rootfs, run
 from build import lock as locks
 from build.artifact import Artifact
 from build.cache import Cache, StageResult
@@ -81,9 +81,8 @@ def load(options: Options, directory: Path | None) -> Artifact:
 
 def gather(options: Options, found: Artifact) -> Gathered:
     """Return this checkout's inputs with the artifact's own locks."""
-    return pipeline.gather_locked(
-        options, locks.parse(found.path / "rootfs.lock"), locks.parse(found.path / "installer.lock")
-    )
+    rootfs_lock = locks.parse(found.path / artifact.ROOTFS_LOCK)
+    return pipeline.gather_locked(options, rootfs_lock, locks.parse(found.path / artifact.INSTALLER_LOCK))
 
 
 def strange(found: Artifact, gathered: Gathered, *, with_disk: bool) -> list[str]:
@@ -113,7 +112,7 @@ def _rows(found: Artifact, results: Mapping[str, StageResult]) -> Iterator[Row]:
     recorded, now = found.manifest["inputs"], results["rootfs"].facts
     tree = _row("root file system (tar)", recorded.get("rootfs_tar_sha256"), now["tar_sha256"])
     if tree.verdict == DIFFERS:
-        named = _lines(found.path / "rootfs.files.tsv", results["rootfs"].path / rootfs.MANIFEST)
+        named = _lines(found.path / artifact.TREE, results["rootfs"].path / rootfs.MANIFEST)
         tree = dataclasses.replace(tree, details=tuple(named))
     yield tree
     yield _row("squashfs", recorded.get("squashfs_sha256"), now["squashfs_sha256"])
@@ -131,18 +130,14 @@ def _row(what: str, expected: object, got: str) -> Row:
 
 def _lines(recorded: Path, now: Path) -> list[str]:
     """Return the paths whose lines differ between two manifests of a root file system, with what differs."""
-    sides = [
-        {line.split("\t", 1)[0]: line.split("\t")[1:] for line in path.read_text(encoding="utf-8").splitlines()[1:]}
-        for path in (recorded, now)
-    ]
-    names = ("type", "mode", "owner", "bytes", "content")
+    sides = [compare.columns_of(path.read_text(encoding="utf-8")) for path in (recorded, now)]
     told = []
     for path in sorted(sides[0].keys() | sides[1].keys()):
         a, b = sides[0].get(path), sides[1].get(path)
         if a is None or b is None:
             told.append(f"{path}: only {'now' if a is None else 'in the artifact'}")
         elif a != b:
-            told.append(f"{path}: {', '.join(name for name, x, y in zip(names, a, b, strict=True) if x != y)}")
+            told.append(f"{path}: {', '.join(name for name, x, y in zip(compare.COLUMNS, a, b, strict=True) if x != y)}")
     return told or ["no path differs: times or extended attributes do"]
 
 
@@ -171,13 +166,12 @@ def checkout(options: Options, commit: str) -> Iterator[Path]:
 
     Raises SpecError when the commit is not here, or is of a time before Goldsmith could do this.
     """
-    git = ["git", "-c", f"safe.directory={options.project.root}", "-C", str(options.project.root)]
-    known = run.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], timeout=GIT_SECONDS, check=False)
-    if known.returncode:
+    root = options.project.root
+    if git.ask(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise SpecError(f"the commit {commit} is not in this checkout", hint="git fetch, or use a checkout that has it")
     with files.scratch(options.cache.root / "reproduce") as scratch:
         tar, tree = scratch / "commit.tar", scratch / "checkout"
-        run.run([*git, "archive", "--format=tar", f"--output={tar}", commit], timeout=GIT_SECONDS)
+        run.run([*git.argv(root), "archive", "--format=tar", f"--output={tar}", commit], timeout=GIT_SECONDS)
         tree.mkdir()
         # Not tarfile: Debian 12's Python has its safe filters not yet.
         run.run(["tar", "--extract", "--file", tar, "--directory", tree], timeout=GIT_SECONDS)

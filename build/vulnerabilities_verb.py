@@ -76,7 +76,7 @@ def _origins(found: Artifact, file_of: Any) -> Mapping[str, Origin]:
     """Return the sources by the manifest; an older one does not tell them, the packages' own files may."""
     if "sources" in found.manifest:
         return sources.read(found.manifest["sources"])
-    return sources.origins(lock.parse(found.path / "rootfs.lock").entries, file_of)
+    return sources.origins(lock.parse(found.path / artifact.ROOTFS_LOCK).entries, file_of)
 
 
 def exit_code(findings: Sequence[Finding], *, strict: bool) -> int:

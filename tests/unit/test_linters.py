@@ -26,7 +26,7 @@ ASK_SECONDS = 60
 # From the inside out. A module imports only from rings further in, or from its own without a circle.
 RINGS = {
     "plumbing": {
-        "errors", "log", "run", "files",
+        "errors", "log", "run", "files", "git",
     },
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
@@ -42,7 +42,7 @@ RINGS = {
         "publish_machine", "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
         "clone_source", "clone_machine", "clone_reach", "drift_config", "drift_disk", "checkout", "origins",
         "signing", "updates", "debsecan", "vulnerabilities", "channels", "drift_channels", "release_git",
-        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference", "stocktaking",
+        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference", "identities", "stocktaking",
         "changelogs", "release_notes", "desk",
     },
     "stages": {
