@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,17 +173,18 @@ def committed(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
-def find(root: Path, key: str) -> Artifact | None:
-    """Return the committed artifact that was built from the inputs with this key, or None."""
+def everything(root: Path) -> Iterator[Artifact]:
+    """Yield the artifacts below ``root``, the oldest first; a damaged one is passed over aloud."""
     for path in committed(root):
         try:
-            found = load(path)
+            yield load(path)
         except SpecError as error:
             log.warn(f"{error.brief}; it is passed over")
-            continue
-        if found.manifest["inputs"].get("artifact_key") == key:
-            return found
-    return None
+
+
+def find(root: Path, key: str) -> Artifact | None:
+    """Return the committed artifact that was built from the inputs with this key, or None."""
+    return next((one for one in everything(root) if one.manifest["inputs"].get("artifact_key") == key), None)
 
 
 def newest(root: Path) -> Artifact:

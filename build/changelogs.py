@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from build import debian_changelog, debs, log
@@ -66,7 +67,7 @@ class Changelogs:
         entry = self._entries.get(package)
         return entry.path.split("/")[-2] if entry else ""
 
-    @property
+    @cached_property
     def _entries(self) -> Mapping[str, Entry]:
         return {entry.package: entry for entry in self.lock.entries}
 

@@ -22,7 +22,6 @@ from build.release_moves import Outcome, Report
 from build.release_policy import CANDIDATE
 from build.release_view import Job, View, look
 
-DAYS = 30
 SECONDS_PER_DAY = 86_400
 SHOWN = 4
 
@@ -38,7 +37,7 @@ class Verdict:
     problem: str = ""
 
 
-def prune(job: Job, viewer: Api, *, days: int = DAYS, apply: bool = False) -> list[Verdict]:
+def prune(job: Job, viewer: Api, *, days: int, apply: bool = False) -> list[Verdict]:
     """Return a verdict on each template; with ``apply``, those that nobody needs are removed.
 
     ``viewer`` sees operators' machines, which ``job.api`` does not; ``days``: how long a version is kept after it was

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from build import artifact, log
+from build import artifact
 from build.artifact import Artifact
 from build.errors import SpecError
 
@@ -16,7 +16,7 @@ def find(root: Path, word: str) -> Artifact:
     """
     if (Path(word) / artifact.MANIFEST).is_file():
         return artifact.load(Path(word).resolve())
-    here = everything(root)
+    here = list(artifact.everything(root))
     for fitting in (
         [one for one in here if one.path.name == word],
         [one for one in here if len(word) >= 6 and str(one.manifest["image"]["sha256"]).startswith(word)],
@@ -36,20 +36,9 @@ def find(root: Path, word: str) -> Artifact:
     )  # fmt: skip
 
 
-def everything(root: Path) -> list[Artifact]:
-    """Return the artifacts below ``root``, the oldest first; a damaged one is passed over aloud."""
-    found = []
-    for path in artifact.committed(root):
-        try:
-            found.append(artifact.load(path))
-        except SpecError as error:
-            log.warn(f"{error.brief}; it is passed over")
-    return found
-
-
 def earlier(root: Path, name: str, sha256: str) -> list[Artifact]:
     """Return the artifacts called ``name`` made before the one with this digest; all if that is not here."""
-    line = [one for one in everything(root) if one.manifest["name"] == name]
+    line = [one for one in artifact.everything(root) if one.manifest["name"] == name]
     digests = [one.manifest["image"]["sha256"] for one in line]
     return line[: digests.index(sha256)] if sha256 in digests else line
 

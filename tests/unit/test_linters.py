@@ -26,7 +26,7 @@ ASK_SECONDS = 60
 # From the inside out. A module imports only from rings further in, or from its own without a circle.
 RINGS = {
     "plumbing": {
-        "errors", "log", "run", "files", "git",
+        "errors", "log", "run", "files",
     },
     "nouns": {
         "tables", "spec", "lock", "layers", "preseed", "project", "cache", "cpio", "debs", "artifact", "report",
@@ -42,8 +42,8 @@ RINGS = {
         "publish_machine", "faults_machines", "audit_tools", "audit_place", "audit_field", "packer_proxmox",
         "clone_source", "clone_machine", "clone_reach", "drift_config", "drift_disk", "checkout", "origins",
         "signing", "updates", "debsecan", "vulnerabilities", "channels", "drift_channels", "release_git",
-        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference", "identities", "stocktaking",
-        "changelogs", "release_notes", "desk",
+        "release_tag", "release_view", "release_moves", "disk_contents", "disk_difference", "git", "identities",
+        "stocktaking", "changelogs", "release_notes", "desk",
     },
     "stages": {
         "base", "rootfs", "media", "disk", "verify", "inputs", "assemble", "plain", "publish", "proxmox_verify",
