@@ -6,6 +6,7 @@ cache's logs; the ledger and the locks of the auditors stand in tests/peers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from build import spec as specs
 from build.audit_field import AUDITORS, HOST_TOOLS, Job, furnish, settle
 from build.audit_ledger import Figure, Line
 from build.audit_place import Place
-from build.errors import VerificationFailed
+from build.errors import GoldsmithError, StepFailed, VerificationFailed
 from build.pipeline import Options
 
 TAILORING = "cis-tailoring.conf"
@@ -75,8 +76,13 @@ def audit(options: Options, wanted: Wanted) -> int:
             place, tools, out, scratch, layers.load_stack(options.project.overlays, spec), spec.application.server_name,
             options.project.auditors / TAILORING,
         )  # fmt: skip
-        figures = _measure(job, wanted.auditors)
-    return conclude(options, wanted, figures, tools=tools, image=image, out=out)
+        found, failures = _measure(job, wanted.auditors)
+    if found:
+        done = dataclasses.replace(wanted, auditors=tuple(found))
+        conclude(options, done, [figure for each in found.values() for figure in each], tools=tools, image=image, out=out)
+    if failures:
+        raise failures[0]
+    return 0
 
 
 @contextmanager
@@ -102,24 +108,32 @@ def _place(options: Options, wanted: Wanted, spec: specs.Spec, scratch: Path) ->
         yield place, image
 
 
-def _measure(job: Job, auditors: Sequence[str]) -> list[Figure]:
-    """Send the auditors' programs to the place and let them work, one after the other."""
+def _measure(job: Job, auditors: Sequence[str]) -> tuple[dict[str, list[Figure]], list[GoldsmithError]]:
+    """Send the auditors' programs to the place and let them work, one after the other.
+
+    Return the figures of each that came to its end, and why others did not: an hour's work is not thrown away for them.
+    """
     parts = sorted({part for name in auditors for part in audit_tools.PARTS[name]})
     if parts:
         with log.step("Sending the auditors to the machine"):
-            job.place.send(job.tools.root, parts, target=audit_tools.HOME, log=job.out / "send.log")
+            job.place.send(job.tools.root, parts, target=audit_tools.HOME, output=job.out / "send.log")
     with log.step("Waiting for the machine to settle"):
         settle(job.place)
-    figures: list[Figure] = []
+    figures: dict[str, list[Figure]] = {}
+    failures: list[GoldsmithError] = []
     for name in auditors:
-        with log.step(f"Auditing: {name}"):
-            figures += AUDITORS[name](job)
-    return figures
+        try:
+            with log.step(f"Auditing: {name}"):
+                figures[name] = AUDITORS[name](job)
+        except StepFailed as error:
+            log.warn(f"{name} is not measured: {error.brief}")
+            failures.append(error)
+    return figures, failures
 
 
 def conclude(
     options: Options, wanted: Wanted, figures: Sequence[Figure], *, tools: audit_tools.Tools, image: Path, out: Path
-) -> int:
+) -> None:
     """Compare, write the report, update the ledger when asked to, and raise VerificationFailed when a figure fails."""
     path = options.project.audit_ledger
     before = audit_ledger.load(path)
@@ -144,7 +158,6 @@ def conclude(
     elif any(line.verdict in ("better", "new") for line in lines) and not wanted.context:
         log.info("The ledger knows less than this: keep it with  nox -s audit -- --update")
     _complain([line for line in lines if line.fails])
-    return 0
 
 
 def _complain(failed: Sequence[Line]) -> None:

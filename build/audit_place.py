@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import run, vm
-from build.errors import SpecError
+from build import log, run, vm
+from build.errors import SpecError, StepFailed
 
 LOOPBACK = vm.LOOPBACK
 SEND_SECONDS = 300
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,44 @@ class Place:
             return [*self.prefix, shlex.join(["sudo", "-n", "/bin/sh", "-c", command])]
         return [*self.prefix, "/bin/sh", "-c", command]
 
-    def shell(self, command: str, *, timeout: float = 60, check: bool = True, log: Path | None = None) -> run.Done:
-        """Run a shell command as root; ``timeout`` is in seconds on a machine with KVM."""
-        return run.run(self.argv(command), timeout=timeout * self.scale, check=check, log=log)
+    def shell(self, command: str, *, timeout: float = 60, check: bool = True, output: Path | None = None) -> run.Done:
+        """Run a shell command as root; ``timeout`` is in seconds on a machine with KVM, ``output`` takes what it says."""
+        return run.run(self.argv(command), timeout=timeout * self.scale, check=check, log=output)
+
+    def watch(self, command: str, *, title: str, tell: Callable[[str], str], timeout: float, output: Path) -> int:
+        """Run a shell command as root that takes minutes, and show how far it is; return its exit status.
+
+        ``tell`` makes a few words of what it has written so far, all of which is kept in ``output``; ``timeout`` is in
+        seconds on a machine with KVM. Raises StepFailed when the time is up.
+        """
+        output.unlink(missing_ok=True)
+        progress = log.Progress(title)
+        deadline = time.monotonic() + timeout * self.scale
+        try:
+            with run.spawn(self.argv(command), log=output, contained=False) as process:
+                while (status := process.wait(POLL_SECONDS)) is None:
+                    progress.update(tell(output.read_text(encoding="utf-8", errors="replace")))
+                    if time.monotonic() > deadline:
+                        raise StepFailed(
+                            f"{title} did not end within {log.seconds(timeout * self.scale)}",
+                            details=run.tail(output.read_text(encoding="utf-8", errors="replace")),
+                            hint="an emulated machine needs a host that does little else",
+                        )
+                return status
+        finally:
+            progress.finish()
 
     def read(self, path: str) -> str:
         """Return a file's text."""
         return self.shell(f"cat {shlex.quote(path)}").stdout
 
-    def send(self, source: Path, names: Sequence[str], *, target: str, log: Path) -> None:
+    def send(self, source: Path, names: Sequence[str], *, target: str, output: Path) -> None:
         """Copy files and directories below ``source`` to the directory ``target``, owned by root."""
         owner = ("--owner=0", "--group=0", "--numeric-owner")
         run.pipe(
             ["tar", "--create", "--gzip", *owner, "--directory", str(source), "--", *names],
             self.argv(f"mkdir -p {target} && tar --extract --gzip --no-same-owner --directory {target}"),
-            timeout=SEND_SECONDS * self.scale, log=log,
+            timeout=SEND_SECONDS * self.scale, log=output,
         )  # fmt: skip
 
     def program(self, *words: str | Path) -> list[str]:

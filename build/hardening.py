@@ -90,7 +90,7 @@ def cost(options: Options, scratch: Path) -> dict[str, Any]:
     stock = _debians_own(options, store.path, scratch / "stock")
     output = options.cache.root / "logs" / "bench-hardening.log"
     with _machine(options, spec, scratch) as place:
-        place.send(tools.root, audit_tools.PARTS["load"], target=HOME, log=output)
+        place.send(tools.root, audit_tools.PARTS["load"], target=HOME, output=output)
         set_up(place, stock, peers / SCRIPT, output=output)
         progress = log.Progress("measuring")
         found = measure(place, output=output, tell=progress.update)
@@ -135,9 +135,9 @@ def _machine(options: Options, spec: specs.Spec, scratch: Path) -> Iterator[Plac
 
 def set_up(place: Place, stock: Path, script: Path, *, output: Path) -> None:
     """Start the second set of services with ``script``. ``stock`` holds Debian's own nginx-common, unpacked."""
-    place.send(stock, ["etc/nginx", "usr/lib/systemd/system/nginx.service"], target=f"{HOME}/stock", log=output)
+    place.send(stock, ["etc/nginx", "usr/lib/systemd/system/nginx.service"], target=f"{HOME}/stock", output=output)
     text = script.read_text(encoding="utf-8").replace("@HOME@", HOME).replace("@PORT@", str(STOCK_PORT))
-    place.shell(text, timeout=SETUP_SECONDS, log=output)
+    place.shell(text, timeout=SETUP_SECONDS, output=output)
 
 
 def addresses(place: Place) -> dict[str, dict[str, str]]:
@@ -181,7 +181,7 @@ def summary(loads: Mapping[str, list[Load]]) -> dict[str, Any]:
 def _load(place: Place, address: str, *, output: Path) -> Load:
     words = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--latency", address]
     command = f"{audit_tools.environment()} {HOME}/usr/bin/{shlex.join(words)}"
-    return read_load(place.shell(command, timeout=LOAD_SECONDS, log=output).stdout)
+    return read_load(place.shell(command, timeout=LOAD_SECONDS, output=output).stdout)
 
 
 def broken_promises(found: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,28 @@ def test_the_report_is_left_for_people_and_for_programs(options: Options) -> Non
     assert json.loads((out / "audit.json").read_text())["figures"]["lynis.index"]["value"] == 92
 
 
+def test_an_auditor_that_breaks_off_costs_nobody_elses_figures(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_job: object) -> list[Figure]:
+        raise StepFailed("oscap did not end within 50 min")
+
+    @contextmanager
+    def placed(*_words: object) -> Iterator[tuple[Place, Path]]:
+        yield here(), tmp_path / "golden-1-abc" / "image.qcow2"
+
+    monkeypatch.setattr(audit, "AUDITORS", {"cis": broken, "lynis": lambda _job: [GOOD]})
+    monkeypatch.setattr(audit, "_place", placed)
+    monkeypatch.setattr(audit, "settle", lambda _place: None)
+    monkeypatch.setattr("build.host.ensure", lambda *_tools, **_words: None)
+    monkeypatch.setattr(audit_tools, "PARTS", {"cis": (), "lynis": ()})
+    monkeypatch.setattr(audit_tools, "fetch", lambda *_words, **_more: Tools(tmp_path, {"lynis": "3"}))
+    with pytest.raises(StepFailed, match="oscap did not end"):
+        audit.audit(options, audit.Wanted(("cis", "lynis"), update=True))
+    assert "cis is not measured" in capsys.readouterr().err
+    assert list(json.loads(options.project.audit_ledger.read_text())["figures"]) == ["lynis.index"]
+
+
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
@@ -135,11 +159,28 @@ def test_a_command_keeps_its_quotes(*, over_ssh: bool) -> None:
     assert here(over_ssh=over_ssh).shell("echo \"a  'b'\" '$HOME'").stdout == "a  'b' $HOME\n"
 
 
+def test_long_work_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = tmp_path / "said"
+    said.write_text("of the last time")
+    status = here().watch(
+        "echo one; sleep 1.2; echo two; exit 3", title="counting", tell=lambda text: f"{text.count(chr(10))} lines",
+        timeout=60, output=said,
+    )  # fmt: skip
+    assert (status, said.read_text()) == (3, "one\ntwo\n")
+    assert "counting: 1 lines" in capsys.readouterr().err
+
+
+def test_long_work_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="counting did not end within") as caught:
+        here().watch("echo one; sleep 600", title="counting", tell=str.strip, timeout=0.1, output=tmp_path / "said")
+    assert caught.value.details == "one"
+
+
 def test_files_are_sent(tmp_path: Path) -> None:
     (tmp_path / "from" / "one").mkdir(parents=True)
     (tmp_path / "from" / "one" / "file").write_text("x")
     (tmp_path / "from" / "not").write_text("x")
-    here().send(tmp_path / "from", ["one"], target=str(tmp_path / "to"), log=tmp_path / "log")
+    here().send(tmp_path / "from", ["one"], target=str(tmp_path / "to"), output=tmp_path / "log")
     assert [path.name for path in (tmp_path / "to").rglob("*")] == ["one", "file"]
 
 
