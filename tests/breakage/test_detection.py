@@ -52,7 +52,8 @@ def test_tampering_is_audited(
         host.check_output(f"cp -a {path} {kept} && echo '# changed' >>{path}; mv {kept} {path}")
 
     def events() -> str:
-        return str(host.run("ausearch --start recent --raw 2>/dev/null | grep -E 'type=(PATH|SYSCALL)'").stdout)
+        # From its log: it would read its standard input, which is none.
+        return str(host.run("ausearch --input-logs --start recent --raw 2>/dev/null | grep -E 'type=(PATH|SYSCALL)'").stdout)
 
     for path in TAMPERED:
         wait_until(lambda path=path: path in events(), seconds=60, what=f"an audit event of {path}", pause=2)  # type: ignore[misc]
