@@ -249,6 +249,25 @@ def test_cosign_signs_and_verifies_without_asking_a_service(
     assert verify(other, "--cosign-key", tmp_path / "team.pub") == 3
 
 
+@pytest.mark.skipif(shutil.which("cosign") is None, reason="the host has no cosign")
+def test_cosign_itself_signs_and_verifies_without_a_network(
+    found: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the host has cosign 3.0.4 or later: the same with the program itself, which could ask nobody if it tried."""
+    monkeypatch.setenv("COSIGN_PASSWORD", "a password")
+    (tmp_path / "bin").mkdir()
+    program = shutil.which("cosign")
+    (tmp_path / "bin" / "cosign").write_text(f'#!/bin/sh\nexec unshare --user --map-root-user --net {program} "$@"\n')
+    (tmp_path / "bin" / "cosign").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    for name in ("team", "other"):
+        argv = ["cosign", "generate-key-pair", "--output-key-prefix", str(tmp_path / name)]
+        run.run(argv, timeout=60, env={"COSIGN_PASSWORD": "a password"})
+    assert attest(found, "--cosign-key", tmp_path / "team.key") == 0
+    assert verify(found, "--cosign-key", tmp_path / "team.pub") == 0
+    assert verify(found, "--cosign-key", tmp_path / "other.pub") == 3
+
+
 def test_cosign_that_fails_or_is_missing_is_told(
     found: Artifact, fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
