@@ -25,6 +25,7 @@ from build.errors import StepFailed
 SNAPSHOT = "ready"
 SNAPSHOT_SECONDS = 120.0
 MOUNT_SECONDS = 120.0
+GONE_SECONDS = 20.0
 # What a container may change, and the sizes of file systems that a test fills: as on a clone, they are their own.
 CHANGES_MIB = 768
 OWN_MIB: Mapping[str, int] = {"/var": 512, "/var/log": 64, "/var/www": 32}
@@ -155,8 +156,16 @@ class Clone(Machine):
 
     def cut_power(self) -> None:
         self._login.close()
+        group = self.made.process.pid
+        # QEMU is a child of what leads its group, and may end a moment after it: until then its disk is locked and its
+        # monitor answers.
+        deadline = time.monotonic() + GONE_SECONDS
         with suppress(ProcessLookupError):
-            os.killpg(self.made.process.pid, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
+            self._life.close()
+            while time.monotonic() < deadline:
+                os.killpg(group, 0)
+                time.sleep(POLL_SECONDS)
         self._life.close()
 
     def reset(self) -> None:

@@ -109,6 +109,24 @@ def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], fact
     assert facts["spoofed"].words == ["0", "0"]
 
 
+@pytest.mark.req("R13")
+def test_what_is_recorded_of_static_files(host: Host, answers: dict[str, Answer], spec: SimpleNamespace) -> None:
+    """A style sheet that was sent is no news; a static file that is not there is recorded, and so is what came after it"""
+    found = re.search(r'href="(/static/[^"]+)"', answers["page"].body)
+    assert found, answers["page"].body
+    name = spec.application.server_name
+    asked = {"sheet": ask(name, found.group(1)), "absent": ask(name, "/static/absent.css"), "health": ask(name, "/health")}
+    told = browse(host, asked)
+    assert [told[one].status for one in asked] == [200, 404, 200]
+    sheet, absent, health = (told[one].header("X-Request-ID")[0] for one in asked)
+    log = "/var/log/nginx/access.log"
+    lines = host.check_output(
+        f"for try in 1 2 3 4 5 6 7 8 9 10; do grep -q {absent} {log} && grep -q {health} {log} && break; sleep 1; done; "
+        f"grep -c {absent} {log}; grep -c {health} {log}; grep -c {sheet} {log} || :"
+    )
+    assert lines.split() == ["1", "1", "0"]
+
+
 @pytest.mark.req("R35", "R3")
 def test_access_log_is_out_of_reach(facts: dict[str, Fact]) -> None:
     """The access log is root's, read by administrators, and written by neither web server nor application"""
