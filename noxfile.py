@@ -49,7 +49,16 @@ def tests(session: nox.Session) -> None:
     """Linters, types, unit, contract and fault tests: a few minutes, no booted image."""
     install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, *CHECKS)
     session.run("python", "-m", "build", "setup", "--tests")
+    if "packer" not in session.posargs:  # --without packer
+        session.run("python", "-m", "tests.packers", "--if-none")
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
+
+
+@nox.session
+def packers(session: nox.Session) -> None:
+    """Compile a current Packer and its plugins from locked sources, once: the tests and the lab run it too then."""
+    install(session, *TOOL)
+    session.run("python", "-m", "tests.packers", *session.posargs)
 
 
 @nox.session
