@@ -9,6 +9,7 @@ refuses, because the one it asks for cannot be had where Goldsmith is made; two 
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import files, packer, proxmox_build, proxmox_verify, publish, pve, roles, workshop
+from build import files, packer, proxmox_build, publish, pve, roles, ship, workshop
 from build import spec as specs
 from build.cluster import Role, Settings, Token
 from build.errors import HostError
@@ -112,21 +113,15 @@ def install(
 ) -> publish.Template:  # fmt: skip
     """Install on the node and return the candidate template; with ``tests`` two clones are judged by them before."""
     spec = specs.load(project.spec)
-    settings = spec.proxmox
-    assert settings is not None
-    manifest = {"inputs": {"spec": spec.as_inputs()}, "image": {"virtual_mib": spec.disk.size_mib}}
-    with pve.Api(settings, tokens[Role.PUBLISHER]) as api, pve.Api(settings, tokens[Role.VERIFIER]) as verifier:
-        judge = proxmox_verify.Judge(
-            api=verifier, settings=settings, manifest=manifest, tests=project.image_tests, scratch=scratch, logs=logs
-        )
-        return proxmox_build.build(
-            proxmox_build.Job(
-                medium=proxmox_build.Medium(medium, files.sha256_file(medium)), spec=spec, settings=settings,
-                node=settings.nodes[0], api=api, tokens={Role.PUBLISHER: api, Role.VERIFIER: verifier},
-                verifier=judge.verify if tests else _unjudged, packer=equipment.packer, templates=equipment.templates,
-                logs=logs, seconds=seconds,
-            )
+    settings = ship.settings_of(spec)
+    with pve.Api(settings, tokens[Role.PUBLISHER]) as publisher, pve.Api(settings, tokens[Role.VERIFIER]) as verifier:
+        job = ship.installation(
+            project, spec, settings, medium=medium, node=settings.nodes[0], packer=equipment.packer, scratch=scratch,
+            logs=logs, tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier}, seconds=seconds,
         )  # fmt: skip
+        return proxmox_build.build(
+            dataclasses.replace(job, templates=equipment.templates, verifier=job.verifier if tests else _unjudged)
+        )
 
 
 def _unjudged(_subject: publish.Subject) -> None:
