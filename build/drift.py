@@ -126,7 +126,8 @@ def _artifact(seen: Seen, label: Label | None, artifacts: Mapping[str, Path], ve
         if name in artifacts:
             return artifact.load(artifacts[name])
     if label is not None:
-        verdict.notes.append(f"{label.artifact} is not here: it is compared with its own description only")
+        why = f"{label.artifact} is not here" if label.artifact else "it was installed on the cluster and has no artifact"
+        verdict.notes.append(f"{why}: it is compared with its own description only")
     return None
 
 
@@ -154,7 +155,7 @@ def _truth(label: Label | None, found: Artifact | None) -> tuple[Label, int]:
     if found is None:
         assert label is not None
         whole = artifact.name_of(label.name, label.version, label.digest)
-        return (label if label.artifact == whole else _contradiction(label, whole)), 0
+        return (label if label.artifact in ("", whole) else _contradiction(label, whole)), 0
     published, run = (label.published, label.run) if label else ("", "")
     machine = label.machine if label else None
     truth = labels.of(

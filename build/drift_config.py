@@ -14,11 +14,9 @@ from typing import Any
 from build import labels, release_mirror, release_policy
 from build.cluster import Settings
 from build.labels import Label
-from build.publish_machine import creation
+from build.publish_machine import OWN_KEYS, creation
 
 NOTHING = "nothing"
-# What Proxmox adds by itself: when it was made, its identity, the hash of the file, and the lock of a task that runs.
-OWN_KEYS = frozenset({"meta", "vmgenid", "digest", "smbios1", "lock"})
 # A key that is not there stands for this.
 DEFAULTS = {"onboot": "0", "protection": "0", "template": "0", "ciupgrade": "1"}
 # Proxmox adds these to a drive by itself.

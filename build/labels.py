@@ -90,11 +90,9 @@ class Label:
             State.TEMPLATE: "Golden Debian image, published by Goldsmith: clone it, do not change it.",
             State.PUBLISHING: "Goldsmith is publishing this image: it is not verified yet. Do not use it.",
         }
-        # What was installed on the cluster has no artifact: its digest is that of the medium.
-        what = "image" if self.artifact else "installation medium"
         lines = [
-            f"# {self.name} {self.version}", "", advice[self.state], "", f"* SHA-256 of the {what}: `{self.digest}`",
-            *([f"* Artifact: `{self.artifact}`"] if self.artifact else []), f"* Published: {self.published}",
+            f"# {self.name} {self.version}", "", advice[self.state], "", *_made_of(self.digest, self.artifact),
+            f"* Published: {self.published}",
             # Sorted: a label that is read back has its keys in that order.
             *(f"* {title}: `{text}`" for title, text in sorted(self.provenance.items())),
             "", f"<!-- goldsmith: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
@@ -128,8 +126,8 @@ class CloneLabel:
         """Return the description of the machine on the cluster."""
         kind = "linked" if self.linked else "full"
         lines = [
-            f"A {kind} clone of **{self.template}**.", "", f"* SHA-256 of the image: `{self.digest}`",
-            f"* Artifact: `{self.artifact}`", f"* Cloned: {self.cloned}", "",
+            f"A {kind} clone of **{self.template}**.", "", *_made_of(self.digest, self.artifact),
+            f"* Cloned: {self.cloned}", "",
             f"<!-- goldsmith-clone: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -211,6 +209,12 @@ def _facts(mark: re.Pattern[str], description: str) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.pop("schema", None) != SCHEMA:
         return {}
     return facts
+
+
+def _made_of(digest: str, artifact: str) -> list[str]:
+    """Return the lines that say which image it is: what was installed on the cluster has the medium's digest alone."""
+    what = "image" if artifact else "installation medium"
+    return [f"* SHA-256 of the {what}: `{digest}`", *([f"* Artifact: `{artifact}`"] if artifact else [])]
 
 
 def _comment(facts: Mapping[str, object]) -> str:

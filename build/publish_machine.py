@@ -23,6 +23,8 @@ TASKS_LOOKED_AT = 20
 # pve-manager, Tasks.pm: the status of a task in the list that has not ended.
 RUNNING = "RUNNING"
 OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
+# What Proxmox adds to a configuration by itself: when it was made, its identity, the hash of the file, the lock of a task.
+OWN_KEYS = frozenset({"meta", "vmgenid", "digest", "smbios1", "lock"})
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
 
@@ -168,17 +170,19 @@ class Machine:
 
     def adopt(self) -> None:
         """Give a machine that was made elsewhere, with its disk at scsi0, the configuration of every other one."""
-        volume, *rest = str(self.api.get(f"{self.path}/config")["scsi0"]).split(",")
+        config = self.api.get(f"{self.path}/config")
+        volume, *rest = str(config["scsi0"]).split(",")
         size = [option for option in rest if option.startswith("size=")]
         keys = creation(self.settings, self.label, self.vmid)
+        # The installer's second console, and what else a builder writes that publishing does not.
+        surplus = sorted(set(config) - set(keys) - OWN_KEYS - {"scsi0", "boot", "tags"})
         # The label comes last: what bears it is complete.
         name, description = keys.pop("name"), keys.pop("description")
         for made in ("vmid", "pool"):
             del keys[made]
-        # The installer's second console.
         self.api.put(
             f"{self.path}/config", **keys, scsi0=",".join([volume, "discard=on", "iothread=1", *size]),
-            boot="order=scsi0", delete="serial1",
+            boot="order=scsi0", **({"delete": ",".join(surplus)} if surplus else {}),
         )  # fmt: skip
         self._put(name=name, description=description)
         self._put(tags=self.label.tags())

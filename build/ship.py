@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from build import spec as specs
 from build.cache import Cache
 from build.cluster import Role, Settings, default_secrets, token
 from build.errors import GoldsmithError, SpecError
+from build.packer import Packer
 from build.project import Project
 from build.proof import Trust
 from build.publish_media import OverApi
@@ -84,21 +85,29 @@ def build_on(
     if len(nodes) > 1:
         raise SpecError("a build runs on one node", hint="give --node once; the next node is a build of its own")
     found = packer_proxmox.locate(tools=project.packer / "tools", cache=cache.root / "packer", chosen=packer)
-    logs = cache.root / "logs" / "build-on-proxmox"
     with ExitStack() as stack:
-        publisher, verifier = _both(stack, cache, settings, secrets)
-        manifest = {"inputs": {"spec": spec.as_inputs()}, "image": {"virtual_mib": spec.disk.size_mib}}
-        judge = proxmox_verify.Judge(
-            api=verifier, settings=settings, manifest=manifest, tests=project.image_tests, scratch=cache.root / "clones",
-            logs=logs,
+        tokens = dict(zip((Role.PUBLISHER, Role.VERIFIER), _both(stack, cache, settings, secrets), strict=True))
+        job = installation(
+            project, spec, settings, medium=medium, node=_nodes(settings, nodes)[0], tokens=tokens, packer=found,
+            scratch=cache.root / "clones", logs=cache.root / "logs" / "build-on-proxmox", seconds=minutes * 60,
         )  # fmt: skip
-        return proxmox_build.build(
-            proxmox_build.Job(
-                medium=proxmox_build.Medium(medium, files.sha256_file(medium)), spec=spec, settings=settings,
-                node=_nodes(settings, nodes)[0], api=publisher, tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier},
-                verifier=judge.verify, packer=found, templates=project.packer, logs=logs, seconds=minutes * 60,
-            )
-        )  # fmt: skip
+        return proxmox_build.build(job)
+
+
+def installation(
+    project: Project, spec: specs.Spec, settings: Settings, *, medium: Path, node: str, tokens: Mapping[Role, pve.Api],
+    packer: Packer, scratch: Path, logs: Path, seconds: int,
+) -> proxmox_build.Job:  # fmt: skip
+    """Return a build on a node that two clones judge there; ``seconds``: how long the installer may take."""
+    judge = proxmox_verify.Judge(
+        api=tokens[Role.VERIFIER], settings=settings, tests=project.image_tests, scratch=scratch, logs=logs,
+        manifest={"inputs": {"spec": spec.as_inputs()}, "image": {"virtual_mib": spec.disk.size_mib}},
+    )  # fmt: skip
+    return proxmox_build.Job(
+        medium=proxmox_build.Medium(medium, files.sha256_file(medium)), spec=spec, settings=settings, node=node,
+        api=tokens[Role.PUBLISHER], tokens=tokens, verifier=judge.verify, packer=packer, templates=project.packer,
+        logs=logs, seconds=seconds,
+    )  # fmt: skip
 
 
 def _both(stack: ExitStack, cache: Cache, settings: Settings, secrets: Path | None) -> tuple[pve.Api, pve.Api]:

@@ -107,15 +107,16 @@ def boot(
 def find_image(options: Options, *, directory: Path | None, unverified: bool) -> Path:
     """Return the sealed disk of an artifact (the newest one's without a directory), or the cache's newest disk."""
     if unverified:
-        return _unverified_disk(options)
+        return newest_result(options.cache.root, "disk") / artifact.IMAGE
     return (artifact.load(directory) if directory else artifact.newest(options.project.artifacts)).image
 
 
-def _unverified_disk(options: Options) -> Path:
-    disks = sorted((options.cache.root / "stages" / "disk").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-    if not disks:
-        raise SpecError("the cache holds no disk", hint="build one: nox -s build")
-    return disks[-1].with_name(artifact.IMAGE)
+def newest_result(cache: Path, stage: str) -> Path:
+    """Return the directory of the newest result of a stage, verified or not; raise SpecError when there is none."""
+    found = sorted((cache / "stages" / stage).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise SpecError(f"the cache holds no {stage}", hint="build one: nox -s build")
+    return found[-1].parent
 
 
 def container(

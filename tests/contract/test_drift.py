@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from build import artifact, cli, drift, drift_config, drift_verb, labels, pve, roles
+from build import artifact, cli, drift, drift_verb, labels, publish_machine, pve, roles
 from build.cluster import Firmware, Role
 from build.drift import Verdict
 from build.errors import GoldsmithError, SpecError
@@ -118,7 +118,7 @@ def test_every_key_that_publish_writes_is_compared(bench: Bench) -> None:
         bench.proxmox.vm(9000).config = {name: value for name, value in whole.items() if name != key}
         [seen] = look(bench)
         # onboot=0 and no onboot are one and the same; the others are Proxmox's own.
-        assert bool(seen.changes) == (key not in {"onboot", *drift_config.OWN_KEYS}), key
+        assert bool(seen.changes) == (key not in {"onboot", *publish_machine.OWN_KEYS}), key
 
 
 def test_a_template_that_is_none_any_more(bench: Bench) -> None:

@@ -75,6 +75,23 @@ def test_a_published_machine_becomes_this_qemu() -> None:
     ]
 
 
+def test_what_the_builder_makes_has_two_serial_ports_and_boots_the_medium_alone() -> None:
+    """As plugin 1.1.1 leaves it before the installation: the disk is not in the order, which the firmware keeps to."""
+    made = {"ide2": "local:iso/golden.iso,media=cdrom,size=231M", "boot": "order=ide2", "serial1": "socket", "agent": "0",
+            "kvm": "1", "sockets": "1", "scsi0": "local-lvm:vm-9001-disk-0,cache=none,iothread=1,size=16G"}  # fmt: skip
+    gone = dict.fromkeys(("bios", "machine", "efidisk0", "net0", "smbios1", "sshkeys", "ciuser", "ipconfig0"))
+    words = argv(**gone, **made)
+    assert after(words, "-boot") == ["menu=on,strict=on,reboot-timeout=1000"]
+    assert [device for device in after(words, "-device") if "bootindex" in device] == [
+        "ide-cd,bus=ide.1,unit=0,drive=drive-ide2,id=ide2,bootindex=100"
+    ]
+    assert [device for device in after(words, "-device") if "serial" in device] == [
+        "isa-serial,chardev=serial0,index=0", "isa-serial,chardev=serial1,index=1",
+    ]  # fmt: skip
+    assert after(words, "-chardev")[1].endswith("logfile=/lab/a,,b.serial1.log")
+    assert "-netdev" not in words
+
+
 def test_the_site_reaches_the_guest_decoded_with_its_commas_doubled() -> None:
     [text] = after(argv(), "-smbios")
     kind, uuid, sku = text.replace(",,", "\0").split(",")

@@ -130,3 +130,23 @@ def test_a_failure_is_told_and_decides_the_exit_status(tmp_path: Path) -> None:
     walk.check("left over", ["web2"])
     assert [step.status for step in walk.steps] == [0, 2, 1]
     assert walk.status == 2
+
+
+def test_what_the_lab_does_itself_is_a_step_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise HostError("no builder", hint="get one")
+
+    walk = lab_main.Walk(tmp_path, tmp_path, tmp_path)
+    assert walk.call("good", lambda: None)
+    assert not walk.call("bad", fail)
+    assert [(step.name, step.status) for step in walk.steps] == [("good", 0), ("bad", 2)]
+    assert "get one" in capsys.readouterr().err
+    assert walk.status == 2
+
+
+def test_a_node_to_install_on_has_no_artifact(tmp_path: Path) -> None:
+    made = bench.write_project(
+        tmp_path / "project", Choice(medium=tmp_path / "installer.iso"), host="10.99.0.1", port=8006, ca=tmp_path / "ca.pem"
+    )
+    assert bench.settings_of(made).nodes == ("pve1",)
+    assert not made.artifacts.exists()

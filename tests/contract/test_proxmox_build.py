@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build import files, labels, packer, packer_proxmox, proxmox_build, publish, pve, roles
+from build import drift, files, labels, packer, packer_proxmox, proxmox_build, publish, pve, roles
 from build.cluster import Role
 from build.errors import GoldsmithError, HostError, SpecError, StepFailed, VerificationFailed
 from tests.contract.conftest import TOKEN
@@ -95,10 +95,25 @@ def test_what_is_installed_becomes_a_template_like_every_other(
         key: str(text) for key, text in published.items() if key not in own
     }
     assert own & set(built) == own & set(published)
+    assert built["efidisk0"].startswith("local-lvm:base-9000-disk-1,")
+    assert built["ide2"] == "local-lvm:vm-9000-cloudinit,media=cdrom"
     # Packer's directory is gone, and what it said stays.
     assert not [path for path in job.logs.iterdir() if path.is_dir()]
     assert "A VM was created: 9000" in (job.logs / proxmox_build.OUTPUT).read_text()
     assert TOKEN.secret not in (job.logs / proxmox_build.OUTPUT).read_text()
+
+
+def test_what_was_built_has_not_drifted_and_has_no_artifact_to_be_compared_with(
+    bench: Bench, job: proxmox_build.Job, tmp_path: Path
+) -> None:
+    """What the builder writes and publishing does not is taken away: the lab found two keys of the real plugin."""
+    proxmox_build.build(job)
+    [found] = drift.drift(drift.Job(api=job.api, settings=bench.settings, product="golden", artifacts=tmp_path))
+    assert (found.name, found.changes, found.problem) == (NAME, [], "")
+    assert any("installed on the cluster" in note for note in found.notes)
+    bench.proxmox.vm(9000).config["description"] += "changed"
+    [found] = drift.drift(drift.Job(api=job.api, settings=bench.settings, product="golden", artifacts=tmp_path))
+    assert [change.key for change in found.changes] == ["description"]
 
 
 def test_the_same_medium_is_not_built_twice_and_the_label_names_it(

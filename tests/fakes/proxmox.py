@@ -7,13 +7,14 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
 * media belong to a node unless their storage is shared: fakepve has one list for all nodes;
 * ``import-from`` when a VM is made (qemu-server, Qemu.pm: size 0, from content ``import`` or ``images``);
 * cloud-init drives are called vm-ID-cloudinit, and a clone gets one of its own (Qemu.pm, clone_vm);
+* a disk that a change of the configuration asks for is made (Qemu.pm, update_vm_api): fakepve keeps the words;
 * tags given at creation are checked on /vms/ID alone, and a clone inherits protection (both Qemu.pm);
 * privileges of cloud-init keys and options as Qemu.pm has them; VM.Monitor before version 9;
 * a machine that is off can be told to shut down, which does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
-The lab puts machines behind it by overriding the hooks ``created``, ``cloned``, ``started``, ``stopped``,
+The lab puts machines behind it by overriding the hooks ``created``, ``configured``, ``cloned``, ``started``, ``stopped``,
 ``made_template``, ``resized``, ``destroyed`` and ``freed``.
 """
 
@@ -104,6 +105,9 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
     async def created(self, vm: Any) -> None:
         """A VM was made; ``imported`` knows where its disks come from."""
+
+    async def configured(self, vm: Any) -> None:
+        """A VM was given disks that are new."""
 
     async def cloned(self, vm: Any) -> None:
         """A VM was cloned; ``origins`` names the volumes that its disks come from."""
@@ -421,6 +425,21 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.imported[made] = medium
         kept = {name: text for name, text in props.items() if name != "import-from"}
         return join_drive(made, {**kept, "size": format_size(medium.virtual_size)}), [made]
+
+    async def _apply_config(self, vm: Any, user: str, p: dict[str, Any]) -> None:
+        new: list[str] = []
+        try:
+            for key in [key for key in p if DRIVE_KEY.match(key)]:
+                self._qm_check_drive(user, vm.vmid, vm.pool, key, p[key], "")
+                p[key], made = self._qm_new_drive(vm.vmid, key, p[key], "")
+                new += made
+            await super()._apply_config(vm, user, p)
+            if new:
+                await self.configured(vm)
+        except BaseException:
+            for volume in new:
+                self._qm_free(volume)
+            raise
 
     def _cloud_init_drive(self, vmid: int, storage: str) -> str:
         name = f"vm-{vmid}-cloudinit"

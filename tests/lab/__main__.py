@@ -3,6 +3,7 @@
     nox -s lab                                  the newest artifact
     nox -s lab -- --unverified --tests ssh boot the newest disk of the cache, and only these image tests
     nox -s lab -- --life artifacts/golden-0.1.0-… an older version as well: promoted, rolled back, revoked, pruned, compared
+    nox -s lab -- --install                     the newest medium of the cache: Packer has it installed on the node
 
 The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
 own, over the API's TLS. This is no Proxmox VE: see docs/lab.md.
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from fakepve.pytest_plugin import _Serving
 from build import accel, artifact, files, host, log, pipeline, run, seed, workshop
 from build.apt import Mirrors
 from build.cache import Cache
+from build.cluster import Role, Token
 from build.errors import GoldsmithError
 from build.host import Tool
 from build.project import Project
 from build.words import default_cache
-from tests.lab import bench, cloudinit, lease, life, network
+from tests.lab import bench, cloudinit, lease, life, network, on_node
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab
 
@@ -50,6 +52,8 @@ CLONE_NAME, CLONE_ADDRESS = "web1", "10.99.0.101"
 CLONE_SECONDS = 1800
 # Emulated guests boot one after the other: see Lab.
 SETTLE_SECONDS = 900.0
+# The builder waits that long, whether the installer is done or not.
+INSTALL_MINUTES = {accel.Kind.KVM: 3, accel.Kind.TCG: 10}
 VERDICT = "THE LAB IS NO PROXMOX VE: the API is a fake, the machines behind it are real."
 
 
@@ -81,6 +85,18 @@ class Walk:
         self.steps.append(Step(name, 0 if good else status or FAILED, time.monotonic() - begun))
         return good
 
+    def call(self, name: str, work: Callable[[], object]) -> bool:
+        """Do something here that the command line has no words for; say whether it succeeded."""
+        log.info(name)
+        begun, status = time.monotonic(), 0
+        try:
+            work()
+        except GoldsmithError as error:
+            log.error(error.render())
+            status = error.exit_code
+        self.steps.append(Step(name, status, time.monotonic() - begun))
+        return status == 0
+
     def check(self, name: str, problems: Sequence[str]) -> None:
         """Note something that the lab itself looked at."""
         for problem in problems:
@@ -106,6 +122,9 @@ def parser() -> argparse.ArgumentParser:
     add("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
     add("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
     add("--life", type=Path, metavar="DIR", help="an artifact of an older version: both live a whole life")
+    add("--install", action="store_true", help="have the newest medium of the cache installed on the node, by Packer")
+    add("--packer", default="", metavar="PATH", help="for --install (default: the compiled one, else Debian 12's)")
+    add("--install-minutes", type=int, metavar="N", help="for --install: so long the builder waits (default: 10; KVM: 3)")
     add("--no-clone", dest="clone", action="store_false", help="stop when the template is published")
     add("--verbose", action="store_true", help="say more")
     return top
@@ -153,6 +172,38 @@ def walk_of_life(lab: Lab, project: Project, cache: Path, secrets: Path, *, firs
     return made
 
 
+def walk_of_an_installation(
+    lab: on_node.Node, project: Project, cache: Path, secrets: Path, choice: Choice, *, tokens: Mapping[Role, Token],
+    equipment: on_node.Equipment, minutes: int, clone: bool,
+) -> Walk:  # fmt: skip
+    """Have the medium installed on the node, clone what was installed, look for drift; then look at what is left."""
+    made = Walk(project.root, cache, secrets)
+    medium, logs = choice.medium, cache / "logs"
+    assert medium is not None
+
+    def install() -> None:
+        on_node.install(
+            project, equipment, medium, tokens=tokens, scratch=cache / "clones", logs=logs, seconds=minutes * 60,
+            tests=choice.tests,
+        )  # fmt: skip
+
+    if made.do("the cluster is ready", "doctor", "--proxmox"):
+        whole = made.call(f"{equipment.packer.name} has {medium.name} installed", install)
+        for vmid in lab.kept:
+            off = lab.powered_off.get(vmid)
+            made.check("the installer powered its machine off", [] if off else ["it was shut down from outside"])
+            log.info(f"the installer took {off:.0f} s" if off else "the installer did not end")
+        if equipment.serial_ports:
+            spoken = [path for path in (logs / "machines").glob(f"*{on_node.UNFINISHED}*.log") if path.stat().st_size]
+            made.check("both serial ports of the installer speak", [] if len(spoken) >= 2 else [f"only {spoken}"])
+        if whole and clone:
+            made.do("an operator's clone answers HTTPS", "clone", *_machine(cache))
+        if whole:
+            made.do("no template has changed", "drift")
+    _look_back(made, lab)
+    return made
+
+
 def _look_back(made: Walk, lab: Lab) -> None:
     made.check("the templates' disks are as they were made", lab.changed_templates())
     made.check("no machine is left over", [vm.name for vm in lab.vms if not vm.template and vm.name != CLONE_NAME])
@@ -191,7 +242,9 @@ def lab_run(arguments: argparse.Namespace) -> int:
     choice = Choice(
         artifact=arguments.artifact, disk=newest_disk(arguments.cache) if arguments.unverified else None,
         tests=tuple(arguments.tests), firmware=arguments.firmware, older=arguments.life,
+        medium=on_node.newest_medium(arguments.cache) if arguments.install else None,
     )  # fmt: skip
+    found = on_node.find_packer(arguments.packer) if arguments.install else None
     logs = root / "logs"
     with ExitStack() as stack:
         directory = stack.enter_context(files.scratch(root))
@@ -199,7 +252,7 @@ def lab_run(arguments: argparse.Namespace) -> int:
         log.info(f"{VERDICT} {accelerator.kind}: {accelerator.reason}")
         wires = stack.enter_context(network.bridged(directory))
         log.debug(f"the bridge gives addresses: {lease.ask()}")
-        lab = Lab(
+        lab = (on_node.Node if found else Lab)(
             directory / "pve", accelerator=accelerator, wires=wires, dns=cloudinit.Dns((network.NAMES,)),
             logs=logs / "machines", settle_seconds=SETTLE_SECONDS if accelerator.kind is accel.Kind.TCG else 0.0,
             host=network.HOST, port=API_PORT,
@@ -208,11 +261,18 @@ def lab_run(arguments: argparse.Namespace) -> int:
         ca = stack.enter_context(serving(lab, directory))
         with log.step("Setting up the lab", done="the lab is ready"):
             project = bench.write_project(directory / "project", choice, host=lab.host, port=lab.port, ca=ca)
-            bench.write_secrets(directory / "secrets.yaml", bench.admit(lab, bench.settings_of(project)))
+            tokens = bench.admit(lab, bench.settings_of(project))
+            bench.write_secrets(directory / "secrets.yaml", tokens)
         secrets = directory / "secrets.yaml"
         if arguments.life:
             newer = next(path.name for path in project.artifacts.iterdir() if path.name != arguments.life.name)
             made = walk_of_life(lab, project, root, secrets, first=arguments.life.name, second=newer)
+        elif found and isinstance(lab, on_node.Node):
+            equipment = on_node.equip(found, lab, bench.settings_of(project), directory)
+            made = walk_of_an_installation(
+                lab, project, root, secrets, choice, tokens=tokens, equipment=equipment, clone=arguments.clone,
+                minutes=arguments.install_minutes or INSTALL_MINUTES[accelerator.kind],
+            )  # fmt: skip
         else:
             made = walk(lab, project.root, root, secrets, clone=arguments.clone)
         print(summary(made, lab, logs), flush=True)

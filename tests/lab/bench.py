@@ -29,13 +29,17 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is about: an artifact, or a disk that nobody verified, which of the image tests, and an older artifact."""
+    """What a run is about: an artifact, or a disk that nobody verified, which of the image tests, and an older artifact.
+
+    ``medium``: nothing is published, the installer runs on the node.
+    """
 
     artifact: Path | None = None
     disk: Path | None = None
     tests: tuple[str, ...] = ()
     firmware: str = "uefi"
     older: Path | None = None
+    medium: Path | None = None
 
 
 def write_project(target: Path, choice: Choice, *, host: str, port: int, ca: Path) -> Project:
@@ -55,7 +59,7 @@ def write_project(target: Path, choice: Choice, *, host: str, port: int, ca: Pat
     _select(project.image_tests, choice.tests)
     if choice.disk:
         vouch(project, choice.disk)
-    else:
+    elif not choice.medium:
         found = artifact.load(choice.artifact) if choice.artifact else artifact.newest(Project(ROOT).artifacts)
         project.artifacts.mkdir()
         for path in (found.path, *([choice.older.resolve()] if choice.older else [])):

@@ -44,6 +44,8 @@ class Lab(Proxmox):
         # So long may the task of a start wait for the guest's agent: two guests that boot at once on an emulated host
         # starve each other, until systemd gives up waiting for their disks.
         self.settle_seconds = settle_seconds
+        # Machines that powered themselves off, and after how many seconds.
+        self.powered_off: dict[int, float] = {}
         # Templates' disks as they were made: volume id -> SHA-256.
         self.sealed: dict[str, str] = {}
         self._full: dict[int, bool] = {}
@@ -71,12 +73,21 @@ class Lab(Proxmox):
 
     def _make_disks(self, vm: Any) -> None:
         for key, volume, options in drives_of(vm.config, skip_cdrom=True):
+            if self.disks.path(volume).exists():
+                continue
             if volume in self.imported:
                 self.disks.take(volume, self.imported[volume].path)
             elif key == "efidisk0":
                 self.disks.variables(volume, enrolled=options.get("pre-enrolled-keys") == "1")
-            elif (record := self._qm_volume(volume)) and not self.disks.path(volume).exists():
+            elif record := self._qm_volume(volume):
                 self.disks.blank(volume, int(record["size"]))
+
+    async def configured(self, vm: Any) -> None:
+        """Make the disks that a machine was given later."""
+        try:
+            await asyncio.to_thread(self._make_disks, vm)
+        except GoldsmithError as error:
+            raise PveError(500, error.render()) from error
 
     async def _qm_clone(self, given: dict[str, Any], user: str) -> Any:
         # Proxmox: without a word a template gives a linked clone, anything else a full one.
@@ -180,10 +191,11 @@ class Lab(Proxmox):
 
     def _watch(self, vm: Any) -> None:
         async def watch() -> None:
-            mine = self.machines.running.get(vm.vmid)
+            mine, begun = self.machines.running.get(vm.vmid), time.monotonic()
             while mine is not None and self.machines.running.get(vm.vmid) is mine:
                 if mine.process.poll() is not None:
                     await asyncio.to_thread(self.machines.alive, vm.vmid)
+                    self.powered_off[vm.vmid] = time.monotonic() - begun
                     vm.status = vm.qmpstatus = "stopped"
                     return
                 await asyncio.sleep(WATCH_SECONDS)

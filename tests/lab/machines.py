@@ -68,7 +68,8 @@ class Machines:
                 files[drive.key] = directory / "cloudinit.iso"
                 cloudinit.write(files[drive.key], cloudinit.documents(config, vmid, self.dns))
         place = qemu.Place(directory, self.logs / f"{vmid}-{config.get('name', 'unnamed')}.console.log", files)
-        place.console.unlink(missing_ok=True)
+        for port in qemu.PORTS:
+            place.log_of(port).unlink(missing_ok=True)
         return place, qemu.arguments(config, vmid, place, self.accelerator)
 
     def start(self, vmid: int, config: dict[str, object], place: qemu.Place, argv: Sequence[str]) -> Running:

@@ -17,7 +17,8 @@ from build.accel import Accelerator
 from tests.lab import values
 from tests.lab.values import Drive, Unknown
 
-MONITOR, AGENT, SERIAL = "qmp.sock", "qga.sock", "serial0.sock"
+MONITOR, AGENT = "qmp.sock", "qga.sock"
+PORTS = tuple(f"serial{number}" for number in range(4))
 AGENT_PORT = "org.qemu.guest_agent.0"
 # Qemu.pm and Cloudinit.pm: keys that the machine itself does not feel, or that are read elsewhere in the lab.
 NOT_FELT = re.compile(
@@ -26,7 +27,7 @@ NOT_FELT = re.compile(
 )
 # What is mapped below.
 MAPPED = re.compile(
-    r"bios|machine|cores|sockets|memory|balloon|scsihw|boot|agent|serial0|smbios1|vmgenid|vga|rng0|efidisk0|"
+    r"bios|machine|cores|sockets|memory|balloon|scsihw|boot|agent|serial[0-3]|smbios1|vmgenid|vga|rng0|efidisk0|"
     r"(ide|sata|scsi|virtio|net)\d+"
 )
 CARD_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000"}
@@ -40,6 +41,10 @@ class Place:
     directory: Path
     console: Path
     files: Mapping[str, Path]
+
+    def log_of(self, port: str) -> Path:
+        """Return the log of a serial port; the first one's is the console."""
+        return self.console if port == PORTS[0] else self.console.with_suffix(f".{port}.log")
 
 
 def check(config: Mapping[str, object]) -> None:
@@ -60,6 +65,8 @@ def arguments(config: Mapping[str, object], vmid: int, place: Place, accelerator
     return [
         vm.QEMU, *_machine(config, place, accelerator), "-name", f"{config.get('name', f'VM{vmid}')}",
         "-m", str(_memory(config)), "-display", "none", "-no-user-config", "-nodefaults",
+        # As on a node: what is not in the boot order is not booted.
+        "-boot", "menu=on,strict=on,reboot-timeout=1000",
         *_identity(config), *_screen(config), *_balloon(config),
         *_serial(config, place), *_agent(config), *_random(config), *_drives(config, place), *_cards(config, vmid),
         # Relative to its directory: the path of a socket may have no more than 107 characters.
@@ -121,12 +128,14 @@ def _balloon(config: Mapping[str, object]) -> Iterator[str]:
 
 
 def _serial(config: Mapping[str, object], place: Place) -> Iterator[str]:
-    if "serial0" not in config:
-        return
-    if config["serial0"] != "socket":
-        raise Unknown(f"serial0: {config['serial0']}: the lab has sockets only")
-    yield from ("-chardev", f"socket,id=serial0,path={SERIAL},server=on,wait=off,logfile={_quoted(place.console)}")
-    yield from ("-device", "isa-serial,chardev=serial0")
+    for number, port in enumerate(PORTS):
+        if port not in config:
+            continue
+        if config[port] != "socket":
+            raise Unknown(f"{port}: {config[port]}: the lab has sockets only")
+        log = _quoted(place.log_of(port))
+        yield from ("-chardev", f"socket,id={port},path={port}.sock,server=on,wait=off,logfile={log}")
+        yield from ("-device", f"isa-serial,chardev={port},index={number}")
 
 
 def _agent(config: Mapping[str, object]) -> Iterator[str]:

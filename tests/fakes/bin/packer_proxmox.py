@@ -62,7 +62,7 @@ def build(ending: str, given: dict) -> int:  # type: ignore[type-arg]
     print("==> proxmox-iso.golden: Creating VM", flush=True)
     api.task(
         "POST", f"/nodes/{given['node']}/qemu", vmid=given["vm_id"], name=given["vm_name"], pool=given["pool"],
-        description="Packer ephemeral build VM", agent=0, boot="order=ide2", cores=given["cores"],
+        description="Packer ephemeral build VM", agent=0, boot="order=ide2", cores=given["cores"], sockets=1, kvm=1,
         cpu=given["cpu_type"], memory=given["memory"], ostype="l26", scsihw="virtio-scsi-single", onboot=0,
         scsi0=f"{given['storage']}:{given['disk_size'].rstrip('G')},format=raw,iothread=1,cache=none",
         ide2=f"{given['iso_file']},media=cdrom", serial0="socket", serial1="socket",
