@@ -159,11 +159,14 @@ def test_a_command_keeps_its_quotes(*, over_ssh: bool) -> None:
     assert here(over_ssh=over_ssh).shell("echo \"a  'b'\" '$HOME'").stdout == "a  'b' $HOME\n"
 
 
-def test_long_work_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_work_tells_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_place, "POLL_SECONDS", 0.05)
     said = tmp_path / "said"
     said.write_text("of the last time")
     status = here().watch(
-        "echo one; sleep 1.2; echo two; exit 3", title="counting", tell=lambda text: f"{text.count(chr(10))} lines",
+        "echo one; sleep 2; echo two; exit 3", title="counting", tell=lambda text: f"{text.count(chr(10))} lines",
         timeout=60, output=said,
     )  # fmt: skip
     assert (status, said.read_text()) == (3, "one\ntwo\n")
