@@ -68,7 +68,8 @@ class Side:
 
 def columns_of(tree: str) -> dict[str, tuple[str, ...]]:
     """Return the columns of each path, from the text of a list of files."""
-    rows = (line.split("\t") for line in tree.splitlines() if line.startswith("/"))
+    # The last column, which may be a link's target, has whatever is left: no path is lost for a tab in it.
+    rows = (line.split("\t", len(COLUMNS)) for line in tree.splitlines() if line.startswith("/"))
     return {path: tuple(columns) for path, *columns in rows if len(columns) == len(COLUMNS)}
 
 

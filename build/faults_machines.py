@@ -156,17 +156,16 @@ class Clone(Machine):
 
     def cut_power(self) -> None:
         self._login.close()
-        group = self.made.process.pid
-        # QEMU is a child of what leads its group, and may end a moment after it: until then its disk is locked and its
-        # monitor answers.
-        deadline = time.monotonic() + GONE_SECONDS
+        group, deadline = self.made.process.pid, time.monotonic() + GONE_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-            self._life.close()
+        self._life.close()
+        # QEMU is a child of what leads its group, and may end a moment after it: until then its disk is locked and its
+        # monitor answers.
+        with suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(group, 0)
                 time.sleep(POLL_SECONDS)
-        self._life.close()
 
     def reset(self) -> None:
         self._login.close()

@@ -166,12 +166,14 @@ def checkout(options: Options, commit: str) -> Iterator[Path]:
 
     Raises SpecError when the commit is not here, or is of a time before Goldsmith could do this.
     """
-    root = options.project.root
-    if git.ask(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    words = git.argv(options.project.root)
+    # Not git.ask: a host without git is another trouble than a checkout without the commit, and is told by itself.
+    known = run.run([*words, "cat-file", "-e", f"{commit}^{{commit}}"], timeout=GIT_SECONDS, check=False)
+    if known.returncode:
         raise SpecError(f"the commit {commit} is not in this checkout", hint="git fetch, or use a checkout that has it")
     with files.scratch(options.cache.root / "reproduce") as scratch:
         tar, tree = scratch / "commit.tar", scratch / "checkout"
-        run.run([*git.argv(root), "archive", "--format=tar", f"--output={tar}", commit], timeout=GIT_SECONDS)
+        run.run([*words, "archive", "--format=tar", f"--output={tar}", commit], timeout=GIT_SECONDS)
         tree.mkdir()
         # Not tarfile: Debian 12's Python has its safe filters not yet.
         run.run(["tar", "--extract", "--file", tar, "--directory", tree], timeout=GIT_SECONDS)

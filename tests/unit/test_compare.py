@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from build import cli, compare_page, compare_text, stored
-from build.compare import Change, Section, compare, side_of, side_of_parts
+from build.compare import Change, Section, columns_of, compare, side_of, side_of_parts
 from build.errors import SpecError, StepFailed
 from tests.unit.artifacts import FILES, JUNIT, compared, image, make_side, manifest, parts, store
 from tests.unit.inventories import inventory_of
@@ -335,3 +335,8 @@ def test_requirements_of_the_checkout_lend_their_texts(root: Path, capsys: pytes
     store(root / "artifacts", manifest(image=image("7"), version="3.0.0"), parts(**{"verification/junit.xml": passed}))
     assert run(root, "diff", "3333333", "3.0.0") == 0
     assert "- R41 passed\n      Root does not log in at all" in capsys.readouterr().out
+
+
+def test_a_tab_in_a_link_is_part_of_its_target() -> None:
+    text = "# path\ttype\n/etc/x\tlink\t0777\t0:0\t0\tone\ttwo\n"
+    assert columns_of(text) == {"/etc/x": ("link", "0777", "0:0", "0", "one\ttwo")}
