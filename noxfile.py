@@ -1,11 +1,14 @@
-"""Goldsmith's sessions. Each is `python -m build VERB` in an environment with pinned packages.
+"""Goldsmith's sessions: most of them run one command of `python -m build` in an environment with pinned packages.
 
 nox -s build            everything, from nothing to a verified image
 nox -s tests            everything that needs no booted image
-nox -s build -- --help  the options of a verb (words after -- are passed on)
+nox -s build -- --help  the options of a command (arguments after -- are passed on)
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import nox
 
@@ -13,35 +16,110 @@ nox.needs_version = ">=2022.11.21"  # Debian 12's
 nox.options.sessions = ["tests"]
 nox.options.reuse_existing_virtualenvs = True
 
-CONSTRAINTS = ".ci/constraints.txt"
-TOOL = ("jinja2", "pyyaml")
-IMAGE_TESTS = ("pytest", "pytest-testinfra", "pytest-xdist")
-AUDITORS = ("ssh-audit",)
-PROXMOX = ("proxmoxer", "paramiko", "requests-toolbelt")
-LAB = "fakepve[crypto]"
-CHECKS = ("check-jsonschema", "mypy", "ruff", "types-pyyaml", "types-requests", "nox", LAB)
+# Sets of Python packages: SET.in names what is needed and why, SET.txt locks it with all dependencies; .ci/lock writes them.
+LOCKS = ".ci/requirements"
+TOOL = ("tool",)
+IMAGE_TESTS = ("image-tests",)
+AUDITORS = ("auditors",)
+PROXMOX = ("proxmox",)
+LAB = "lab"
+CHECKS = ("checks", LAB)
+# How many workers that is, says tests/conftest.py; -n 0 after -- runs the tests in one process.
+PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0
 
 
-def install(session: nox.Session, *packages: str) -> None:
-    """Install the packages at the versions of the constraints file."""
-    session.install("--quiet", "--disable-pip-version-check", "--constraint", CONSTRAINTS, *packages)
+class Command(NamedTuple):
+    """A command of `python -m build`: packages beyond TOOL, its description, and options that need PROXMOX too."""
+
+    packages: tuple[str, ...]
+    description: str
+    on_cluster: tuple[str, ...] = ()
 
 
-def goldsmith(session: nox.Session, verb: str) -> None:
-    """Run one verb of the command line."""
+# Each is a session of its name.
+COMMANDS = {
+    "build": Command(
+        IMAGE_TESTS, "Build and verify the golden image; --plan only prints the plan, --fresh uses the newest packages.",
+        on_cluster=("--on",),
+    ),
+    "plan": Command((), "Print which stages a build would run, and why."),
+    "setup": Command((), "Install the host tools that a build needs; -- --no-install lists the missing packages instead."),
+    "doctor": Command(
+        (), "Check what a build needs from this host, and list what is missing; -- --proxmox checks the cluster.",
+        on_cluster=("--proxmox", "--roles"),
+    ),
+    "lock": Command((), "Resolve packages, installer and wheels, and write the lock files; -- --check lists updates."),
+    "boot": Command((), "Start a disposable test VM of the newest image, and print how to reach it."),
+    "container": Command(IMAGE_TESTS, "Boot the root file system with systemd-nspawn and run the tests that apply there."),
+    "long-tests": Command(IMAGE_TESTS, "Run all the long service tests over SSH on two VMs of the newest image."),
+    "faults": Command(IMAGE_TESTS, "Inject faults into disposable test VMs under load: all of them, or -- F04 F16."),
+    "audit": Command(AUDITORS, "Run the security scanners against a test VM, and compare the results with the baseline."),
+    "check": Command((), "Compare the files of an artifact with its SHA256SUMS."),
+    "attest": Command((), "Verify an artifact and sign it: -- --key ~/.ssh/id_ed25519; can be run by several signers."),
+    "verify-artifact": Command((), "Verify an artifact offline: checksums, locks, SBOMs, provenance and signatures."),
+    "reproduce": Command((), "Build the installer ISO of an artifact again and compare; -- --disk installs again too."),
+    "vulnerabilities": Command((), "List known vulnerabilities of an artifact's packages, from Debian's security data."),
+    "requirements": Command((), "Write docs/reference/requirements.md: each requirement, its tests, their newest results."),
+    "publish": Command(
+        (*IMAGE_TESTS, *PROXMOX), "Publish the newest artifact to Proxmox VE as a template, tested there with two clones."
+    ),
+    "clone": Command(
+        PROXMOX, "Clone a VM from a template: -- --name web1 --ip dhcp --ssh-key FILE --admin-cidr CIDR."
+    ),
+    "replace": Command(
+        PROXMOX, "Replace the system of machines, their data stay: -- web1 --to stable; -- web1 --undo goes back."
+    ),
+    "fleet": Command(PROXMOX, "Show every machine that was cloned: -- --html FILE writes one page for a wall."),
+    "drift": Command(
+        PROXMOX, "Compare the templates on the cluster with the published images; -- --ssh compares their disks too."
+    ),
+    "promote": Command(
+        PROXMOX, "Move a channel to a published version, on every node: -- 1.4.0 [stable], or -- --tag v1.4.0."
+    ),
+    "rollback": Command(PROXMOX, "Move a channel back to its previous version: -- stable."),
+    "history": Command(PROXMOX, "Print the ledger of the releases; -- --rebuild restores it from the cluster."),
+    "revoke": Command(PROXMOX, "Revoke a version: -- 1.3.0 --reason TEXT."),
+    "restore": Command(PROXMOX, "Undo a revocation: -- 1.3.0 --reason TEXT."),
+    "prune": Command(PROXMOX, "List unused templates and why they can be deleted; -- --apply deletes them."),
+    "diff": Command((), "Compare two artifacts: -- A B (directories, names, versions or digests)."),
+    "notes": Command((), "Print the release notes of an artifact, in Markdown: -- VERSION."),
+    "report": Command((), "Regenerate the HTML report of an artifact: -- ARTIFACT -o FILE."),
+    "bundle": Command((), "Pack an application with its locked wheels for golden-deploy: -- DIR -o FILE."),
+    "bench": Command(IMAGE_TESTS, "Measure builds and a baseline installation (an hour): docs/reference/benchmarks.md."),
+}  # fmt: skip
+
+
+def install(session: nox.Session, *sets: str) -> None:
+    """Install the sets as they are locked: wheels only, so that nothing of a package runs before its hash was compared."""
+    requirements = [word for name in sets for word in ("--requirement", f"{LOCKS}/{name}.txt")]
+    session.install("--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:", *requirements)
+
+
+def run_module(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a Python module with the arguments, and those after --."""
     session.run(
-        "python", "-m", "build", verb, *session.posargs,
+        "python", "-m", module, *arguments, *session.posargs,
         interrupt_timeout=GRACE_SECONDS, terminate_timeout=GRACE_SECONDS,
     )  # fmt: skip
 
 
-@nox.session
-def build(session: nox.Session) -> None:
-    """Build and verify the golden image; --plan only says what would be made, --on proxmox installs on a node."""
-    install(session, *TOOL, *IMAGE_TESTS, *(PROXMOX if "--on" in session.posargs else ()))
-    goldsmith(session, "build")
+def add_session(name: str, command: Command) -> None:
+    """Make a session of a command."""
+
+    def run(session: nox.Session) -> None:
+        more = PROXMOX if set(command.on_cluster) & set(session.posargs) else ()
+        install(session, *TOOL, *command.packages, *more)
+        run_module(session, "build", name)
+
+    run.__doc__ = command.description
+    register: Callable[[Callable[[nox.Session], None]], object] = nox.session(name=name)
+    register(run)
+
+
+for name, command in COMMANDS.items():
+    add_session(name, command)
 
 
 @nox.session
@@ -51,7 +129,7 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "build", "setup", "--tests")
     if "packer" not in session.posargs:  # --without packer
         session.run("python", "-m", "tests.packers", "--if-none")
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/contract", "tests/faults"]))
+    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -62,191 +140,21 @@ def packers(session: nox.Session) -> None:
 
 
 @nox.session
-def doctor(session: nox.Session) -> None:
-    """Show what a build needs from this host, and what is missing; -- --proxmox looks at the cluster."""
-    install(session, *TOOL, *(PROXMOX if {"--proxmox", "--roles"} & set(session.posargs) else ()))
-    goldsmith(session, "doctor")
-
-
-@nox.session
-def lock(session: nox.Session) -> None:
-    """Resolve packages, installer and wheels anew and write the lock files."""
+def newcomer(session: nox.Session) -> None:
+    """Run the README's first commands on new Debian 12 and 13 machines: as root, and as users with and without sudo."""
     install(session, *TOOL)
-    goldsmith(session, "lock")
-
-
-@nox.session
-def boot(session: nox.Session) -> None:
-    """Start a throw-away clone of the newest image and say how to reach it."""
-    install(session, *TOOL)
-    goldsmith(session, "boot")
-
-
-@nox.session
-def container(session: nox.Session) -> None:
-    """Boot the root file system as a container and run the tests that hold there."""
-    install(session, *TOOL, *IMAGE_TESTS)
-    goldsmith(session, "container")
-
-
-@nox.session
-def faults(session: nox.Session) -> None:
-    """Break throw-away clones on purpose, with load running: all faults, or -- F04 F16; --target container is quicker."""
-    install(session, *TOOL, *IMAGE_TESTS)
-    goldsmith(session, "faults")
-
-
-@nox.session
-def audit(session: nox.Session) -> None:
-    """Run the field's auditors against a clone of the newest image, and compare with tests/peers/ledger.json."""
-    install(session, *TOOL, *AUDITORS)
-    goldsmith(session, "audit")
-
-
-@nox.session
-def check(session: nox.Session) -> None:
-    """Compare an artifact with its SHA256SUMS."""
-    install(session, *TOOL)
-    goldsmith(session, "check")
-
-
-@nox.session
-def attest(session: nox.Session) -> None:
-    """Sign an artifact that verifies: -- --key ~/.ssh/id_ed25519; several people may, one after the other."""
-    install(session, *TOOL)
-    goldsmith(session, "attest")
-
-
-@nox.session(name="verify-artifact")
-def verify_artifact(session: nox.Session) -> None:
-    """Prove offline what an artifact is: digests, locks, bills, provenance, results, and who signed it."""
-    install(session, *TOOL)
-    goldsmith(session, "verify-artifact")
-
-
-@nox.session
-def bundle(session: nox.Session) -> None:
-    """Pack an application with its locked wheels for golden-deploy: nox -s bundle -- DIR -o FILE."""
-    install(session, *TOOL)
-    goldsmith(session, "bundle")
-
-
-@nox.session
-def bench(session: nox.Session) -> None:
-    """Measure builds and a plain installation, and write docs/benchmarks.md (an hour or more)."""
-    install(session, *TOOL, *IMAGE_TESTS)
-    goldsmith(session, "bench")
-
-
-@nox.session
-def publish(session: nox.Session) -> None:
-    """Take the newest artifact to the Proxmox VE of golden.yaml, verify clones there, make it a protected template."""
-    install(session, *TOOL, *IMAGE_TESTS, *PROXMOX)
-    goldsmith(session, "publish")
+    run_module(session, "tests.newcomer")
 
 
 @nox.session
 def lab(session: nox.Session) -> None:
-    """Publish, verify and clone against a fake Proxmox VE with real machines behind it: see docs/lab.md."""
+    """Publish, verify and clone against a fake Proxmox VE with real machines behind it: see docs/reference/lab.md."""
     install(session, *TOOL, *IMAGE_TESTS, *PROXMOX, LAB)
-    session.run(
-        "python", "-m", "tests.lab", *session.posargs, interrupt_timeout=GRACE_SECONDS, terminate_timeout=GRACE_SECONDS
-    )
+    run_module(session, "tests.lab")
 
 
 @nox.session
-def clone(session: nox.Session) -> None:
-    """Make an operator's machine of a published template: -- --name web1 --ip dhcp --ssh-key FILE --admin-cidr CIDR."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "clone")
-
-
-@nox.session
-def drift(session: nox.Session) -> None:
-    """Compare the templates on the cluster with what was published; -- --ssh reads their disks too."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "drift")
-
-
-@nox.session
-def reproduce(session: nox.Session) -> None:
-    """Build an artifact's medium again and compare; -- --disk installs anew too (docs/reproducing.md)."""
-    install(session, *TOOL)
-    goldsmith(session, "reproduce")
-
-
-@nox.session
-def vulnerabilities(session: nox.Session) -> None:
-    """Name the known vulnerabilities of an artifact's packages, from Debian's security data (docs/vulnerabilities.md)."""
-    install(session, *TOOL)
-    goldsmith(session, "vulnerabilities")
-
-
-@nox.session
-def promote(session: nox.Session) -> None:
-    """Point a channel at a published version, on every node: -- 1.4.0 [stable], or -- --tag v1.4.0."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "promote")
-
-
-@nox.session
-def rollback(session: nox.Session) -> None:
-    """Point a channel at what it pointed at before: -- stable."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "rollback")
-
-
-@nox.session
-def history(session: nox.Session) -> None:
-    """Show who pointed which channel where, when and why; -- --rebuild makes the ledger anew from the cluster."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "history")
-
-
-@nox.session
-def revoke(session: nox.Session) -> None:
-    """Take a version out of use: -- 1.3.0 --reason TEXT."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "revoke")
-
-
-@nox.session
-def restore(session: nox.Session) -> None:
-    """Take a revocation back: -- 1.3.0 --reason TEXT."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "restore")
-
-
-@nox.session
-def prune(session: nox.Session) -> None:
-    """Show which templates nobody needs any more, and why; -- --apply removes them."""
-    install(session, *TOOL, *PROXMOX)
-    goldsmith(session, "prune")
-
-
-@nox.session
-def diff(session: nox.Session) -> None:
-    """Compare two artifacts: -- A B (directories, names, versions or digests); --json, --html FILE, --exit-code."""
-    install(session, *TOOL)
-    goldsmith(session, "diff")
-
-
-@nox.session
-def notes(session: nox.Session) -> None:
-    """Print the release note of an artifact, made from what differs from the one before: -- VERSION."""
-    install(session, *TOOL)
-    goldsmith(session, "notes")
-
-
-@nox.session
-def report(session: nox.Session) -> None:
-    """Write the report of an artifact anew, one HTML page with what is stored now: -- ARTIFACT -o FILE."""
-    install(session, *TOOL)
-    goldsmith(session, "report")
-
-
-@nox.session
-def requirements(session: nox.Session) -> None:
-    """Write docs/requirements.md: each requirement, the tests that prove it, their newest results."""
-    install(session, *TOOL)
-    goldsmith(session, "requirements")
+def projects(session: nox.Session) -> None:
+    """Take foreign Django projects (startproject, Wagtail) through their lives on the image, in containers."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    run_module(session, "tests.projects")

@@ -2,7 +2,7 @@
 
 import sys
 
-from build.cli import main
+from build.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import random
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from build import host, packer
+from build.core import host
+from build.disk import packer
 from tests.fakes import Fakes
 from tests.packers import packers
+
+WORKERS_PER_PROCESSOR, MOST_WORKERS = 2, 16
+Item = TypeVar("Item")
 
 
 def pytest_configure() -> None:
@@ -25,6 +33,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without", action="append", default=[], choices=["packer", "qemu", "chromium"],
         help="skip the tests that need this tool, instead of failing with the command that installs it",
     )  # fmt: skip
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED",
+        help="run the test files, and the tests of each file, in a random order; the same number is the same order",
+    )  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers of ``-n auto``: many tests wait for a program, so there are two for each processor."""
+    return min(WORKERS_PER_PROCESSOR * len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests in the order that --shuffle asks for, and give each worker its share of the slow ones first."""
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        items[:] = shuffled(items, seed)
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if workers > 1 and slow:
+        items[:] = shares(slow, [item for item in items if item not in set(slow)], workers)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what stays until the end: thousands of tests, and every module."""
+    gc.collect()
+    gc.freeze()
+
+
+def shuffled(items: Sequence[pytest.Item], seed: int) -> list[pytest.Item]:
+    """Return the tests in a random order; those of a file stay together, since they share fixtures of their module."""
+    source = random.Random(seed)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    order = source.sample(sorted(files), len(files))
+    return [item for path in order for item in source.sample(files[path], len(files[path]))]
+
+
+def shares(slow: Sequence[Item], quick: Sequence[Item], workers: int) -> list[Item]:
+    """Return all tests, with slow ones at the beginning of each of the equal parts that --dist worksteal cuts them into.
+
+    A slow test that begins last would keep one worker busy while the others have nothing left.
+    """
+    order: list[Item] = []
+    rest = list(quick)
+    total = len(slow) + len(quick)
+    for number in range(workers):
+        mine = slow[number::workers]
+        size = (total - len(order)) // (workers - number)
+        count = max(size - len(mine), 0)
+        order += [*mine, *rest[:count]]
+        del rest[:count]
+    return [*order, *rest]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -72,7 +133,7 @@ def only_fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """A directory for fake programs that is all there is, but for the tools that hold a child process."""
     directory = tmp_path / "only-fake-bin"
     directory.mkdir()
-    monkeypatch.setattr("build.run.search_path", lambda: os.fspath(directory))
+    monkeypatch.setattr("build.core.run.search_path", lambda: os.fspath(directory))
     fakes = Fakes(directory)
     fakes.real("setpriv", "unshare")
     return fakes

@@ -15,8 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from build import files, log, packer, packer_proxmox, run, words
-from build.errors import GoldsmithError, HostError, StepFailed
+from build.cli import options
+from build.core import files, log, run
+from build.core.errors import GoldsmithError, HostError, StepFailed
+from build.disk import packer
+from build.publish import node_packer
 
 TEMPLATES = Path(__file__).parents[1] / "packer"
 TOOLS = TEMPLATES / "tools"
@@ -34,7 +37,7 @@ NEWER_THAN_THE_LOCK = (
 
 def cache() -> Path:
     """Return where compiled Packers are."""
-    return words.default_cache() / "packer"
+    return options.default_cache() / "packer"
 
 
 def packers() -> list[packer.Packer]:
@@ -53,7 +56,7 @@ def packers() -> list[packer.Packer]:
 def proxmox_plugins() -> Path | None:
     """Return the directory with the compiled proxmox plugin, or None."""
     directory = packer.locked_directory(tools=PLUGIN_TOOLS, cache=cache()) / "plugins"
-    return directory if any((directory / packer_proxmox.PLUGIN).glob(packer_proxmox.PLUGIN_FILE)) else None
+    return directory if any((directory / node_packer.PLUGIN).glob(node_packer.PLUGIN_FILE)) else None
 
 
 def with_proxmox() -> packer.Packer | None:
@@ -63,7 +66,7 @@ def with_proxmox() -> packer.Packer | None:
 
 
 def for_the_locked_plugin(directory: Path) -> None:
-    """Rewrite the build block in a workspace of build/packer_proxmox.py for the plugin of tests/tools.
+    """Rewrite the build block in a workspace of build/publish/node_packer.py for the plugin of tests/tools.
 
     Raises StepFailed when the block has not what is replaced.
     """
@@ -90,7 +93,7 @@ def compile_all() -> packer.Packer:
                 files.commit_directory(scratch, final)
     made = with_proxmox()
     if made is None:
-        raise StepFailed(f"the plugin was compiled, but {final} does not hold it")
+        raise StepFailed(f"the plugin was compiled, but {final} does not contain it")
     return made
 
 
@@ -105,8 +108,8 @@ def _compile_plugin(directory: Path, program: Path) -> None:
     )  # fmt: skip
     home.mkdir()
     run.run(
-        [program, "plugins", "install", "--path", plugin, packer_proxmox.PLUGIN], timeout=packer.VALIDATE_SECONDS,
-        env={**packer_proxmox.QUIET, "HOME": str(home), "PACKER_PLUGIN_PATH": str(directory / "plugins")},
+        [program, "plugins", "install", "--path", plugin, node_packer.PLUGIN], timeout=packer.VALIDATE_SECONDS,
+        env={**node_packer.QUIET, "HOME": str(home), "PACKER_PLUGIN_PATH": str(directory / "plugins")},
     )  # fmt: skip
     plugin.unlink()
     files.remove_tree(home)

@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from build import artifact, assemble, files, inputs, run, sbom, wheel_lock
-from build.artifact import Artifact
-from build.cache import StageKey, stage_key
-from build.lock import Lock
-from build.sbom import Kind, Origin
-from build.wheel_lock import Wheel
+from build.artifact import artifact, assemble, sbom
+from build.artifact.artifact import Artifact
+from build.artifact.manifest import SCHEMA, Manifest
+from build.artifact.sbom import Kind, Origin
+from build.core import files, run
+from build.core.cache import StageKey, stage_key
+from build.machines import disk_image
+from build.packages import wheel_lock
+from build.packages.lock import Lock
+from build.packages.wheel_lock import Wheel
+from build.spec import inputs
 from tests.unit.helpers import DATE, entry, make_lock
 
 VENV = "/opt/app/venv"
@@ -69,10 +74,10 @@ def make(
         "rootfs": {"squashfs_sha256": "a" * 64, "tar_sha256": "b" * 64, "paths": TREE.count("\n") - 1},
         "media": {"iso_sha256": "c" * 64},
     }
-    manifest: dict[str, Any] = {
-        "schema": artifact.SCHEMA, "name": name, "version": version, "goldsmith": "0.1.0",
+    described: dict[str, Any] = {
+        "schema": SCHEMA, "name": name, "version": version, "goldsmith": "0.1.0",
         "image": {
-            "file": artifact.IMAGE, "format": "qcow2", "sha256": files.sha256_file(image), "bytes": image.stat().st_size,
+            "file": disk_image.IMAGE, "format": "qcow2", "sha256": files.sha256_file(image), "bytes": image.stat().st_size,
             "virtual_mib": virtual_mib,
         },
         "inputs": {
@@ -82,7 +87,8 @@ def make(
         },
         "packages": packages.versions(), "installer": installer.versions(),
         "wheels": {"40-app": {"venv": VENV, "lock": WHEEL_LOCK, "packages": {one.name: one.version for one in WHEELS}}},
-        "tools": {"packer": "Packer 1.11.2"}, "accelerator": {"kind": "kvm"}, "retries": {"installer": 0, "clones": 0},
+        "tools": {"packer": "Packer 1.11.2"}, "accelerator": {"kind": "kvm", "reason": ""},
+        "retries": {"installer": 0, "clones": 0},
         "built": {
             "builder": "goldsmith:local-build", "invocation": "1", "started": DATE, "finished": DATE,
             "remote": "https://example.org/golden.git",
@@ -91,12 +97,14 @@ def make(
             {"stage": stage, "key": keys[stage].key, "seconds": 1.0, "reused": True, "facts": facts.get(stage, {})}
             for stage in inputs.STAGES[:-1]
         ],
-        "verification": {"passed": passed, "failed": 0, "skipped": 1, "clones": ["bios", "uefi"], "boot": {}}
-        | ({"by": by} if by else {}),
         **changes,
+        "verification": {
+            "passed": passed, "failed": 0, "skipped": 1, "clones": ["bios", "uefi"], "boot": {},
+            **({"by": by} if by else {}), **changes.get("verification", {}),
+        },
     }  # fmt: skip
     contents: dict[str, Path | str] = {
-        artifact.IMAGE: image, artifact.TREE: TREE, artifact.ROOTFS_LOCK: packages.render("The packages."),
+        disk_image.IMAGE: image, artifact.TREE: TREE, artifact.ROOTFS_LOCK: packages.render("The packages."),
         artifact.INSTALLER_LOCK: installer.render("The installer."), WHEEL_LOCK: requirements,
         artifact.INPUTS: json.dumps({stage: key.inputs for stage, key in keys.items()}),
         artifact.JUNIT: junit(passed, skipped=1), "logs/x.log": "log",
@@ -105,6 +113,7 @@ def make(
     parts = sbom.debs(packages, Kind.DEB, origin) + sbom.debs(installer, Kind.UDEB)
     parts += sbom.wheels(VENV, [wheel_lock.Pin(one.name, one.version, (one.sha256,)) for one in WHEELS],
                          {"django": Origin(expression="BSD-3-Clause")})  # fmt: skip
+    manifest = Manifest.read(described, artifact.MANIFEST)
     contents |= assemble.documents(manifest, contents, tuple(parts))
     return artifact.commit(root, contents=contents, manifest=manifest)
 

@@ -1,4 +1,4 @@
-// Packer and its qemu plugin for hosts that have neither, locked by go.sum; `build/packer.py` compiles them once.
+// Packer and its qemu plugin for hosts that have neither, locked by go.sum; `build/disk/packer.py` compiles them once.
 // The lock names what the module proxy served and what was built and run; nothing is ever resolved during a build.
 module goldsmith/packer/tools
 

@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from build import clone, clone_reach, pve, pve_guest
-from build.clone_request import Request
-from build.cluster import Token
-from build.proof import NOBODY, Trust
+from build.artifact.verification import NO_TRUST, Trust
+from build.clone import clone, health
+from build.clone.request import Request
+from build.proxmox import client, guest_agent
+from build.spec.cluster import Token
 from tests.contract.shipping import Bench
 from tests.fakes.proxmox import Proxmox
 
 OPERATOR = Token("goldsmith@pve", "operator", "00000000-0000-0000-0000-000000000003")
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfThisVeryMachineAndOfNoOther00000000000"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKey+Of/An= op+erator@site:1"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF/s62b/yG842VJ4bG1pbHnC28I53U6RtGcp1zon+1fp op+erator@site:1"
 ADDRESS = "192.0.2.10"
 REQUEST = Request(
     name="web1", addresses=f"ip={ADDRESS}/24,gw=192.0.2.1", keys=KEY, admin_cidrs=("192.0.2.0/24",),
@@ -42,8 +43,8 @@ class Guests(Proxmox):
     async def started(self, vm: Any) -> None:
         given = str(vm.config.get("ipconfig0", ""))
         address = given.partition("ip=")[2].partition("/")[0] if "/" in given else ADDRESS
-        mine = {"hardware-address": pve_guest.mac(vm.config).upper(), "ip-addresses": [{"ip-address": address}]}
-        files = {pve_guest.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n", clone_reach.CERTIFICATE: self.certificate}
+        mine = {"hardware-address": guest_agent.mac(vm.config).upper(), "ip-addresses": [{"ip-address": address}]}
+        files = {guest_agent.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n", health.CERTIFICATE: self.certificate}
         vm.agent = None if self.silent else {"interfaces": [mine], "files": files}
 
     async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
@@ -108,8 +109,8 @@ class Field:
         assert isinstance(self.bench.proxmox, Guests)
         return self.bench.proxmox
 
-    def clone(self, trust: Trust = NOBODY, **changes: Any) -> clone.Made:
-        with pve.Api(self.bench.settings, OPERATOR) as api:
+    def clone(self, trust: Trust = NO_TRUST, **changes: Any) -> clone.Made:
+        with client.Api(self.bench.settings, OPERATOR) as api:
             request = dataclasses.replace(self.request, **changes)
             return clone.clone(clone.Job(api, self.bench.settings, request, "golden", "keeper", trust))
 

@@ -6,12 +6,16 @@ import gc
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fakepve.pytest_plugin import _Serving
 
-from build import clone_machine, clone_reach, cluster, pve, pve_guest
+from build.clone import health, machine
+from build.proxmox import client, guest_agent
+from build.publish import heartbeat
+from build.spec import cluster
 from tests.contract.cloning import OPERATOR, Field, Guests, web_server
 from tests.contract.shipping import Bench, settings_of
 from tests.fakes.proxmox import Proxmox
@@ -33,9 +37,16 @@ def proxmox(tmp_path: Path, fakepve_cafile: str, proxmox_class: type[Proxmox]) -
     made.apitokens[TOKEN.identity] = TOKEN.secret
     made.apitokens[OPERATOR.identity] = OPERATOR.secret
     made.pools |= {"golden": set(), "golden-clones": set()}
-    serving = _Serving(made, fakepve_cafile, str(Path(fakepve_cafile).with_suffix(".key")))
-    try:
+    with served(made, fakepve_cafile):
         yield made
+
+
+@contextmanager
+def served(made: Proxmox, cafile: str) -> Iterator[None]:
+    """Serve the API of a cluster; its connections are gone on leaving the block."""
+    serving = _Serving(made, cafile, str(Path(cafile).with_suffix(".key")))
+    try:
+        yield
     finally:
         serving.stop()
         with warnings.catch_warnings():
@@ -47,8 +58,9 @@ def proxmox(tmp_path: Path, fakepve_cafile: str, proxmox_class: type[Proxmox]) -
 @pytest.fixture
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask more often: the fake's tasks take no time."""
-    monkeypatch.setattr(pve, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(pve, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "WATCH_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -66,14 +78,14 @@ def bench(proxmox: Proxmox, settings: cluster.Settings, tmp_path: Path, quick_po
 @pytest.fixture
 def field(bench: Bench, fakepve_cafile: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Field]:
     """A published template whose clones boot, and an operator; the module's ``proxmox_class`` is Guests, or more."""
-    for module in (clone_machine, clone_reach, pve_guest):
+    for module in (machine, health, guest_agent):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     with web_server(Path(fakepve_cafile)) as site:
 
         def connect(_address: tuple[str, int], timeout: float) -> socket.socket:
             return socket.create_connection((HOST, site.port), timeout)
 
-        monkeypatch.setattr(clone_reach, "create_connection", connect)
+        monkeypatch.setattr(health, "create_connection", connect)
         assert isinstance(bench.proxmox, Guests)
         bench.proxmox.certificate = site.certificate
         bench.publish()

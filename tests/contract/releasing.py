@@ -8,12 +8,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from build import artifact, drift, labels, prune, pve, releases
-from build.artifact import Artifact
-from build.release_ledger import Book
-from build.release_moves import Report
-from build.release_policy import Policy
-from build.release_view import Job
+from build.artifact import artifact
+from build.artifact.artifact import Artifact
+from build.drift import drift
+from build.proxmox import client, labels
+from build.release import promote as release_promote
+from build.release import prune
+from build.release.ledger import LedgerFile
+from build.release.operation import Report
+from build.release.preconditions import Job
+from build.spec.release_policy import Policy
 from tests.contract.cloning import OPERATOR
 from tests.contract.shipping import Bench, make_artifact
 
@@ -41,12 +45,12 @@ class Desk:
     policy: Policy = dataclasses.field(default_factory=Policy)
     clock: Clock = dataclasses.field(default_factory=Clock)
     name: str = "here"
-    before: Callable[[pve.Api], None] = lambda _api: None
+    before: Callable[[client.Api], None] = lambda _api: None
     signatures: Any = None
 
     @property
-    def book(self) -> Book:
-        return Book(self.bench.place / self.name / self.policy.ledger)
+    def book(self) -> LedgerFile:
+        return LedgerFile(self.bench.place / self.name / self.policy.ledger)
 
     def version(self, version: str, **changes: Any) -> Artifact:
         fill = bytes([sum(int(part) for part in version.split(".")) + 1])
@@ -56,7 +60,7 @@ class Desk:
         for version in versions:
             self.bench.publish(self.version(version, **changes))
 
-    def job(self, api: pve.Api, **changes: Any) -> Job:
+    def job(self, api: client.Api, **changes: Any) -> Job:
         made = Job(
             api=api, settings=self.bench.settings, product="golden", policy=self.policy, book=self.book, who=self.who,
             artifacts=self.bench.place / "artifacts", clock=self.clock, signatures=self.signatures,
@@ -64,35 +68,35 @@ class Desk:
         return dataclasses.replace(made, **changes)
 
     def do(self, work: Callable[[Job], Any], **changes: Any) -> Any:
-        with pve.Api(self.bench.settings, self.bench.token) as api:
+        with client.Api(self.bench.settings, self.bench.token) as api:
             self.before(api)
             return work(self.job(api, **changes))
 
     def promote(self, version: str, channel: str = "stable", **words: Any) -> Report:
-        report: Report = self.do(lambda job: releases.promote(job, version, channel, **words))
+        report: Report = self.do(lambda job: release_promote.promote(job, version, channel, **words))
         return report
 
     def rollback(self, channel: str = "stable", **words: Any) -> Report:
-        report: Report = self.do(lambda job: releases.rollback(job, channel, **words))
+        report: Report = self.do(lambda job: release_promote.rollback(job, channel, **words))
         return report
 
     def revoke(self, version: str, reason: str = "CVE-2026-1", **words: Any) -> Report:
-        report: Report = self.do(lambda job: releases.revoke(job, version, reason=reason, **words))
+        report: Report = self.do(lambda job: release_promote.revoke(job, version, reason=reason, **words))
         return report
 
     def restore(self, version: str, reason: str = "it was not so bad") -> Report:
-        report: Report = self.do(lambda job: releases.restore(job, version, reason=reason))
+        report: Report = self.do(lambda job: release_promote.restore(job, version, reason=reason))
         return report
 
-    def prune(self, *, days: int = 30, apply: bool = False) -> dict[str, prune.Verdict]:
-        def work(job: Job) -> list[prune.Verdict]:
-            with pve.Api(self.bench.settings, OPERATOR) as viewer:
+    def prune(self, *, days: int = 30, apply: bool = False) -> dict[str, prune.Decision]:
+        def work(job: Job) -> list[prune.Decision]:
+            with client.Api(self.bench.settings, OPERATOR) as viewer:
                 return prune.prune(job, viewer, days=days, apply=apply)
 
         return {f"{one.template.place} {one.template.name}": one for one in self.do(work)}
 
-    def drift(self, *, ledger: bool = True) -> list[drift.Verdict]:
-        with pve.Api(self.bench.settings, OPERATOR) as api:
+    def drift(self, *, ledger: bool = True) -> list[drift.TemplateReport]:
+        with client.Api(self.bench.settings, OPERATOR) as api:
             return drift.drift(
                 drift.Job(
                     api=api, settings=self.bench.settings, product="golden", artifacts=self.bench.place / "artifacts",

@@ -9,10 +9,13 @@ from typing import Any
 
 import yaml
 
-from build import cluster, publish, pve
-from build.artifact import Artifact
-from build.cluster import Role, Settings, Token
-from build.publish_media import OverApi
+from build.artifact.artifact import Artifact
+from build.core.yaml_table import Table
+from build.proxmox import client
+from build.publish import publish
+from build.publish.upload import OverApi
+from build.spec import cluster
+from build.spec.cluster import Role, Settings, Token
 from tests import proven
 from tests.fakes.proxmox import Proxmox
 from tests.unit.helpers import golden
@@ -28,7 +31,7 @@ def settings_of(host: str, port: int, cafile: str) -> Settings:
         "pool": "golden",
     }  # fmt: skip
     problems: list[str] = []
-    found = cluster.read(section, problems=problems)
+    found = cluster.read(Table(section, where="proxmox", problems=problems))
     assert problems == []
     return found
 
@@ -70,7 +73,7 @@ class Bench:
     artifact: Artifact | None = None
 
     def publish(self, found: Artifact | None = None, **changes: Any) -> list[publish.Template]:
-        with pve.Api(self.settings, self.token) as api:
+        with client.Api(self.settings, self.token) as api:
             job = publish.Job(
                 artifact=found or self.artifact or make_artifact(self.place), settings=self.settings, api=api,
                 verifier=self.verifier, nodes=self.settings.nodes, tokens={Role.PUBLISHER: api},

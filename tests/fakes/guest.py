@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from build import run
+from build.core import run
 
 COM1, COM2 = 0x3F8, 0x2F8
 LOAD_ADDRESS = 0x7C00

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import testinfra
-from testinfra.backend import base as testinfra_base
 from testinfra.host import Host
 
-from build.sealed import SealedImage
-from build.seed import LOOPBACK
+from build.machines.disk_image import DiskImage
+from build.machines.nocloud import LOOPBACK
 
-# Workers take files in this order: the longest first, so that none is left with it when the other is done; late what waits
-# for the data base of AIDE, which is made when nothing else is done; then short ones that fill what is left.
-FIRST, LAST = ("test_verify",), ("test_audit", "test_packages", "test_users", "test_partitions", "test_ssh")
+from .remote import POLL_SECONDS, Remote, seconds
+
+# Workers take files in this order. The first file goes to the worker that begins last, because its clone's inventory comes
+# before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
+# and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left.
+FIRST = ("test_sealed", "test_alerts")
+LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh")
+# Long service tests that run over SSH on a clone in every build, also where a container runs all of them: one module of each
+# kind, the cheapest. A session over SSH has another umask, environment, and audit identity than a container's. What happens
+# under load is tried on a clone by test_request_path, which rotates a log.
+EVERYWHERE = {
+    "test_alerts": "services that the test starts, which read files that it made",
+    "test_web_admin": "a web server with other settings, and bytes on the wire",
+    "test_bans": "neighbours on a network of their own",
+    "test_site": "settings of the site, changed and put back",
+}
 
 
 @dataclass(frozen=True)
@@ -40,28 +52,61 @@ class Machine:
     address: str
 
 
-class _Entered(testinfra_base.BaseBackend):  # type: ignore[misc]
-    """Runs commands inside a container by entering its name spaces."""
-
-    NAME = "enter"
-
-    def __init__(self, enter: Sequence[str], **options: Any) -> None:
-        self.enter = " ".join(enter)
-        super().__init__("container", **options)
-
-    def run(self, command: str, *args: str, **_kwargs: Any) -> testinfra_base.CommandResult:
-        return self.run_local(f"{self.enter} /bin/sh -c %s", self.get_command(command, *args))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--context", type=Path, help="what to test: a file that Goldsmith writes")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Before pytest leaves out what has not the marks that were asked for.
     if config.getoption("--context") is None and items:
         raise pytest.UsageError("tests/image tests a running image: run `nox -s build`, or `nox -s container`")
     order = {name: number for number, name in enumerate((*FIRST, "", *LAST))}
+    for item in items:
+        everywhere = item.path.stem in EVERYWHERE and item.get_closest_marker("story")
+        if everywhere and not item.get_closest_marker("minutes"):
+            item.add_marker("everywhere")
     items.sort(key=lambda item: order.get(item.path.stem, order[""]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Begin when the own clone may be touched: the other worker may have begun already, and takes more of the files."""
+    config = session.config
+    distributes = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+    if config.getoption("--context") is not None and not distributes and not config.option.collectonly:
+        content = json.loads(config.getoption("--context").read_text())
+        clone = content["clones"][own_number(len(content["clones"]))]
+        own = connect(clone)
+        own.backend.await_ready()
+        if "https" in clone["ports"]:
+            await_health(
+                own, content["spec"]["application"]["server_name"], clone.get("address", LOOPBACK), clone["ports"]["https"]
+            )
+        own.backend.close()
+    return (yield)
+
+
+def await_health(host: Host, name: str, address: str, port: int) -> tuple[str, str]:
+    """Ask /health over HTTPS from outside until the answer is 200; return the last status and text.
+
+    The first request to a busy machine may take longer than its web server waits, so that no test shall be the first.
+    """
+    deadline, patience = time.monotonic() + seconds(host, 20), str(int(seconds(host, 20)))
+    while True:
+        done = host.backend.run_local(
+            "curl --silent --show-error --max-time %s --insecure --resolve %s:%s:%s --write-out '\\n%%{http_code}' %s",
+            patience, name, str(port), address, f"https://{name}:{port}/health",
+        )  # fmt: skip
+        body, _, code = done.stdout.strip().rpartition("\n")
+        if code == "200" or time.monotonic() > deadline:
+            return code, body + done.stderr
+        time.sleep(POLL_SECONDS)
+
+
+def own_number(clones: int) -> int:
+    """Return the number of this worker's clone: each worker of pytest-xdist (gw0, gw1 ...) has one of its own."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % clones
 
 
 @pytest.fixture(scope="session")
@@ -85,24 +130,30 @@ def spec(context: dict[str, Any]) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def machines(context: dict[str, Any]) -> list[Machine]:
+def machines(context: dict[str, Any]) -> Iterator[list[Machine]]:
     """Every clone with what it was made from."""
-    return [
+    found = [
         Machine(
             one["name"], connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"],
             one.get("address", LOOPBACK),
         )
         for one in context["clones"]
     ]
+    yield found
+    for machine in found:
+        machine.host.backend.close()
 
 
-def connect(one: dict[str, Any]) -> Host:
-    """Return root's view of a clone; the connection is one that Goldsmith keeps open."""
+def connect(one: dict[str, Any], *, lasting: bool = True) -> Host:
+    """Return root's view of a machine; over SSH by the connection that Goldsmith keeps open.
+
+    ``lasting``: one session serves all commands; without it each has its own, for machines that a test cuts off.
+    """
+    ready = Path(one["ready"]) if one.get("ready") else None
     if "enter" in one:
-        return Host(_Entered(one["enter"]))
-    return testinfra.get_host(
-        f"ssh://{one['alias']}", ssh_config=one["ssh_config"], sudo=True, controlpersist=0, timeout=60
-    )
+        return Host(Remote(one["name"], one["enter"], shell=False, lasting=lasting, ready=ready))
+    way = ["ssh", "-F", one["ssh_config"], one["alias"]]
+    return Host(Remote(one["alias"], way, shell=True, lasting=lasting, ready=ready))
 
 
 @pytest.fixture(scope="session")
@@ -113,9 +164,8 @@ def clones(machines: list[Machine]) -> list[Host]:
 
 @pytest.fixture(scope="session")
 def machine(machines: list[Machine]) -> Machine:
-    """The clone that is tested: each worker of pytest-xdist (gw0, gw1 ...) has one of its own."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    return machines[int(worker.removeprefix("gw")) % len(machines)]
+    """The clone that is tested."""
+    return machines[own_number(len(machines))]
 
 
 @pytest.fixture(scope="session")
@@ -131,11 +181,11 @@ def disk_size_mib(machine: Machine) -> int:
 
 
 @pytest.fixture(scope="session")
-def sealed(context: dict[str, Any]) -> SealedImage:
+def sealed(context: dict[str, Any]) -> DiskImage:
     """The sealed disk, read from outside."""
     if not context["sealed"]:
         pytest.skip("the sealed disk was judged when the artifact was made, and a node has the same bytes")
-    return SealedImage(Path(context["sealed"]))
+    return DiskImage(Path(context["sealed"]))
 
 
 @pytest.fixture(autouse=True)

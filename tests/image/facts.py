@@ -75,15 +75,17 @@ def ask(server_name: str, path: str, **changes: object) -> dict[str, object]:
 
 # Runs on the clone. The certificate is verified against the clone's own, for the name that is asked for.
 BROWSER = r"""
-import http.client, json, socket, ssl, sys
+import http.client, json, os, socket, ssl, sys
+
+LIMIT = 20 * int(os.environ["PACE"])
 
 def send(request):
     if request["socket"]:
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(60)
+        connection.settimeout(LIMIT)
         connection.connect(request["socket"])
     else:
-        connection = socket.create_connection(("127.0.0.1", 443 if request["tls"] else 80), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", 443 if request["tls"] else 80), timeout=LIMIT)
         if request["tls"]:
             context = ssl.create_default_context(cafile="/etc/ssl/certs/app.pem")
             if request["newest_tls"] == "1.1":

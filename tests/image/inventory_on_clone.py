@@ -1,7 +1,7 @@
 """Runs on a clone as root, from standard input: reads what the clone is, once, and prints it as one JSON object.
 
-The host does the rest (build/inventory.py): a clone may be emulated, so every fact costs, and nothing is read twice. It is
-no test, and takes no package of the host's: Python's standard library and what the image has. Passwords are not told.
+The host does the rest (build/verify/inventory.py): a clone may be emulated, so every fact costs, and nothing is read twice.
+It is no test, and takes no package of the host's: Python's standard library and what the image has. Passwords are not told.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import os
 import pwd
 import re
-import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 ANALYZE_SECONDS = 900
 # Files are looked at here, and on the partitions of the disk; a container has its root file system on anything.
@@ -25,7 +26,10 @@ MODPROBE = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "
 
 def say(*words: str) -> str:
     """Return what a command says; a command that fails ends this program, with its words."""
-    environment = {"PATH": f"{os.defpath}:/usr/sbin", "LC_ALL": "C.UTF-8"}
+    # The service manager of an emulated clone takes longer than the 25 s that its clients wait by default.
+    environment = {
+        "PATH": f"{os.defpath}:/usr/sbin", "LC_ALL": "C.UTF-8", "SYSTEMD_BUS_TIMEOUT": str(ANALYZE_SECONDS),
+    }  # fmt: skip
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=ANALYZE_SECONDS, check=False, stdin=subprocess.DEVNULL,
         env=environment,
@@ -90,13 +94,6 @@ def user_name(number: int) -> str:
         return str(number)
 
 
-def group_name(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
-
-
 def mounts() -> list[list[str]]:
     """Return what is mounted where: [target, type, source, options of the mount, options of the file system]."""
     found = []
@@ -109,29 +106,22 @@ def mounts() -> list[list[str]]:
 
 
 def privileged(mounted: list[list[str]]) -> list[list[str]]:
-    """Return files that give rights to who runs them: [path, mode, user, group, capabilities in hexadecimal]."""
+    """Return files that give rights to who runs them: [path, mode, user, group, capabilities in hexadecimal].
+
+    find looks at every file: an emulated clone takes five times as long for a loop of Python's.
+    """
     places = PLACES | {one[0] for one in mounted if one[1] in ON_DISK and os.path.isdir(one[0])}
-    devices = {os.lstat(place).st_dev for place in places}
-    found: list[list[str]] = []
-    todo = sorted(places)
-    seen = set(todo)
-    while todo:
-        with os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    if status.st_dev in devices and entry.path not in seen:
-                        seen.add(entry.path)
-                        todo.append(entry.path)
-                elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o6111:
-                    mark = capabilities(entry.path)
-                    if mark or status.st_mode & 0o6000:
-                        mode = f"{stat.S_IMODE(status.st_mode):04o}"
-                        found.append([entry.path, mode, user_name(status.st_uid), group_name(status.st_gid), mark])
-    return found
+    printed = say(
+        "find", *sorted(places), "-xdev", "-ignore_readdir_race", "-type", "f", "-perm", "/6111",
+        "-printf", r"%p\0%m\0%u\0%g\0",
+    )  # fmt: skip
+    words = printed.split("\0")
+    found = {}
+    for path, mode, user, group in zip(words[0::4], words[1::4], words[2::4], words[3::4]):  # noqa: B905 (a last end)
+        mark = capabilities(path)
+        if mark or int(mode, 8) & 0o6000:
+            found[path] = [path, f"{int(mode, 8):04o}", user, group, mark]
+    return list(found.values())
 
 
 def capabilities(path: str) -> str:
@@ -186,26 +176,32 @@ def modules() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Print the inventory."""
+    """Print the inventory, and under ``seconds`` how long each part took."""
+    took: dict[str, float] = {}
+
+    def timed(name: str, read_part: Callable[[], object]) -> object:
+        begun = time.monotonic()
+        part = read_part()
+        took[name] = round(time.monotonic() - begun, 1)
+        return part
+
     mounted, listening = mounts(), sockets()
     users, groups = accounts()
+    inodes = {one[2] for one in listening}
+    parts: dict[str, Callable[[], object]] = {
+        "unit_files": lambda: json.loads(say("systemctl", "list-unit-files", "--no-pager", "--output=json")),
+        "exposure": lambda: json.loads(say("systemd-analyze", "security", "--no-pager", "--json=short")),
+        "holders": lambda: holders(inodes),
+        "privileged": lambda: privileged(mounted),
+        "sysctl": sysctl,
+        "modules": modules,
+        "interfaces": lambda: sorted(os.listdir("/sys/class/net")),
+        "startup": lambda: say("systemd-analyze", "time"),
+        "svg": lambda: say("systemd-analyze", "plot"),
+    }
+    found = {name: timed(name, part) for name, part in parts.items()}
     json.dump(
-        {
-            "unit_files": json.loads(say("systemctl", "list-unit-files", "--no-pager", "--output=json")),
-            "exposure": json.loads(say("systemd-analyze", "security", "--no-pager", "--json=short")),
-            "sockets": listening,
-            "holders": holders({one[2] for one in listening}),
-            "privileged": privileged(mounted),
-            "sysctl": sysctl(),
-            "users": users,
-            "groups": groups,
-            "modules": modules(),
-            "mounts": mounted,
-            "interfaces": sorted(os.listdir("/sys/class/net")),
-            "startup": say("systemd-analyze", "time"),
-            "svg": say("systemd-analyze", "plot"),
-        },
-        sys.stdout,
+        {**found, "sockets": listening, "users": users, "groups": groups, "mounts": mounted, "seconds": took}, sys.stdout
     )
 
 

@@ -41,6 +41,7 @@ class Settings:
     clients: int = 4
     # Requests a second of each client: all together stay below the limit that the server sets for one address.
     rate: float = 8.0
+    # Seconds for one answer: the machine under load says how many.
     timeout: float = 30.0
 
 

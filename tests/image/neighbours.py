@@ -21,7 +21,9 @@ PLACE, CABLE, PLUG = "golden-probe", "gprobe0", "gprobe1"
 # Addresses for documentation, this machine's and the other's.
 HERE = {"stranger": "198.51.100.1", "admin": "203.0.113.1", "stranger6": "2001:db8:77::1", "admin6": "2001:db8:78::1"}
 THERE = {"stranger": "198.51.100.2", "admin": "203.0.113.2", "stranger6": "2001:db8:77::2", "admin6": "2001:db8:78::2"}
-SECONDS = 4
+PACE = int(os.environ["PACE"])
+# How long a packet that was dropped is waited for: an answer on the virtual cable takes milliseconds at full speed.
+SECONDS = max(2, PACE / 3)
 
 def run(*argv):
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -108,6 +110,6 @@ print(json.dumps(facts))
 
 def play(host: Host, scene: str, questions: dict[str, Any]) -> dict[str, Any]:
     """Run ``scene`` on the clone as root: Python that defines ``scene(questions, facts)``; return what it put into facts."""
-    said = host.check_output("timeout 150 python3 -c %s %s", STAGE + scene + CURTAIN, json.dumps(questions))
+    said = host.check_output("timeout $((60 * PACE)) python3 -c %s %s", STAGE + scene + CURTAIN, json.dumps(questions))
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found

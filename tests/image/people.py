@@ -10,19 +10,20 @@ from testinfra.host import Host
 
 # Runs on the clone as root. Makes accounts, and plays each one's steps; says what came back.
 PLAYER = r"""
-import base64, hmac, http.client, json, re, socket, ssl, subprocess, sys, time, urllib.parse
+import base64, hmac, http.client, json, os, re, socket, ssl, subprocess, sys, time, urllib.parse
 
 server, stories = json.loads(sys.argv[1])
 PASSWORD = "correct horse battery staple"
+LIMIT = 20 * int(os.environ["PACE"])
 
 def connect(direct):
     if direct:
         plain = socket.socket(socket.AF_UNIX)
-        plain.settimeout(60)
+        plain.settimeout(LIMIT)
         plain.connect("/run/gunicorn.sock")
         return plain
     context = ssl.create_default_context(cafile="/etc/ssl/certs/app.pem")
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", 443), timeout=60), server_hostname=server)
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", 443), timeout=LIMIT), server_hostname=server)
 
 def code_of(otpauth):
     secret = base64.b32decode(urllib.parse.parse_qs(urllib.parse.urlsplit(otpauth).query)["secret"][0])

@@ -1,4 +1,4 @@
-"""The arrows of docs/planes.md: parsed, so that tests can hold them against the image."""
+"""The arrows of tests/image/planes.md: parsed, so that tests can hold them against the image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "planes.md"
+PAGE = Path(__file__).with_name("planes.md")
 DIAGRAM = re.compile(r"```mermaid\nflowchart LR\n(.*?)```", re.DOTALL)
 NODE = re.compile(r" {4}(\w+)(\(\[[^\]]+\]\)|\[\([^)]+\)\]|\[[^\]]+\])")
 ARROW = re.compile(r' {4}(\w+) -->\|"(\S+) ([^"]+)"\| (\w+)')

@@ -9,6 +9,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather, properties
+from .remote import until
 
 pytestmark = pytest.mark.story
 
@@ -82,8 +83,8 @@ def fails(name: str, *, times: int) -> str:
     return (
         f"systemctl reset-failed {name} 2>/dev/null; "
         f"systemd-run --quiet --wait --unit={name} sh -c 'echo the reason stands here; exit 7'; "
-        f'for i in $(seq 100); do test "$({raised})" = {times} && break; sleep 0.1; done; '
-        "systemctl start golden-alert-send.service"
+        + until(f'test "$({raised})" = {times}', 10)
+        + "; systemctl start golden-alert-send.service"
     )
 
 
@@ -209,9 +210,10 @@ def test_a_full_file_system_is_told(host: Host) -> None:
             "before": "systemctl start golden-disks.service; systemctl is-failed golden-disks.service",
             "full": "mkdir -p /mnt/goldentest && mount -t tmpfs -o size=1m,mode=755 goldentest /mnt/goldentest && "
             "head -c 980000 /dev/zero >/mnt/goldentest/x; systemctl start golden-disks.service",
-            "said": "journalctl -b -q -o cat -u golden-disks.service -p err --since=-2min",
-            "alert": "for i in $(seq 100); do journalctl -b -q -o cat -p alert -t golden-alert --since=-2min "
-            "-g golden-disks && break; sleep 0.1; done",
+            "said": "journalctl -b -q -o cat -u golden-disks.service -p err --since=-$((1 + PACE))min",
+            "alert": until(
+                "journalctl -b -q -o cat -p alert -t golden-alert --since=-$((1 + PACE))min -g golden-disks", 10
+            ),
             "after": "umount /mnt/goldentest; rmdir /mnt/goldentest; systemctl start golden-disks.service",
         },
     )

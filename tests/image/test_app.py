@@ -14,6 +14,7 @@ from testinfra.host import Host
 
 from .facts import Answer, Fact, ask, browse, gather, properties
 from .people import play, story
+from .remote import seconds
 
 pytestmark = pytest.mark.story
 
@@ -23,12 +24,12 @@ SECONDS_FOR_HEALTH = 3.0
 
 # Asks /health and the page over gunicorn's socket, and says how long each took.
 PROBE = r"""
-import http.client, json, socket, sys, time
+import http.client, json, os, socket, sys, time
 
 def get(path):
     started = time.monotonic()
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(60)
+    connection.settimeout(20 * int(os.environ["PACE"]))
     connection.connect("/run/gunicorn.sock")
     lines = ["GET %s HTTP/1.1" % path, "Host: " + sys.argv[1], "X-Forwarded-Proto: https", "Connection: close", "", ""]
     connection.sendall("\r\n".join(lines).encode())
@@ -45,6 +46,9 @@ print(json.dumps([get("/health"), get("/")]))
 LIFE = r"""
 import http.client, json, os, signal, socket, subprocess, sys, threading, time
 
+PACE = int(os.environ["PACE"])
+LIMIT = 60 * PACE
+
 def said(*words):
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -53,7 +57,7 @@ def shown(name):
 
 def get():
     plain = socket.socket(socket.AF_UNIX)
-    plain.settimeout(120)
+    plain.settimeout(LIMIT)
     plain.connect("/run/gunicorn.sock")
     connection = http.client.HTTPConnection(sys.argv[1])
     connection.sock = plain
@@ -65,10 +69,10 @@ def workers():
     return sorted(map(int, children))
 
 def until(true):
-    end = time.monotonic() + 120
+    end = time.monotonic() + LIMIT
     while not true():
         if time.monotonic() > end:
-            raise SystemExit("nothing came of it in 120 s")
+            raise SystemExit("nothing came of it in %d s" % LIMIT)
         time.sleep(0.1)
 
 def under_load(act):
@@ -117,7 +121,7 @@ try:
     os.kill(int(master), signal.SIGKILL)
     until(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active")
     seen["after kill"] = get()
-    invocation = said("journalctl", "--boot", "--output=cat", "--unit=gunicorn.service", "--since=-3min")
+    invocation = said("journalctl", "--boot", "--output=cat", "--unit=gunicorn.service", "--since=-%dmin" % (3 * PACE))
     seen["cause"] = [line for line in invocation.splitlines() if "code=killed" in line]
 finally:
     os.unlink(drop_in)
@@ -459,7 +463,7 @@ def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
     health, page = down
     assert health["status"] == 503
     assert json.loads(health["body"]) == {"db": "down"}
-    assert health["seconds"] < SECONDS_FOR_HEALTH
+    assert health["seconds"] < seconds(host, SECONDS_FOR_HEALTH)
     assert page["status"] == 503
     assert not re.search(r"Traceback|psycopg|OperationalError|/run/postgresql", page["body"])
     assert [answer["status"] for answer in up] == [200, 200]
@@ -476,5 +480,5 @@ def test_health_with_a_hanging_database(host: Host, spec: SimpleNamespace) -> No
     )  # fmt: skip
     hanging, after = [json.loads(line) for line in output.splitlines()]
     assert hanging[0]["status"] == 503
-    assert hanging[0]["seconds"] < SECONDS_FOR_HEALTH
+    assert hanging[0]["seconds"] < seconds(host, SECONDS_FOR_HEALTH)
     assert [answer["status"] for answer in after] == [200, 200]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +12,14 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 from .neighbours import ADMINISTRATOR, STRANGER, play
+from .remote import until
+from .wire import send, wire
 
 pytestmark = pytest.mark.story
 
 JAILS = {"golden-limit", "golden-probes", "sshd"}
 # What the log holds of a request, and whether it counts against the address that sent it.
-REFUSED = '{"ts":"2026-01-02T03:04:05+00:00","ip":"%s","status":%d,"uri":"%s"}'
+REFUSED = '{"ts":"2026-01-02T03:04:05+00:00","net":"%s","ip":"%s","status":%d,"machine":%d,"uri":"%s"}'
 LOOKED_FOR = {
     "/.env": True,
     "/app/.git/config": True,
@@ -33,7 +37,12 @@ LOOKED_FOR = {
 # sshd of OpenSSH 10 and older ones.
 SSHD = ("sshd-session", "sshd")
 INNOCENT = "192.0.2.99"
-FORGED = rf'/x\",\"ip\":\"{INNOCENT}\",\"status\":429,\"uri\":\"/.env'
+FORGED = rf'/x\",\"net\":\"{INNOCENT}\",\"ip\":\"{INNOCENT}\",\"status\":429,\"machine\":1,\"uri\":\"/.env'
+# What a page of another site makes its visitor's browser send: it says over TLS where it comes from, and which languages its
+# user reads everywhere. What no page can make a browser send.
+EMBEDDED = ["Accept-Language: de", "Sec-Fetch-Site: cross-site"]
+MACHINES = {"PUT": "HTTP/1.1", "TRACE": "HTTP/1.1", "GET": "HTTP/1.0"}
+NETWORK6 = "2001:db8:77::/64"
 
 SCENE = r"""
 def banned():
@@ -41,14 +50,15 @@ def banned():
     items = json.loads(said)["nftables"] if said else []
     return {one["set"]["name"]: one["set"].get("elem", []) for one in items if "set" in one}
 
-def send(who, path, times):
-    for _ in range(times):
+def send(who, path, times, *headers, method="GET", version="HTTP/1.1", addresses=()):
+    for number in range(times):
         with there():
-            one = socket.socket()
-            one.settimeout(10)
-            one.bind((THERE[who], 0))
+            one = socket.socket(socket.AF_INET6 if "6" in who else socket.AF_INET)
+            one.settimeout(10 * PACE)
+            one.bind(((addresses or [THERE[who]] * times)[number], 0))
             one.connect((HERE[who], 80))
-        one.sendall(("GET " + path + " HTTP/1.1\r\nHost: nobody.invalid\r\nConnection: close\r\n\r\n").encode())
+        lines = [method + " " + path + " " + version, "Host: nobody.invalid", "Connection: close", *headers, "", ""]
+        one.sendall("\r\n".join(lines).encode())
         try:
             while one.recv(4096):
                 pass
@@ -58,11 +68,11 @@ def send(who, path, times):
 
 def knock(times):
     argv = ["ip", "netns", "exec", PLACE, "ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "-b", THERE["admin"],
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=%d" % (20 * PACE), "-b", THERE["admin"],
             "nosuchuser@" + HERE["admin"], "true"]
     children = [subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 for _ in range(times)]
-    return [child.wait(timeout=90) for child in children]
+    return [child.wait(timeout=30 * PACE) for child in children]
 
 def wait_until(done, seconds):
     end = time.monotonic() + seconds
@@ -73,25 +83,42 @@ def wait_until(done, seconds):
     return False
 
 def holds(word, address):
-    return any(word in name and address in elements for name, elements in banned().items())
+    # Of IPv6 clients networks are banned.
+    shown = {json.dumps(address)}
+    if "/" in address:
+        network, length = address.split("/")
+        shown.add(json.dumps({"prefix": {"addr": network, "len": int(length)}}))
+    return any(word in name and json.dumps(element) in shown for name, elements in banned().items() for element in elements)
 
 def scene(questions, facts):
     client = ["fail2ban-client"]
     try:
+        # A page of another site that shows pictures of these names, in a visitor's browser.
+        for header in questions["embedded"]:
+            send("stranger", "/.env", 8, header)
+            send("stranger6", "/.env", 8, header)
+        time.sleep(3 * PACE)
+        facts["visitor"] = holds("golden-probes", THERE["stranger"]) or holds("golden-probes", questions["network 6"])
+        addresses = ["2001:db8:77::%x" % (number + 256) for number in range(6)]
+        for address in addresses:
+            run("ip", "-n", PLACE, "address", "add", address + "/64", "dev", PLUG, "nodad")
+        send("stranger6", "/.env", 6, addresses=addresses)
+        facts["network 6"] = wait_until(lambda: holds("golden-probes", questions["network 6"]), 20 * PACE)
         send("admin", "/.env", 6)
         send("stranger", "/.env", 6)
-        facts["scanner"] = wait_until(lambda: holds("golden-probes", THERE["stranger"]), 40)
+        facts["scanner"] = wait_until(lambda: holds("golden-probes", THERE["stranger"]), 20 * PACE)
         facts["administrator"] = holds("golden-probes", THERE["admin"])
         facts["asked"], _, sockets = ask(stranger=[80, 443], admin=[80])
         close(sockets)
         facts["ssh"] = knock(5)
-        facts["guesser"] = wait_until(lambda: holds("sshd", THERE["admin"]), 40)
+        facts["guesser"] = wait_until(lambda: holds("sshd", THERE["admin"]), 20 * PACE)
         run("fail2ban-client", "set", "sshd", "banip", questions["by hand"])
         facts["by hand"] = holds("sshd", questions["by hand"])
         run("fail2ban-client", "set", "sshd", "banip", "2001:db8::66")
-        facts["by hand 6"] = holds("sshd", "2001:db8::66")
+        facts["by hand 6"] = holds("sshd", "2001:db8::/64")
     finally:
-        subprocess.run(["fail2ban-client", "unban", THERE["admin"], THERE["stranger"], questions["by hand"], "2001:db8::66"],
+        subprocess.run(["fail2ban-client", "unban", THERE["admin"], THERE["stranger"], questions["by hand"], "2001:db8::66",
+                        questions["network 6"]],
                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     facts["left"] = [element for elements in banned().values() for element in elements]
 """
@@ -109,15 +136,19 @@ def _found(lines: Sequence[str], filter_name: str) -> str:
     )
 
 
-def _refused(number: int, status: int, uri: str) -> str:
-    return REFUSED % (_address(number), status, uri)
+def _refused(number: int, status: int, uri: str, *, machine: int = 1) -> str:
+    return REFUSED % (_address(number), _address(number), status, machine, uri)
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
     """The service, its jails, and what its filters find in lines of logs."""
     probes = [_refused(number, 404, uri) for number, uri in enumerate([*LOOKED_FOR, FORGED])]
-    limits = [_refused(0, 429, "/"), _refused(1, 404, "/"), _refused(2, 404, FORGED), REFUSED % ("2001:db8::1", 429, "/")]
+    limits = [
+        _refused(0, 429, "/"), _refused(1, 404, "/"), _refused(2, 404, FORGED), _refused(3, 429, "/", machine=0),
+        REFUSED % ("2001:db8:1:2::/64", "2001:db8:1:2::7", 429, 1, "/"),
+    ]  # fmt: skip
+    embedded = [_refused(number, 404, uri, machine=0) for number, uri in enumerate(LOOKED_FOR)]
     logins = [
         f"Jan  2 03:04:05 clone {program}[7]: Invalid user guess from {_address(number)} port 4242"
         for number, program in enumerate(SSHD)
@@ -132,7 +163,9 @@ def facts(host: Host) -> dict[str, Fact]:
             "exposure": "systemd-analyze security fail2ban.service --no-pager | tail -1",
             "access": "stat -c '%a %U:%G' /var/log/nginx/refused.log",
             "probes": _found(probes, "golden-probes"),
+            "embedded": _found(embedded, "golden-probes"),
             "limits": _found(limits, "golden-limit"),
+            "ssh": "sshd -T | grep -i persourcenetblocksize",
             "logins": _found(logins, "sshd"),
         },
     )
@@ -141,7 +174,7 @@ def facts(host: Host) -> dict[str, Fact]:
 @pytest.fixture(scope="module")
 def scene(host: Host) -> dict[str, Any]:
     """What becomes of a scanner, of one who guesses, and of an administrator who does the same as the scanner."""
-    return play(host, SCENE, {"by hand": "192.0.2.66"})
+    return play(host, SCENE, {"by hand": "192.0.2.66", "embedded": EMBEDDED, "network 6": NETWORK6})
 
 
 @pytest.mark.req("R50", "R66")
@@ -176,8 +209,67 @@ def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R50")
 def test_too_many_requests_count(facts: dict[str, Fact]) -> None:
-    """An answer 429 counts against its address, also an IPv6 one; another answer does not"""
-    assert facts["limits"].lines == [_address(0), "2001:db8::1"]
+    """An answer 429 counts against its address, of IPv6 against the /64; another one does not, nor a browser's"""
+    assert facts["limits"].lines == [_address(0), "2001:db8:1:2::/64"]
+
+
+@pytest.mark.req("R50", "R66")
+def test_what_a_browser_can_be_made_to_send_does_not_count(facts: dict[str, Fact]) -> None:
+    """A request that a page of another site can have a visitor's browser send counts against nobody"""
+    assert facts["embedded"].lines == []
+
+
+@pytest.mark.req("R80")
+def test_sshd_counts_networks(facts: dict[str, Fact]) -> None:
+    """sshd's own penalties count an IPv6 client by its /64"""
+    assert facts["ssh"].text == "persourcenetblocksize 32:64"
+
+
+@pytest.mark.req("R50", "R66")
+def test_visitor_of_a_hostile_page_is_not_banned(scene: dict[str, Any]) -> None:
+    """Pictures named like what scanners look for, in a page of another site, do not ban the page's visitors"""
+    assert not scene["visitor"]
+
+
+@pytest.mark.req("R50", "R66")
+def test_scanner_with_many_addresses_is_banned(scene: dict[str, Any]) -> None:
+    """A scanner that asks from six addresses of one /64 is banned with its network"""
+    assert scene["network 6"]
+
+
+@pytest.fixture(scope="module")
+def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
+    """What nginx writes of a request by a machine and by a browser, over TLS: whether it may count."""
+    name = spec.application.server_name
+    requests = {
+        "nothing": ("GET", "HTTP/1.1", []), "language": ("GET", "HTTP/1.1", EMBEDDED[:1]),
+        "site": ("GET", "HTTP/1.1", EMBEDDED[1:]), "form": ("POST", "HTTP/1.1", [*EMBEDDED, "Content-Length: 0"]),
+        **{method: (method, version, EMBEDDED) for method, version in MACHINES.items()},
+    }  # fmt: skip
+    send(
+        host,
+        {
+            case: wire("\r\n".join([f"{method} /.env?marked-{case} {version}", f"Host: {name}", *headers,
+                                     "Connection: close", "", ""]), name=name, source=f"127.0.7.{number + 1}")
+            for number, (case, (method, version, headers)) in enumerate(requests.items())
+        },
+    )  # fmt: skip
+    access, refused = "/var/log/nginx/access.log", "/var/log/nginx/refused.log"
+    # The access log has all of them, the log of refusals those that count; the last one was a machine's.
+    wait = until(
+        f"test $(grep -c env?marked- {access}) -ge {len(requests)} && "
+        f"test $(grep -c env?marked- {refused}) -gt {len(MACHINES)}",
+        10, pause=0.5,
+    )  # fmt: skip
+    lines = host.check_output(f"{wait}; grep -h env?marked- {refused}").splitlines()
+    counted = {event["uri"].removeprefix("/.env?marked-"): event["machine"] for event in map(json.loads, lines)}
+    return {case: counted.get(case, 0) for case in requests}
+
+
+@pytest.mark.req("R50", "R66")
+def test_browsers_are_known_by_what_no_page_can_take_away(marked: dict[str, int]) -> None:
+    """A request with a browser's marks does not count, unless its method or version is one that no page can ask for"""
+    assert marked == {"nothing": 1, "language": 0, "site": 0, "form": 0, **dict.fromkeys(MACHINES, 1)}
 
 
 @pytest.mark.req("R66")

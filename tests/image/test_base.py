@@ -12,7 +12,9 @@ from .facts import Fact, gather, properties
 
 # Of the kernel's settings those that no edit of the layer may lose; the others are compared with the layer's file.
 KERNEL = {
-    "kernel.panic": "10", "kernel.panic_on_oops": "1", "kernel.dmesg_restrict": "1", "kernel.randomize_va_space": "2",
+    "kernel.warn_limit": "100", "kernel.kptr_restrict": "2", "kernel.yama.ptrace_scope": "2",
+    "kernel.unprivileged_userns_clone": "0", "kernel.panic": "10", "kernel.panic_on_oops": "1",
+    "kernel.dmesg_restrict": "1", "kernel.randomize_va_space": "2",
     "kernel.unprivileged_bpf_disabled": "1", "kernel.kexec_load_disabled": "1", "kernel.io_uring_disabled": "2",
     "fs.protected_hardlinks": "1", "fs.protected_symlinks": "1", "fs.suid_dumpable": "0", "net.ipv4.ip_forward": "0",
     "net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.all.accept_redirects": "0",
@@ -20,7 +22,8 @@ KERNEL = {
 }  # fmt: skip
 COMMAND_LINE = {
     "audit=1", "audit_backlog_limit=8192", "apparmor=1", "security=apparmor", "slab_nomerge", "vsyscall=none", "debugfs=off",
-    "module.sig_enforce=1", "lockdown=integrity",
+    "module.sig_enforce=1", "lockdown=integrity", "proc_mem.force_override=never", "ia32_emulation=0", "init_on_alloc=1",
+    "hardened_usercopy=1", "kfence.sample_interval=100", "hash_pointers=always",
 }  # fmt: skip
 DENIED = {
     "cramfs", "freevxfs", "hfs", "hfsplus", "jffs2", "udf", "overlay", "squashfs", "atm", "can", "dccp", "rds", "sctp",
@@ -112,6 +115,27 @@ def test_kernel_settings_hold(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.req("R9", "R24")
+def test_user_namespaces_are_roots(host: Host) -> None:
+    """No user can make a namespace of users, and systemd still makes one for each service that is to have one"""
+    found = gather(
+        host,
+        {
+            "user": "runuser -u nobody -- unshare --user true",
+            "root": "unshare --user true",
+            "service": "systemd-run --quiet --wait --pipe -p PrivateUsers=yes -p User=nobody cat /proc/self/uid_map",
+            "units": "for pid in $(systemctl show -p MainPID --value nginx gunicorn); do readlink /proc/$pid/ns/user; done; "
+            "readlink /proc/1/ns/user",
+        },
+    )
+    assert found["user"].status != 0
+    assert "Operation not permitted" in found["user"].text
+    assert found["root"].status == 0
+    assert found["service"].status == 0, found["service"]
+    assert len(set(found["units"].lines)) == 3
+
+
+@pytest.mark.vm
 @pytest.mark.req("R9", "R33")
 def test_kernel_command_line(facts: dict[str, Fact]) -> None:
     """The kernel was started with auditing, AppArmor and its own hardening, and will be the next time"""
@@ -128,6 +152,18 @@ def test_modules_are_denied(facts: dict[str, Fact]) -> None:
     for name in known:
         assert f"install {name} /bin/false" in lines
         assert f"blacklist {name}" in lines
+
+
+@pytest.mark.vm
+@pytest.mark.req("R24")
+def test_usb_devices_of_later_are_not_authorised(host: Host) -> None:
+    """No USB bus takes a device that is plugged in after the boot"""
+    *buses, settings = host.check_output(
+        "cat /sys/bus/usb/devices/usb*/authorized_default 2>/dev/null; "
+        "systemd-tmpfiles --cat-config | grep -c '^w- /sys/bus/usb/devices/usb[*]/authorized_default .* 0$'"
+    ).splitlines()
+    assert settings == "1"
+    assert set(buses) <= {"0"}
 
 
 @pytest.mark.vm

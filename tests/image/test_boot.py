@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,8 +27,11 @@ ENABLED = {
     "cloud-init-network.service": "cloud-init",
     "cron.service": "jobs of the operators, root's alone",
     "fail2ban.service": "bans",
+    "golden-bans.path": "bans of clients behind a proxy",
     "fstrim.timer": "gives unused blocks back to the hypervisor",
     "getty@.service": "login on the hypervisor's console",
+    "golden-access-log.service": "the web server's access log",
+    "golden-access-log.socket": "the web server's access log",
     "golden-aide-first.service": "remembers the files as they are after the first boot",
     "golden-aide.service": "enabled for its other name only; its timer starts it",
     "golden-aide.timer": "compares the files every day",
@@ -65,7 +70,7 @@ ENABLED = {
     "postgresql.service": "the database",
     "reboot.target": "control-alt-delete restarts the machine in order",
     "remote-fs.target": "a synchronisation point without content",
-    "rsyslog.service": "the web server's access log",
+    "rsyslog.service": "refused requests for fail2ban; logs for a collector",
     "ssh.service": "administration",
     "sysctl-reapply-network.service": "kernel settings of the network, when the cards are there",
     "systemd-network-generator.service": "network settings from the kernel's command line",
@@ -93,6 +98,16 @@ TIMERS = {
     "logrotate.timer": "rotates the access log",
     "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
 }
+# Seconds that a boot waits for a disk, a mount or a service at least (docs/decisions/12-choices-in-the-image.md).
+PATIENCE = 900
+# What has less, and why no boot depends on it.
+IMPATIENT: dict[str, str] = {
+    "systemd-hostnamed.service": "started on request",
+    "systemd-localed.service": "started on request",
+    "systemd-timedated.service": "started on request",
+}
+LIMITS = ("TimeoutStartUSec", "TimeoutUSec", "JobTimeoutUSec", "JobRunningTimeoutUSec", "WatchdogUSec")
+SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800, "month": 2629800, "y": 31557600}
 UNITS_OF_THE_FIRST_BOOT = (
     "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
     "golden-site", "golden-tls",
@@ -114,10 +129,20 @@ def facts(host: Host) -> dict[str, Fact]:
             "systemctl get-default",
             "cloud": "cloud-init status --long",
             "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(UNITS_OF_THE_FIRST_BOOT),
+            "limits": "systemctl show '*' -p Id -p LoadState " + " ".join(f"-p {name}" for name in LIMITS),
+            "default limits": "systemctl show -p DefaultDeviceTimeoutUSec -p DefaultTimeoutStartUSec",
+            "fstab": "grep -v '^#' /etc/fstab",
+            "patience": "lsinitramfs /boot/initrd.img-* | grep scripts/init-premount/; "
+            f"grep -c udev.event_timeout={PATIENCE} /etc/default/grub.d/20-boot.cfg",
             "release": "cat /etc/os-release",
             "virtualisation": "systemd-detect-virt",
             "names": "hostname; cat /etc/hostname",
             "locale": "cat /etc/locale.conf; locale -a; readlink /etc/localtime; date +%Z",
+            "zone": "test -e /etc/localtime && head -c 4 /etc/localtime",
+            "zones": "cd /usr/share/zoneinfo && grep -Rl --binary-files=text ^TZif . | sed 's|^./||' | "
+            "grep -vE '^(localtime|posixrules|right/|posix/)'",
+            "locales": "grep ' UTF-8$' /usr/share/i18n/SUPPORTED | cut -d' ' -f1",
+            "accounts": "cut -d: -f1 /etc/passwd /etc/group",
             "journal": "ls -d /var/log/journal/*; journalctl --header | grep -c 'File path: /var/log/journal'",
             "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
             "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
@@ -176,6 +201,45 @@ def test_first_boot_units_worked(facts: dict[str, Fact]) -> None:
         assert (block["Result"], block["NRestarts"], block["ActiveState"]) == ("success", "0", "active"), name
 
 
+def seconds(text: str) -> float:
+    """Return the seconds of a time span as systemctl shows it; 0 and infinity are no limit."""
+    if text in ("", "0", "infinity"):
+        return float("inf")
+    parts = [re.fullmatch(r"([0-9.]+)([a-z]+)", word) for word in text.split()]
+    return sum(float(part[1]) * SECONDS[part[2]] for part in parts if part)
+
+
+@pytest.mark.req("R9", "F35")
+def test_a_boot_waits_for_a_slow_disk(facts: dict[str, Fact]) -> None:
+    """No unit gives a device, a mount, a start or a sign of life less than a quarter of an hour"""
+    blocks = [properties(Fact(0, text)) for text in facts["limits"].text.split("\n\n")]
+    loaded = {block["Id"]: block for block in blocks if block["LoadState"] == "loaded"}
+    # A container has no device manager.
+    assert {"ssh.service", "nginx.service", "systemd-journald.service", "-.mount"} <= set(loaded)
+    short = {
+        f"{unit} {name}={block[name]}"
+        for unit, block in loaded.items()
+        for name in LIMITS
+        if unit not in IMPATIENT and seconds(block.get(name, "")) < PATIENCE
+    }
+    assert not short
+    defaults = properties(facts["default limits"])
+    assert len(defaults) == 2
+    assert all(seconds(value) >= PATIENCE for value in defaults.values()), defaults
+    scripts, udev = facts["patience"].lines[:-1], facts["patience"].lines[-1]
+    assert any(line.endswith("/golden-patience") for line in scripts), scripts
+    assert udev == "1"
+
+
+@pytest.mark.vm
+@pytest.mark.req("R9", "F35")
+def test_fstab_shortens_no_wait(facts: dict[str, Fact]) -> None:
+    """No file system has a time limit of its own, and the EFI system partition keeps no machine from booting"""
+    options = {line.split()[1]: line.split()[3].split(",") for line in facts["fstab"].lines}
+    assert "nofail" in options["/boot/efi"]
+    assert not [option for found in options.values() for option in found if "timeout" in option]
+
+
 @pytest.mark.req("R9")
 def test_nothing_was_restarted(facts: dict[str, Fact]) -> None:
     """No service has died since the boot"""
@@ -220,6 +284,17 @@ def test_locale_and_time_zone(facts: dict[str, Fact], spec: SimpleNamespace) -> 
     assert configured == f"LANG={spec.locale}"
     assert spec.locale.lower().replace("-", "") in [name.lower().replace("-", "") for name in locales]
     assert zone.endswith(f"/usr/share/zoneinfo/{spec.timezone}")
+    assert facts["zone"].text == "TZif", "the link leads to a time zone"
+
+
+@pytest.mark.req("R4")
+def test_names_of_the_spec_are_those_of_the_image(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """The time zones, locales and accounts that the spec is checked with are those of the image"""
+    known = json.loads(next(Path(__file__).parents[2].glob("build/**/image_names.json")).read_text())
+    assert set(facts["zones"].lines) == set(known["time_zones"])
+    bare = {name.replace(".UTF-8", "") for name in known["locales"]}
+    assert {name.replace(".UTF-8", "") for name in facts["locales"].lines} == bare
+    assert set(facts["accounts"].lines) - {spec.admin.user} <= set(known["accounts"])
 
 
 @pytest.mark.req("R9")

@@ -45,19 +45,18 @@ def leave(user, port):
 
 def answer(connection):
     connection.setblocking(True)
-    connection.settimeout(2)
+    connection.settimeout(SECONDS)
     try:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: nobody\r\n\r\n")
         return "closed" if connection.recv(1) == b"" else "answered"
     except OSError as error:
         return type(error).__name__
 
-sys.path.insert(0, "/usr/lib/golden")
-import golden_firewall
+from golden import firewall
 
 def state():
     listed = subprocess.run(["nft", "-j", "list", "table", "inet", "golden"], check=True, capture_output=True)
-    return golden_firewall.describe(json.loads(listed.stdout))
+    return firewall.describe(json.loads(listed.stdout))
 
 def scene(questions, facts):
     facts["before"] = state()

@@ -7,7 +7,7 @@ import json
 import pytest
 from testinfra.host import Host
 
-from .conftest import Machine
+from .conftest import Machine, await_health
 
 pytestmark = pytest.mark.vm
 
@@ -67,12 +67,6 @@ def test_health_from_outside(machines: list[Machine], spec: object) -> None:
     """From outside each clone, HTTPS answers /health with 200 and says that the database was asked"""
     for machine in machines:
         name = spec.application.server_name  # type: ignore[attr-defined]
-        address = f"https://{name}:{machine.ports['https']}/health"
-        done = machine.host.backend.run_local(
-            "curl --silent --show-error --max-time 60 --insecure --resolve %s:%s:%s"
-            " --write-out '\\n%%{http_code}' %s",
-            name, str(machine.ports["https"]), machine.address, address,
-        )  # fmt: skip
-        body, _, code = done.stdout.strip().rpartition("\n")
-        assert code == "200", f"{machine.name}: {done.stdout}{done.stderr}"
-        assert json.loads(body)["db"] == "ok"
+        code, text = await_health(machine.host, name, machine.address, machine.ports["https"])
+        assert code == "200", f"{machine.name}: {text}"
+        assert json.loads(text)["db"] == "ok"

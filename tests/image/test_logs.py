@@ -9,6 +9,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
+from .remote import until
 
 pytestmark = pytest.mark.story
 
@@ -88,7 +89,7 @@ def log(word: str, count: int) -> str:
 def arrives(word: str, count: int) -> str:
     """Return the shell command that waits until that many different lines have arrived, and says how many did."""
     counted = f"grep -aoE '{word}-[0-9]+-end' {WORK}/got 2>/dev/null | sort -u | wc -l"
-    return f"for i in $(seq 150); do n=$({counted}); test $n -ge {count} && break; sleep 0.2; done; echo $n"
+    return until(f"n=$({counted}); test $n -ge {count}", 20, pause=0.2) + "; echo $n"
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,8 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
                 "start": start("relp"),
                 "stranger": collector("other.example.org") + f"; {log('stranger', 1)}; "
-                f"for i in $(seq 100); do journalctl -b -q -o cat -u rsyslog --since=-1min -g '{REFUSED}' "
-                f"&& break; sleep 0.2; done; cat {WORK}/got",
+                + until(f"journalctl -b -q -o cat -u rsyslog --since=-$((1 + PACE))min -g '{REFUSED}'", 20, pause=0.2)
+                + f"; cat {WORK}/got",
                 "right": f"{collector('localhost')}; {log('early', MANY)}; {request}; {arrives('early', MANY)}",
                 "web": arrives("web", 1),
                 "down": f"{stop}; {log('down', MANY)}; sleep 1; {log('later', MANY)}",

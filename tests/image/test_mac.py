@@ -17,6 +17,8 @@ CONFINED = {
     "chrony.service": "/usr/sbin/chronyd",
 }
 NAMED = {unit: profile for unit, profile in CONFINED.items() if not profile.startswith("/")}
+# Of an application whose contract has destinations.
+NETWORK = "gunicorn-network"
 PYTHON = "/opt/app/current/venv/bin/python"
 PROFILES = " ".join(f"/etc/apparmor.d/{profile}" for profile in NAMED.values())
 LABELS = """
@@ -105,7 +107,7 @@ def test_profiles_start_no_program(units: dict[str, Fact]) -> None:
 @pytest.mark.req("R33")
 def test_only_used_profiles_are_on(units: dict[str, Fact]) -> None:
     """Of Debian's profiles only that of chrony is loaded: the others are for programs that are not here"""
-    assert set(units["on"].lines) == {*NAMED.values(), "usr.sbin.chronyd"}
+    assert set(units["on"].lines) == {*NAMED.values(), NETWORK, "usr.sbin.chronyd"}
 
 
 @pytest.mark.vm
@@ -114,7 +116,7 @@ def test_every_loaded_profile_is_enforced(facts: dict[str, Fact]) -> None:
     """AppArmor is on; exactly the known profiles are loaded, all of them enforced"""
     assert facts["enabled"].lines == ["Yes", "active"]
     profiles = json.loads(facts["status"].text)["profiles"]
-    assert profiles == dict.fromkeys(CONFINED.values(), "enforce")
+    assert profiles == dict.fromkeys([*CONFINED.values(), NETWORK], "enforce")
 
 
 @pytest.mark.vm

@@ -22,12 +22,11 @@ UNIX_SOCKETS = {
     "/run/fail2ban/fail2ban.sock": "fail2ban-client, as root or fail2ban's user",
     "/run/gunicorn.sock": "the application, for nginx",
     "/run/nginx-syslog/refused": "refused requests, for nginx",
-    "/run/nginx-syslog/socket": "the access log, for nginx",
     "/run/systemd/": "systemd's own services",
     "/run/udev/control": "systemd-udevd",
     "/run/user/": "the administrator's session",
 }
-UNIX_SOCKETS_OF_SERVICES = ("/run/gunicorn.sock", "/run/postgresql/.s.PGSQL.5432", "/run/nginx-syslog/socket")
+UNIX_SOCKETS_OF_SERVICES = ("/run/gunicorn.sock", "/run/postgresql/.s.PGSQL.5432", "/run/nginx-syslog/refused")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ HIDDEN = [
     "/project/settings.py", "/manage.py", "/project/__pycache__/settings.pyc", "/static/site.sql", "/backup.bak",
     "/db.sqlite3", "/dump.sql", "/config.yaml", "/config.yml", "/pyproject.toml", "/app.ini", "/app.log", "/app.key",
     "/app.pem", "/app.crt", "/index.php", "/install.sh", "/nginx.conf.old", "/index.html~",
-    "/static/pages/site.css.orig", "/page.swp", "/site.save", "/static/", "/static/pages/", "/static/pages/site.css",
+    "/static/pages/site.css.orig", "/page.swp", "/site.save", "/static/", "/static/pages/", "/static/pages",
     "/static", "/media/", "/media", "/media/x.html", "/media/x.svg", "/media/x.php", "/media/x.jpg.php",
     "/media/.x.jpg", "/etc/passwd",
 ]  # fmt: skip
@@ -49,7 +49,9 @@ SITES = {"00-default", "10-app"}
 FIREWALL_MODULES = {"50-mod-http-modsecurity.conf", "10-mod-http-ndk.conf", "50-mod-http-ndk.conf"}
 # What a user may have brought, and whether it is handed out again.
 MEDIA = {
-    "photo.jpg": True, "notes.txt": True, "page.html": False, "picture.svg": False, "script.php": False, "link.txt": False,
+    "photo.jpg": True, "notes.txt": True, "photo.max-165x165.jpg": True, "PHOTO.JPG": True, "film.mp4": True,
+    "letter.docx": True, "copy.tar.gz": True, "LICENSE": True, "page.html": False, "page.xhtml": False, "picture.svg": False,
+    "feed.xml": False, "code.mjs": False, "script.php": False, "photo.jpg.php": False, "link.txt": False,
 }  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "temporary mount": "findmnt -no OPTIONS /var/cache/nginx",
             "configuration": "nginx -T",
             "autoindex": "grep -rE '^[^#]*autoindex +on' /etc/nginx",
-            "key": "stat -c '%a %U:%G %n' /etc/ssl/private/app.key /etc/ssl/certs/app.pem /run/nginx/tls/app.key",
+            "key": "stat -c '%a %U:%G %n' /etc/ssl/private/app.key /etc/ssl/certs/app.pem /run/nginx-tls/app.key",
             "certificate": "openssl x509 -noout -text -in /etc/ssl/certs/app.pem",
             "pair": "openssl pkey -in /etc/ssl/private/app.key -pubout | sha256sum; "
             "openssl x509 -in /etc/ssl/certs/app.pem -noout -pubkey | sha256sum",
@@ -96,7 +98,7 @@ def facts(host: Host) -> dict[str, Fact]:
 @pytest.fixture(scope="module")
 def brought(host: Host) -> Iterator[None]:
     """Files in the places that the web server shows and does not write: of users, and for an authority."""
-    media, token = "/var/www/media/golden-test", "/run/golden-challenges/golden-test-token"
+    media, token = "/var/www/media/golden-test", "/run/golden-challenges/golden-test-token-as-long-as-one"
     # umask: what is missing on the way is made for the web server to read.
     made = f"umask 022 && mkdir -p {media} && cd {media} && touch {' '.join(MEDIA)} && ln -sf /etc/passwd link.txt"
     host.check_output(f"{made} && echo proof >{token} && chgrp nginx {token} && chmod 640 {token}")
@@ -114,7 +116,7 @@ def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace, brought: 
         "absent": ask(name, "/no-such-page"),
         "plain": ask(name, "/some/page?with=query", tls=False),
         "plain line end": ask(name, "/some%0d%0aSet-Cookie:%20a=b", tls=False),
-        "challenge": ask(name, "/.well-known/acme-challenge/golden-test-token", tls=False),
+        "challenge": ask(name, "/.well-known/acme-challenge/golden-test-token-as-long-as-one", tls=False),
         "challenges": ask(name, "/.well-known/acme-challenge/", tls=False),
         "long path": ask(name, "/" + "x" * 20000),
         "bad method": ask(name, "/", method="G@T"),
@@ -138,7 +140,10 @@ def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace, brought: 
     first = browse(host, requests)
     found = re.search(r'href="(/static/[^"]+)"', first["page"].body)
     assert found, first["page"]
-    return first | browse(host, {"static": ask(name, found.group(1))})
+    plain = re.sub(r"\.[0-9a-f]{12}\.", ".", found.group(1))
+    kept = first | browse(host, {"static": ask(name, found.group(1)), "plain static": ask(name, plain)})
+    known = {"If-None-Match": "".join(kept["plain static"].header("ETag"))}
+    return kept | browse(host, {"known static": ask(name, plain, headers=known)})
 
 
 @pytest.mark.req("R27", "R38", "R45")
@@ -198,10 +203,8 @@ def test_configuration_access(facts: dict[str, Fact]) -> None:
     """The configuration is root's, read by nginx, closed to others; so is the directory of the logs"""
     for line in facts["access"].lines:
         mode, owner, path = line.split()
-        if path == "/run/nginx-syslog":
+        if path in ("/run/nginx-syslog", "/var/cache/nginx"):
             assert (mode, owner) == ("750", "root:nginx")
-        elif path == "/var/cache/nginx":
-            assert (mode, owner) == ("750", "nginx:nginx")
         elif path == "/var/log/nginx":
             assert (mode, owner) == ("750", "root:adm")
         else:
@@ -251,8 +254,11 @@ def test_limits_of_each_server(facts: dict[str, Fact]) -> None:
     for path in ("/etc/nginx/sites-enabled/00-default", "/etc/nginx/sites-enabled/10-app"):
         servers = re.findall("^server {", files[path], re.MULTILINE)
         assert files[path].count("\n    include /etc/nginx/snippets/limits.conf;") == len(servers)
-    for setting in ("limit_req zone=requests", "limit_conn connections", "client_max_body_size"):
+    for setting in ("limit_req zone=requests", "limit_conn connections"):
         assert setting in files["/etc/nginx/snippets/limits.conf"]
+    # For all servers; that of the application has the size of its contract.
+    assert "client_max_body_size 1m;" in files["/etc/nginx/conf.d/20-limits.conf"]
+    assert files["/run/golden/app/server.conf"].startswith("client_max_body_size 1m;")
     assert [path for path, content in files.items() if "add_header" in content] == ["/etc/nginx/conf.d/40-headers.conf"]
     assert not re.search(r"^\s*(auth_basic|autoindex on|ssl_stapling on|proxy_add_x_forwarded_for)", text, re.MULTILINE)
 
@@ -263,7 +269,7 @@ def test_key_and_certificate(facts: dict[str, Fact]) -> None:
     assert facts["key"].lines == [
         "600 root:root /etc/ssl/private/app.key",
         "644 root:root /etc/ssl/certs/app.pem",
-        "400 nginx:nginx /run/nginx/tls/app.key",
+        "400 nginx:nginx /run/nginx-tls/app.key",
     ]
     private, public = facts["pair"].lines
     assert private == public
@@ -319,9 +325,9 @@ def test_old_tls_is_refused(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R86", "R87")
 def test_redirect_is_clean(answers: dict[str, Answer]) -> None:
-    """A line end in the path does not become a header; a file for the certificate's authority is the only exception"""
+    """A line end in the path is refused; a file for the certificate's authority is the only exception"""
     answer = answers["plain line end"]
-    assert (answer.status, answer.header("Set-Cookie")) == (308, [])
+    assert (answer.status, answer.header("Set-Cookie")) == (400, [])
     assert answer.header("Strict-Transport-Security") == []
     assert (answers["challenge"].status, answers["challenge"].body) == (200, "proof\n")
     assert answers["challenge"].header("Content-Type") == ["text/plain"]
@@ -392,6 +398,15 @@ def test_static_files_are_kept(answers: dict[str, Answer]) -> None:
     assert answer.header("Content-Type") == ["text/css"]
     assert answer.header("Cache-Control") == ["public, max-age=31536000, immutable"]
     assert answers["absent"].header("Cache-Control") != answer.header("Cache-Control")
+
+
+@pytest.mark.req("R75")
+def test_static_files_without_a_hash_are_asked_for_again(answers: dict[str, Answer]) -> None:
+    """A file whose name says nothing about its content is served, and a browser asks whether its own is still right"""
+    answer = answers["plain static"]
+    assert (answer.status, answer.header("Content-Type")) == (200, ["text/css"])
+    assert answer.header("Cache-Control") == ["no-cache"]
+    assert answers["known static"].status == 304
 
 
 @pytest.mark.req("R84", "R37", "F28")

@@ -17,6 +17,7 @@ KEEP = "192.0.2.7"
 TABLE = "nft list table inet golden_fence"
 PARTS = {
     "system", "logins", "users", "web", "defence", "certificates", "updates", "integrity", "backups", "timers",
+    "application",
 }  # fmt: skip
 
 

@@ -58,22 +58,22 @@ def facts(host: Host) -> dict[str, Fact]:
 # Programs that run with rights of their file's owner or group, and why.
 SET_UID = {
     "/usr/bin/chage": "reads /etc/shadow for the account's owner",
-    "/usr/bin/chfn": "account data",
-    "/usr/bin/chsh": "account data",
     "/usr/bin/crontab": "set-gid: a job table of one's own; cron.allow is empty, so that only root has one",
-    "/usr/bin/expiry": "reads /etc/shadow for the account's owner",
-    "/usr/bin/gpasswd": "account data",
     "/usr/bin/mount": "mounts that fstab allows to users; there are none",
-    "/usr/bin/newgrp": "another one of the user's own groups; comes with login",
     "/usr/bin/passwd": "account data",
     "/usr/bin/ssh-agent": "set-gid, so that it cannot be traced",
     "/usr/bin/su": "changes the user",
     "/usr/bin/sudo": "administration",
     "/usr/bin/umount": "as mount",
     "/usr/lib/dbus-1.0/dbus-daemon-launch-helper": "starts system services of D-Bus",
-    "/usr/lib/openssh/ssh-keysign": "host-based authentication, which sshd refuses",
     "/usr/sbin/unix_chkpwd": "checks the user's own password",
 }
+# Programs that Debian gives such rights and that nothing here needs: accounts come from cloud-init and have no password, and
+# sshd refuses host-based authentication. Overrides of dpkg keep the rights off.
+PLAIN = [
+    "/usr/bin/chfn", "/usr/bin/chsh", "/usr/bin/expiry", "/usr/bin/gpasswd", "/usr/bin/newgrp",
+    "/usr/lib/openssh/ssh-keysign",
+]  # fmt: skip
 
 
 @pytest.mark.req("R24")
@@ -140,6 +140,20 @@ def test_no_pip(facts: dict[str, Fact]) -> None:
 def test_set_uid_programs_are_known(facts: dict[str, Fact]) -> None:
     """Every program with set-uid or set-gid is on the list, with its reason"""
     assert set(facts["setuid"].lines) <= set(SET_UID)
+
+
+@pytest.mark.req("R24")
+def test_rights_that_were_taken_off_stay_off(host: Host) -> None:
+    """Programs that need no rights of their file's owner have none, and an upgrade of their package gives them none"""
+    found = gather(
+        host,
+        {
+            "modes": f"stat -c '%a %U:%G %n' {' '.join(PLAIN)}",
+            "overrides": f"for path in {' '.join(PLAIN)}; do dpkg-statoverride --list $path; done",
+        },
+    )
+    assert found["modes"].lines == [f"755 root:root {path}" for path in PLAIN]
+    assert [line.split()[-2].lstrip("0") for line in found["overrides"].lines] == ["755"] * len(PLAIN)
 
 
 @pytest.mark.req("R35")

@@ -1,4 +1,4 @@
-"""The diagrams of docs/planes.md tell the truth about this image."""
+"""The diagrams of tests/image/planes.md tell the truth about this image."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from .facts import Fact, gather, properties
 
 PSQL = "/usr/lib/postgresql/17/bin/psql -X -A -t -w -h /run/postgresql"
 UNIT = "postgresql@17-main.service"
+# Who looks into the application's database: the superuser cannot.
+OWNER = {"user": "golden-backup", "role": "app_owner", "database": "app"}
 
 SETTINGS = {
     "listen_addresses": "",
@@ -44,6 +46,13 @@ REFUSED = [
     ("gunicorn", "app", "postgres"),
     ("app-migrate", "postgres", "app"),
     ("postgres", "app", "app"),
+    # Where the application's owner defines casts and operators, a superuser does not connect.
+    ("postgres", "postgres", "app"),
+    ("postgres", "postgres", "template1"),
+    ("golden-backup", "postgres", "postgres"),
+    ("golden-restore", "app_owner", "app"),
+    ("golden-restore", "postgres", "postgres"),
+    ("gunicorn", "app", "app_restored"),
 ]
 # What the application's role may not do, in its own database.
 FORBIDDEN = [
@@ -90,12 +99,12 @@ def facts(host: Host) -> dict[str, Fact]:
             "has_database_privilege('app', datname, 'CREATE') FROM pg_database WHERE NOT datistemplate ORDER BY 1"
         ),
         "tables": _query(
-            "SELECT tablename, tableowner FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", database="app"
+            "SELECT tablename, tableowner FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", **OWNER
         ),
         "rights": _query(
             "SELECT privilege_type FROM information_schema.role_table_grants "
             "WHERE grantee = 'app' AND table_name = 'pages_page' ORDER BY 1",
-            database="app",
+            **OWNER,
         ),
         "application": _query("SELECT count(*) FROM pages_page", user="gunicorn", role="app", database="app"),
         "unit": f"systemctl show -p ActiveState -p Type -p Restart -p User -p PrivateNetwork {UNIT}",
@@ -117,7 +126,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "has_schema_privilege('app_owner', 'public', 'CREATE'), has_database_privilege('public', 'app', 'CONNECT'), "
             "pg_has_role('app', 'pg_use_reserved_connections', 'USAGE'), "
             "pg_has_role('app_owner', 'pg_use_reserved_connections', 'USAGE')",
-            database="app",
+            **OWNER,
         ),
         "memory": f"pid=$(systemctl show -p MainPID --value {UNIT}); cat /proc/$pid/oom_score_adj; "
         "for child in $(pgrep -P $pid); do cat /proc/$child/oom_score_adj; done",
@@ -145,7 +154,7 @@ def test_rules_admit_system_users_only(facts: dict[str, Fact]) -> None:
     """The rules of admission know peers on the UNIX socket, and refusal; nobody comes in by a password"""
     *rules, errors = facts["rules"].lines
     assert errors == "0"
-    assert rules == ["local|peer", "local|peer", "local|reject"]
+    assert rules == ["local|peer", "local|peer", "local|peer", "local|reject"]
     assert facts["passwords"].text == "0"
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from build.sealed import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX, SealedImage
+from build.machines.disk_image import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX, DiskImage
 
 pytestmark = pytest.mark.vm
 
@@ -20,7 +20,7 @@ LOGS_OF_THE_IMAGE: dict[str, str] = {}
 
 
 @pytest.mark.req("F29", "R1")
-def test_machine_id_is_empty(sealed: SealedImage) -> None:
+def test_machine_id_is_empty(sealed: DiskImage) -> None:
     """/etc/machine-id is there and empty, so that every clone gets its own"""
     found = sealed.find("/etc/machine-id")
     assert found is not None
@@ -29,13 +29,13 @@ def test_machine_id_is_empty(sealed: SealedImage) -> None:
 
 
 @pytest.mark.req("F29")
-def test_no_host_keys(sealed: SealedImage) -> None:
+def test_no_host_keys(sealed: DiskImage) -> None:
     """There are no SSH host keys in the image"""
     assert [found.path for found in sealed.list("/etc/ssh") if "ssh_host_" in found.path] == []
 
 
 @pytest.mark.req("F29", "R60", "R81")
-def test_no_secret_files(sealed: SealedImage) -> None:
+def test_no_secret_files(sealed: DiskImage) -> None:
     """No TLS key, application secret, credential, random seed or database cluster is in the image"""
     assert sealed.list("/etc/ssl/private") == []
     seeds = ("/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret")
@@ -46,7 +46,7 @@ def test_no_secret_files(sealed: SealedImage) -> None:
 
 
 @pytest.mark.req("F29")
-def test_no_private_key_anywhere(sealed: SealedImage) -> None:
+def test_no_private_key_anywhere(sealed: DiskImage) -> None:
     """No allocated byte of the disk holds a private key"""
     # Test vectors that GnuTLS carries in its code are no secret.
     libraries = [found for found in sealed.list("/usr/lib/x86_64-linux-gnu") if "libgnutls.so.30." in found.path]
@@ -56,14 +56,14 @@ def test_no_private_key_anywhere(sealed: SealedImage) -> None:
 
 
 @pytest.mark.req("F29")
-def test_no_logs(sealed: SealedImage) -> None:
+def test_no_logs(sealed: DiskImage) -> None:
     """No log file is in the image, of the installer or of anything else"""
     files = [found.path for found in sealed.walk("/var/log") if found.kind == "file" and found.size > 0]
     assert [path for path in files if path not in LOGS_OF_THE_IMAGE] == []
 
 
 @pytest.mark.req("F29")
-def test_no_traces_of_a_boot(sealed: SealedImage) -> None:
+def test_no_traces_of_a_boot(sealed: DiskImage) -> None:
     """The image was never booted: no lease, no journal, no cloud-init state, no shell history, no authorized key"""
     traces = {
         "/var/lib/systemd/network": sealed.list("/var/lib/systemd/network"),
@@ -80,14 +80,14 @@ def test_no_traces_of_a_boot(sealed: SealedImage) -> None:
 
 
 @pytest.mark.req("R81", "R98")
-def test_no_password_in_shadow(sealed: SealedImage) -> None:
+def test_no_password_in_shadow(sealed: DiskImage) -> None:
     """Every account of the sealed image is locked: there is no default password"""
     rows = [line.split(":") for line in sealed.read("/etc/shadow").decode().splitlines()]
     assert [name for name, secret, *_ in rows if secret[:1] not in ("*", "!")] == []
 
 
 @pytest.mark.req("R5")
-def test_partition_table(sealed: SealedImage, spec: SimpleNamespace) -> None:
+def test_partition_table(sealed: DiskImage, spec: SimpleNamespace) -> None:
     """GPT with bios_grub and an EFI system partition, every file system of the spec, and / last so that it can grow"""
     types = [slot.type.upper() for slot in sealed.slots]
     assert types[:2] == [GPT_BIOS_GRUB, GPT_ESP]

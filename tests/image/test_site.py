@@ -10,9 +10,11 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, ask, browse, gather, properties
+from .remote import until
 
 EVERY_KEY = {
     "admin_cidrs", "server_names", "certificate", "log_collector", "backup", "alerts", "application", "admin_proxy",
+    "proxies",
 }  # fmt: skip
 BAD = "/run/golden-test-site.yaml"
 
@@ -30,6 +32,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
             "exposure": "systemd-analyze security --no-pager golden-site.service | tail -1",
             "bad": f"printf 'admin_cidrs: [0.0.0.0/0, 192.0.2.0/24]\\nserver_nam: [x]\\n' >{BAD}; chmod 600 {BAD}; "
             f"golden-site --check {BAD} --json",
+            "schema": "golden-site --schema | diff - /usr/share/golden/site.schema.json && golden-site --schema",
             "bad status": f"golden-site --check {BAD} >&2",
             "example": "golden-site --check /etc/golden/site.yaml.example",
             "again": "sha256sum /run/golden/* >/run/golden-test.before; systemctl restart golden-site.service; "
@@ -71,11 +74,64 @@ def test_faults_are_named_and_open_nothing(facts: dict[str, Fact]) -> None:
     assert "0.0.0.0/0" in facts["bad status"].text
 
 
+@pytest.mark.req("R30")
+def test_the_schema_has_the_keys_of_this_image(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+    """The schema for editors has the keys of the image's layers, and an unknown key is an error with the image's name"""
+    assert set(json.loads(facts["schema"].text)["properties"]) == EVERY_KEY
+    assert f"no layer of the image {spec.name} has this key" in facts["bad status"].text
+
+
 @pytest.mark.req("R4")
 def test_reading_again_changes_nothing(facts: dict[str, Fact]) -> None:
     """Reading the settings a second time gives the same files"""
     assert facts["again"].status == 0, facts["again"].text
     assert float(facts["exposure"].text.split("service: ")[1].split()[0]) <= 2.0
+
+
+LONGEST = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])
+ONCE = "/run/systemd/system/nginx.service.d"
+RESTORE = (
+    "rm -f /etc/nginx/conf.d/99-broken.conf /etc/golden/site.yaml; test ! -e /run/golden-test.kept || "
+    "mv /run/golden-test.kept /etc/golden/site.yaml; systemctl reset-failed nginx.service; golden-site apply >/dev/null"
+)
+
+
+@pytest.mark.story
+@pytest.mark.minutes
+@pytest.mark.req("R4", "F30")
+def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
+    """golden-site apply: 253 characters are served; what nginx refuses changes nothing; a dead nginx is started"""
+    broken = "/etc/nginx/conf.d/99-broken.conf"
+    found = gather(
+        host,
+        {
+            "keep": "test ! -e /etc/golden/site.yaml || cp -p /etc/golden/site.yaml /run/golden-test.kept",
+            "long": f"echo 'server_names: [{LONGEST}]' >/etc/golden/site.yaml; golden-site apply --json",
+            "stranger": "systemd-run --quiet --unit golden-test-stranger false; "
+            f"echo 'no_such_directive;' >{broken}; echo 'server_names: [www.example.org]' >/etc/golden/site.yaml",
+            "refused": "golden-site apply",
+            "unchanged": "cut -d' ' -f1 /run/golden/names; systemctl is-active nginx.service; ls -d /run/golden-trial-*",
+            # systemd would try for a minute.
+            "dead": f"mkdir -p {ONCE}; printf '[Service]\\nRestart=no\\n' >{ONCE}/99-test.conf; systemctl daemon-reload; "
+            f"systemctl restart nginx.service; {until('systemctl is-failed -q nginx.service', 30, pause=1)}; "
+            f"rm -r {broken} {ONCE}; systemctl daemon-reload; systemctl is-failed nginx.service",
+            "mended": "golden-site apply --json",
+            "active": "systemctl is-active nginx.service; cut -d' ' -f1 /run/golden/names",
+        },
+    )
+    answers = browse(host, {"new": ask("www.example.org", "/", tls=False)})
+    restored = host.run(f"{RESTORE}; systemctl reset-failed golden-test-stranger.service; systemctl is-active nginx.service")
+    assert found["long"].status == 0, found["long"].text
+    assert found["refused"].status == 3
+    assert "no_such_directive" in found["refused"].text
+    assert "nothing was changed" in found["refused"].text
+    assert found["unchanged"].lines[:2] == [LONGEST, "active"]
+    assert len(found["unchanged"].lines) == 2 or "No such file" in found["unchanged"].text
+    assert found["dead"].lines[-1] == "failed", found["dead"].text
+    assert found["mended"].status == 0, found["mended"].text
+    assert found["active"].lines == ["active", "www.example.org"]
+    assert answers["new"].status == 308
+    assert restored.stdout.strip() == "active"
 
 
 @pytest.mark.story

@@ -20,11 +20,14 @@ ACCOUNTS = {
     "postgres": "postgresql-common",
     "golden-alert": "layer 74-alerts", "gunicorn": "layer 40-app", "app-migrate": "layer 40-app", "nginx": "layer 50-nginx",
     "fail2ban": "layer 26-bans", "golden-acme": "layer 65-certificates",
+    "golden-backup": "layer 70-backup", "golden-restore": "layer 70-backup",
 }  # fmt: skip
 NO_SHELL = {"/usr/sbin/nologin", "/bin/false"}
 # Accounts with another shell, and why.
 SHELLS = {"root": "/bin/bash", "sync": "/bin/sync"}
-OWN_ACCOUNTS = ("golden-acme", "golden-alert", "nginx", "gunicorn", "app-migrate", "fail2ban")
+OWN_ACCOUNTS = (
+    "golden-acme", "golden-alert", "golden-backup", "golden-restore", "nginx", "gunicorn", "app-migrate", "fail2ban",
+)  # fmt: skip
 # Files that may stand in /etc/sudoers.d.
 SUDOERS = {"README": "the package's", "10-golden": "how, not who", "90-cloud-init-users": "the administrator, by cloud-init"}
 

@@ -10,6 +10,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
+from .remote import until
 from .wire import Reply, reloading, send, wire
 
 pytestmark = pytest.mark.story
@@ -19,7 +20,7 @@ WORK = "/run/test-admin"
 INSIDE, OUTSIDE = "127.0.3.1", "127.0.3.2"
 # Ways to write the path; the administration answers to the first alone, and nobody is let in by the others.
 PATHS = [
-    "/admin/", "/admin", "/admin/login/", "/admin/auth/user/1/change/", "/administrator", "//admin/", "/./admin/",
+    "/admin/", "/admin", "/admin/login/", "/admin/auth/user/1/change/", "/django-admin/", "//admin/", "/./admin/",
     "/x/../admin/", "/%61dmin/", "/%61%64%6d%69%6e/", "/health/..%2fadmin/", "/admin/..;/admin/", "/admin%2f", "/admin/.",
 ]  # fmt: skip
 # What would be believed by a server that trusts its clients.
@@ -57,8 +58,7 @@ def apply(client_ca: str, cidrs: list[str]) -> str:
     """Return a command that does what golden-proxy.service does at boot, for given settings."""
     given = json.dumps({"client_ca": client_ca or None, "cidrs": cidrs})
     program = (
-        "import json, sys; sys.path.insert(0, '/usr/lib/golden'); import golden_proxy; "
-        "print(golden_proxy.apply(json.loads(sys.argv[1])))"
+        "import json, sys; from golden import proxy; print(proxy.apply(json.loads(sys.argv[1])))"
     )
     return reloading(f'python3 -c "{program}" \'{given}\' && systemctl reload nginx')
 
@@ -109,7 +109,7 @@ def facts(host: Host, opened: dict[str, Reply]) -> dict[str, Fact]:
     return gather(
         host,
         {
-            "log": f"for try in $(seq 20); do grep {identity} {log} && break; sleep 1; done",
+            "log": until(f"grep {identity} {log}", 20, pause=0.5),
             "half": apply("", [f"{INSIDE}/32"]),
             "after half": "ls /run/golden",
             "no authority": apply(f"{WORK}/good.pem", [f"{INSIDE}/32"]),

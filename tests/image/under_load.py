@@ -36,16 +36,19 @@ class Load:
 
 # Runs on the clone: argv is the program of the clients, and a JSON object. A second of load before the action.
 RUNNER = r"""
-import json, pathlib, subprocess, sys, tempfile, time
+import json, os, pathlib, subprocess, sys, tempfile, time
+
+PACE = int(os.environ["PACE"])
 
 program, options = sys.argv[1], json.loads(sys.argv[2])
 with tempfile.TemporaryDirectory() as name:
     place = pathlib.Path(name)
     (place / "load.py").write_text(program)
-    settings = {"address": "127.0.0.1", "port": 443, "state": name + "/state", "stop": name + "/stop", **options["load"]}
+    settings = {"address": "127.0.0.1", "port": 443, "state": name + "/state", "stop": name + "/stop",
+                "timeout": 30 * PACE, **options["load"]}
     (place / "settings").write_text(json.dumps(settings))
     clients = subprocess.Popen([sys.executable, name + "/load.py", name + "/settings"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20 * PACE
     while time.monotonic() < deadline:
         if (place / "state").exists() and json.loads((place / "state").read_text())["good"] >= settings["clients"]:
             break

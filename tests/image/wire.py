@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from testinfra.host import Host
 
+from .remote import until
+
 
 @dataclass(frozen=True)
 class Reply:
-    """Everything that came back on one connection until it was closed, or was silent for ``silence`` seconds."""
+    """Everything that came back on one connection until it was closed, or was silent for a time."""
 
     error: str
     text: str
@@ -32,20 +34,23 @@ class Reply:
 def wire(data: str, *, name: str = "", **changes: object) -> dict[str, object]:
     """Return one connection for :func:`send`: TLS to ``name`` when it is given, else plain HTTP.
 
-    Keys: ``source`` (the client's address), ``silence`` (seconds without a byte that end it), ``certificate`` (a file on the
-    clone with a client's certificate and key).
+    Keys: ``source`` (the client's address), ``certificate`` (a file on the clone with a client's certificate and key).
     """
-    return {"data": data, "name": name, "source": "127.0.0.1", "silence": 4.0, "certificate": ""} | changes
+    return {"data": data, "name": name, "source": "127.0.0.1", "certificate": ""} | changes
 
 
 CLIENT = r"""
-import concurrent.futures, json, socket, ssl, sys
+import concurrent.futures, json, os, socket, ssl, sys
+
+PACE = int(os.environ["PACE"])
+# Seconds before the first byte of an answer, and then seconds without a byte, that end a connection.
+FIRST, SILENCE = 10 * PACE, max(4, PACE / 2)
 
 def talk(one):
     error, parts, closed = "", [], False
     try:
         port = 443 if one["name"] else 80
-        connection = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(one["source"], 0))
+        connection = socket.create_connection(("127.0.0.1", port), timeout=20 * PACE, source_address=(one["source"], 0))
         if one["name"]:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -53,20 +58,22 @@ def talk(one):
                 context.load_cert_chain(one["certificate"])
             connection = context.wrap_socket(connection, server_hostname=one["name"])
         connection.sendall(one["data"].encode("latin-1"))
-        connection.settimeout(one["silence"])
+        connection.settimeout(FIRST)
         while True:
             part = connection.recv(65536)
             if not part:
                 closed = True
                 break
             parts.append(part)
+            connection.settimeout(SILENCE)
     except TimeoutError:
         pass
     except OSError as failure:
         closed, error = True, type(failure).__name__
     return {"error": error, "text": b"".join(parts).decode("latin-1"), "closed": closed}
 
-with concurrent.futures.ThreadPoolExecutor(16) as pool:
+# The web server gives each handshake 10 s, and a slow machine cannot do many of them in that time.
+with concurrent.futures.ThreadPoolExecutor(max(2, 16 // PACE)) as pool:
     print(json.dumps(list(pool.map(talk, json.loads(sys.argv[1])))))
 """
 
@@ -79,8 +86,10 @@ def send(host: Host, connections: Mapping[str, Mapping[str, object]]) -> dict[st
 
 
 def reloading(command: str) -> str:
-    """Return a command that reloads nginx, with a wait for the last worker of the former configuration, 20 s at most."""
+    """Return a command that reloads nginx, with a wait for the last worker of the former configuration."""
     return (
         f"main=$(systemctl show -p MainPID --value nginx); old=$(pgrep -P $main); {command}; status=$?; "
-        'for try in $(seq 100); do pgrep -P $main | grep -qxF "$old" || break; sleep 0.2; done; (exit $status)'
+        # What failed has reloaded nothing, and its workers stay.
+        + until('test $status -ne 0 || ! pgrep -P $main | grep -qxF "$old"', 20, pause=0.2)
+        + "; (exit $status)"
     )

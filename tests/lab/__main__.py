@@ -6,7 +6,7 @@
     nox -s lab -- --install                     the newest medium of the cache: Packer has it installed on the node
 
 The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
-own, over the API's TLS. This is no Proxmox VE: see docs/lab.md.
+own, over the API's TLS. This is no Proxmox VE: see docs/reference/lab.md.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from pathlib import Path
 from fakepve.certs import make_cert
 from fakepve.pytest_plugin import _Serving
 
-from build import accel, artifact, files, host, log, pipeline, run, seed, workshop
-from build.apt import Mirrors
-from build.cache import Cache
-from build.cluster import Role, Token
-from build.errors import GoldsmithError
-from build.host import Tool
-from build.project import Project
-from build.words import default_cache
+from build.artifact import artifact, find
+from build.cli.options import default_cache
+from build.core import files, host, log, run
+from build.core.cache import Cache
+from build.core.errors import GoldsmithError
+from build.core.host import Tool
+from build.core.project import Project
+from build.machines import acceleration, nocloud
+from build.packages.apt import Mirrors
+from build.pipeline import build
+from build.spec.cluster import Role, Token
 from tests.lab import bench, cloudinit, lease, life, network, on_node
 from tests.lab.bench import ROOT, Choice
 from tests.lab.cluster import Lab
@@ -39,8 +42,9 @@ from tests.lab.cluster import Lab
 MODULE = "tests.lab"
 API_PORT = 8006
 FAILED = 1
-# The verbs that take tokens.
+# The commands that read the cluster's tokens, and those that do not use the cache.
 ON_CLUSTER = ("doctor", "publish", "clone", "drift", "promote", "rollback", "revoke", "restore", "prune", "history")
+WITHOUT_CACHE = ("rollback", "revoke", "restore", "prune", "history", "verify-artifact")
 PVE = {8: "8.4.1", 9: "9.0.10"}
 TOOLS = (
     *(tool for tool in host.TOOLS if tool.package in ("qemu-system-x86", "qemu-utils", "ovmf", "seabios", "xorriso",
@@ -53,7 +57,7 @@ CLONE_SECONDS = 1800
 # Emulated guests boot one after the other: see Lab.
 SETTLE_SECONDS = 900.0
 # The builder waits that long, whether the installer is done or not.
-INSTALL_MINUTES = {accel.Kind.KVM: 3, accel.Kind.TCG: 10}
+INSTALL_MINUTES = {acceleration.Kind.KVM: 3, acceleration.Kind.TCG: 10}
 VERDICT = "THE LAB IS NO PROXMOX VE: the API is a fake, the machines behind it are real."
 
 
@@ -71,16 +75,18 @@ class Walk:
 
     def __init__(self, project: Path, cache: Path, secrets: Path) -> None:
         self.steps: list[Step] = []
-        self._common = ["--project", str(project), "--cache", str(cache)]
+        self._project = ["--project", str(project)]
+        self._cache = ["--cache", str(cache)]
         self._secrets = ["--secrets", str(secrets)]
 
     def do(self, name: str, *words: str, expected: int = 0) -> bool:
-        """Run ``python -m build`` with these words; say whether it ended with the status that was expected."""
+        """Run ``python -m build`` with these arguments; return True if it ended with the status that was expected."""
         log.info(f"$ python -m build {' '.join(words)}")
         begun = time.monotonic()
-        verb, *rest = words
-        secrets = self._secrets if verb in ON_CLUSTER else []
-        status = run.attach([sys.executable, "-m", "build", verb, *rest, *secrets, *self._common])
+        command, *rest = words
+        secrets = self._secrets if command in ON_CLUSTER else []
+        cache = [] if command in WITHOUT_CACHE else self._cache
+        status = run.attach([sys.executable, "-m", "build", command, *rest, *secrets, *self._project, *cache])
         good = status == expected
         self.steps.append(Step(name, 0 if good else status or FAILED, time.monotonic() - begun))
         return good
@@ -119,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tests", nargs="+", default=[], metavar="NAME", help="only these modules of tests/image, such as: ssh boot")
     add("--firmware", choices=["uefi", "bios"], default="uefi", help="of the template (default: %(default)s)")
     add("--pve", type=int, choices=sorted(PVE), default=9, help="the version that the fake speaks (default: %(default)s)")
-    add("--accel", type=accel.Kind, choices=list(accel.Kind), help="default: kvm if a guest runs on it")
+    add("--accel", type=acceleration.Kind, choices=list(acceleration.Kind), help="default: kvm if a guest runs on it")
     add("--cache", type=Path, default=default_cache(), metavar="DIR", help="default: %(default)s")
     add("--life", type=Path, metavar="DIR", help="an artifact of an older version: both live a whole life")
     add("--install", action="store_true", help="have the newest medium of the cache installed on the node, by Packer")
@@ -132,8 +138,8 @@ def parser() -> argparse.ArgumentParser:
 
 def newest_disk(cache: Path) -> Path:
     """Return the newest disk of the cache."""
-    options = pipeline.Options(project=Project(ROOT), cache=Cache(cache), mirrors=Mirrors("", ""))
-    return workshop.find_image(options, directory=None, unverified=True)
+    options = build.Options(project=Project(ROOT), cache=Cache(cache), mirrors=Mirrors("", ""))
+    return find.find_image(options.project, options.cache.root, directory=None, unverified=True)
 
 
 @contextmanager
@@ -211,7 +217,7 @@ def _look_back(made: Walk, lab: Lab) -> None:
 
 def _machine(cache: Path) -> list[str]:
     """Return the options of the operator's machine."""
-    identity = seed.make_identity(cache / "operator", "admin")
+    identity = nocloud.make_identity(cache / "operator", "admin")
     return [
         "--name", CLONE_NAME, "--ip", f"{CLONE_ADDRESS}/24,gw={network.GATEWAY}",
         "--ssh-key", str(identity.key.with_suffix(".pub")), "--admin-cidr", f"{network.HOST}/32",
@@ -248,13 +254,13 @@ def lab_run(arguments: argparse.Namespace) -> int:
     logs = root / "logs"
     with ExitStack() as stack:
         directory = stack.enter_context(files.scratch(root))
-        accelerator = accel.probe(workdir=directory, wanted=arguments.accel)
+        accelerator = acceleration.probe(workdir=directory, wanted=arguments.accel)
         log.info(f"{VERDICT} {accelerator.kind}: {accelerator.reason}")
         wires = stack.enter_context(network.bridged(directory))
         log.debug(f"the bridge gives addresses: {lease.ask()}")
         lab = (on_node.Node if found else Lab)(
             directory / "pve", accelerator=accelerator, wires=wires, dns=cloudinit.Dns((network.NAMES,)),
-            logs=logs / "machines", settle_seconds=SETTLE_SECONDS if accelerator.kind is accel.Kind.TCG else 0.0,
+            logs=logs / "machines", settle_seconds=SETTLE_SECONDS if accelerator.kind is acceleration.Kind.TCG else 0.0,
             host=network.HOST, port=API_PORT,
         )  # fmt: skip
         lab.version, lab.time_scale = PVE[arguments.pve], 1.0

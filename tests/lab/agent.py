@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from build import vm
+from build.machines import vm
 
 SENTINEL = b"\xff"
 # PVE::QMPClient waits three seconds for a guest-ping. An emulated guest gets more, but the API's callers do not wait for

@@ -11,11 +11,15 @@ from typing import Any
 
 import yaml
 
-from build import artifact, cluster, files, roles, vm
-from build import spec as specs
-from build.cluster import Role, Settings, Token
-from build.errors import SpecError
-from build.project import Project
+from build.artifact import artifact
+from build.core import files
+from build.core.errors import SpecError
+from build.core.project import Project
+from build.machines import vm
+from build.proxmox import roles
+from build.spec import cluster
+from build.spec import golden_yaml as specs
+from build.spec.cluster import Role, Settings, Token
 from tests import proven
 from tests.fakes.proxmox import Proxmox
 
@@ -84,7 +88,7 @@ def vouch(project: Project, disk: Path) -> artifact.Artifact:
     """
     spec = specs.load(project.spec)
     return proven.make(
-        project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.sealed_disk_size_mib(disk),
+        project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.virtual_size_mib(disk),
         spec=spec.as_inputs(), by="the lab's word: nobody has tested it",
     )  # fmt: skip
 
@@ -97,7 +101,7 @@ def admit(lab: Proxmox, settings: Settings) -> dict[Role, Token]:
         for grant in roles.grants(role, settings, major=lab.version_numbers[0]):
             if grant.path.startswith(POOLS):
                 lab.pools.setdefault(grant.path.removeprefix(POOLS), set())
-            lab.grant(token.identity, grant.path, *grant.privileges)
+            lab.entitle(token.identity, grant.path, *grant.privileges)
     return tokens
 
 

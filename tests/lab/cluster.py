@@ -15,8 +15,8 @@ from typing import Any
 from fakepve.model import PveError, TaskError
 from fakepve.qemu import drives_of, volume_ref
 
-from build.accel import Accelerator
-from build.errors import GoldsmithError
+from build.core.errors import GoldsmithError
+from build.machines.acceleration import Accelerator
 from tests.fakes.proxmox import Proxmox
 from tests.lab import agent, cloudinit, values
 from tests.lab.disks import Disks

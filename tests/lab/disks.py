@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
-from build import files, run, vm
+from build.core import files, run
+from build.machines import vm
 
 CONVERT_SECONDS = 1800.0
 QUICK_SECONDS = 60.0

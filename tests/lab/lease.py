@@ -9,8 +9,8 @@ import socket
 import struct
 import time
 
-from build import run
-from build.errors import StepFailed
+from build.core import run
+from build.core.errors import StepFailed
 from tests.lab.network import BRIDGE, SECONDS
 
 CABLE, FAR_END = "lease0", "lease1"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from build import labels
-from build.artifact import Artifact
-from build.errors import SpecError
+from build.artifact.artifact import Artifact
+from build.core.errors import SpecError
+from build.proxmox import labels
 from tests.fakes.proxmox import Proxmox
 
 STABLE = "stable"
@@ -28,11 +28,11 @@ class Commands(Protocol):
 
 def live(commands: Commands, lab: Proxmox, first: Artifact, second: Artifact, *, machine: Sequence[str]) -> None:
     """Take two versions through everything that can become of them; ``machine``: the options of an operator's machine."""
-    old, new = (str(one.manifest["version"]) for one in (first, second))
+    old, new = (one.manifest.version for one in (first, second))
 
     def points(name: str, version: str) -> None:
         found = sorted(vm.name for vm in lab.vms if vm.template and STABLE in tags_of(vm))
-        wanted = [f"{first.manifest['name']}-{version}"]
+        wanted = [f"{first.manifest.name}-{version}"]
         commands.check(name, [] if found == wanted else [f"{STABLE} is at {found}, not at {wanted}"])
 
     if not commands.do(f"publish {old}, two clones verified", "publish", "--artifact", str(first.path)):
@@ -54,7 +54,7 @@ def live(commands: Commands, lab: Proxmox, first: Artifact, second: Artifact, *,
     commands.do("roll back", "rollback", STABLE, "--reason", REASON)
     points(f"{STABLE} is {old} again", old)
     commands.do(f"revoke {new}", "revoke", new, "--reason", REASON)
-    template = f"{second.manifest['name']}-{new}"
+    template = f"{second.manifest.name}-{new}"
     commands.do(f"{new} is not cloned any more", "clone", *machine, "--template", template, expected=2)
     commands.do(f"{new} is not promoted any more", "promote", new, STABLE, expected=2)
     commands.do("no template has changed", "drift")
@@ -68,10 +68,10 @@ def compare(commands: Commands, first: Artifact, second: Artifact, out: Path) ->
     """Compare and prove the two artifacts, which needs no cluster."""
     out.mkdir(parents=True, exist_ok=True)
     commands.do("diff", "diff", str(first.path), str(second.path), "--html", str(out / "diff.html"))
-    commands.do("release note", "notes", str(second.manifest["version"]))
+    commands.do("release note", "notes", second.manifest.version)
     commands.do("report", "report", str(second.path), "-o", str(out / "report.html"))
     for one in (first, second):
-        commands.do(f"{one.manifest['version']} verifies", "verify-artifact", str(one.path))
+        commands.do(f"{one.manifest.version} verifies", "verify-artifact", str(one.path))
 
 
 def tags_of(vm: Any) -> frozenset[str]:
@@ -81,7 +81,7 @@ def tags_of(vm: Any) -> frozenset[str]:
 
 def different(first: Artifact, second: Artifact) -> None:
     """Raise SpecError unless these are two versions of one product."""
-    one, two = ((made.manifest["name"], made.manifest["version"]) for made in (first, second))
+    one, two = ((made.manifest.name, made.manifest.version) for made in (first, second))
     if one[0] != two[0] or one[1] == two[1]:
         raise SpecError(
             f"{first.path.name} and {second.path.name} are not two versions of one image",

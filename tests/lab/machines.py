@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from build import run, vm
-from build.accel import Accelerator
-from build.errors import StepFailed
+from build.core import run
+from build.core.errors import StepFailed
+from build.machines import vm
+from build.machines.acceleration import Accelerator
 from tests.lab import cloudinit, qemu, values
 from tests.lab.agent import Agent
 from tests.lab.network import Wires
@@ -139,4 +140,6 @@ def await_up(made: Running) -> None:
             time.sleep(0.05)
         else:
             return
-    raise StepFailed("QEMU did not start", details=run.tail(made.log.read_text(errors="replace")))
+    status = made.process.poll()
+    how = f"its monitor did not answer within {QEMU_UP_SECONDS:.0f} s" if status is None else run.ending("it", status)
+    raise StepFailed(f"QEMU did not start: {how}", details=run.tail(made.log.read_text(errors="replace")))

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from build import run, vm
-from build.errors import HostError, StepFailed
+from build.core import run
+from build.core.errors import HostError, StepFailed
+from build.machines import vm
 
 BRIDGE = "vmbr0"
 NETWORK = "10.99.0.0/24"
@@ -124,6 +125,9 @@ def _await_up(process: run.Process, log: Path) -> None:
     """Wait until the tap has a reader: what is sent before is lost."""
     deadline = time.monotonic() + BRIDGE_UP_SECONDS
     while "LOWER_UP" not in run.run(["ip", "link", "show", DHCP_TAP], timeout=SECONDS).stdout:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise StepFailed("the lab's DHCP server did not start", details=run.tail(log.read_text(errors="replace")))
+        status = process.poll()
+        if status is not None or time.monotonic() > deadline:
+            how = f"it was not up within {BRIDGE_UP_SECONDS:.0f} s" if status is None else run.ending("it", status)
+            said = run.tail(log.read_text(errors="replace"))
+            raise StepFailed(f"the lab's DHCP server did not start: {how}", details=said)
         time.sleep(0.05)

@@ -1,6 +1,6 @@
 """The real installer on the lab's node: Packer's proxmox-iso source, and what becomes of the machine afterwards.
 
-The line is build/proxmox_build.py, as `nox -s build -- --on proxmox` runs it. It gets a Packer that the command line
+The line is build/publish/node_install.py, as `nox -s build -- --on proxmox` runs it. It gets a Packer that the command line
 refuses, because the one it asks for cannot be had where Goldsmith is made; two things stand in for plugin 1.2.4:
 
 * its build block, without what an older plugin does not know (tests/packers.py), or that of Packer 1.6.6, with a password;
@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import files, packer, proxmox_build, publish, pve, roles, ship, workshop
-from build import spec as specs
-from build.cluster import Role, Settings, Token
-from build.errors import HostError
-from build.packer import Packer
-from build.pipeline import ISO
-from build.project import Project
+from build.artifact import find
+from build.cli import build_on_proxmox, cluster
+from build.core import files
+from build.core.errors import HostError
+from build.core.project import Project
+from build.disk import packer
+from build.disk.packer import Packer
+from build.pipeline.build import ISO
+from build.proxmox import client, roles
+from build.publish import node_install, publish
+from build.spec import golden_yaml as specs
+from build.spec.cluster import Role, Settings, Token
 from tests import packers
 from tests.fakes.proxmox import Proxmox
 from tests.lab.cluster import Lab
@@ -70,7 +75,7 @@ class Equipment:
 
 def newest_medium(cache: Path) -> Path:
     """Return the newest installation medium of the cache."""
-    return workshop.newest_result(cache, "media") / ISO
+    return find.newest_result(cache, "media") / ISO
 
 
 def find_packer(chosen: str) -> Packer:
@@ -113,13 +118,13 @@ def install(
 ) -> publish.Template:  # fmt: skip
     """Install on the node and return the candidate template; with ``tests`` two clones are judged by them before."""
     spec = specs.load(project.spec)
-    settings = ship.settings_of(spec)
-    with pve.Api(settings, tokens[Role.PUBLISHER]) as publisher, pve.Api(settings, tokens[Role.VERIFIER]) as verifier:
-        job = ship.installation(
+    settings = cluster.settings_of(spec)
+    with client.Api(settings, tokens[Role.PUBLISHER]) as publisher, client.Api(settings, tokens[Role.VERIFIER]) as verifier:
+        job = build_on_proxmox.installation(
             project, spec, settings, medium=medium, node=settings.nodes[0], packer=equipment.packer, scratch=scratch,
             logs=logs, tokens={Role.PUBLISHER: publisher, Role.VERIFIER: verifier}, seconds=seconds,
         )  # fmt: skip
-        return proxmox_build.build(
+        return node_install.build(
             dataclasses.replace(job, templates=equipment.templates, verifier=job.verifier if tests else _unjudged)
         )
 

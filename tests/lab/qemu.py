@@ -1,8 +1,8 @@
 """From a configuration of Proxmox to the arguments of QEMU, the way qemu-server's config_to_command goes.
 
 What the lab has not is refused, not passed over: a key that is neither mapped here nor without effect on the machine is
-an error. Otherwise than on a node: the processor is the one that runs soundly on this host (build/accel.py), and disks
-are written without waiting for the host's own disk, because they are thrown away.
+an error. Otherwise than on a node: the processor is the one that runs soundly on this host (build/machines/acceleration.py),
+and disks are written without waiting for the host's own disk, because they are thrown away.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build import vm
-from build.accel import Accelerator
+from build.machines import vm
+from build.machines.acceleration import Accelerator
 from tests.lab import values
 from tests.lab.values import Drive, Unknown
 

@@ -1,5 +1,5 @@
 // The proxmox plugin of Packer, for tests alone: `tests/packers.py` compiles it once, locked by go.sum like packer/tools.
-// Nodes need a later one (build/packer_proxmox.py): this is the newest that the module proxy serves. Versions of what it
+// Nodes need a later one (build/publish/node_packer.py): this is the newest that the module proxy serves. Versions of what it
 // stands on are those of packer/tools.
 module goldsmith/tests/tools
 

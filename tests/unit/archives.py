@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from build import apt
-from build.lock import Archive as Where
-from build.lock import Entry
+from build.packages import apt
+from build.packages.lock import Archive as Where
+from build.packages.lock import Entry
 from tests.unit.helpers import Mirror, entry
 
 SUITES: dict[Where, dict[str, tuple[str, ...]]] = {
     Where.DEBIAN: {"trixie": ("main", "main/debian-installer"), "trixie-updates": ("main",)},
     Where.SECURITY: {"trixie-security": ("main",)},
 }
+FIRST_PUBLISHED = 1795140670
 DATE = "Fri, 20 Nov 2026 02:11:10 UTC"
 
 
@@ -26,6 +28,7 @@ class Lists:
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
+        self.published = 0
         self.stanzas: dict[tuple[Where, str, str], list[str]] = {}
 
     @staticmethod
@@ -38,15 +41,25 @@ class Lists:
     ) -> Entry:
         """List a package; return its locked entry."""
         made = self.entry(package, version, archive=archive)
-        suite, component = next(iter(SUITES[archive])), "main/debian-installer" if udeb else "main"
-        self.stanzas.setdefault((archive, suite, component), []).append(
-            f"Package: {package}\nVersion: {version}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
-            f"{fields}Description: for tests\nFilename: {made.path}\nSize: {made.size}\nSHA256: {made.sha256}\n"
-        )
+        self.list(made, udeb=udeb, fields=fields)
         return made
+
+    def list(self, made: Entry, *, udeb: bool = False, fields: str = "") -> None:
+        """List a package by its locked entry."""
+        suite, component = next(iter(SUITES[made.archive])), "main/debian-installer" if udeb else "main"
+        self.stanzas.setdefault((made.archive, suite, component), []).append(
+            f"Package: {made.package}\nVersion: {made.version}\nArchitecture: amd64\n"
+            f"Maintainer: Nobody <nobody@example.org>\n{fields}Description: for tests\n"
+            f"Filename: {made.path}\nSize: {made.size}\nSHA256: {made.sha256}\n"
+        )
+
+    def index(self, component: str = "main") -> Path:
+        """Return the file of the release's index of a component."""
+        return self.mirror.root / "debian" / "dists" / "trixie" / component / "binary-amd64" / "Packages"
 
     def publish(self) -> None:
         """Write the lists and what names their hashes."""
+        self.published += 1
         names = {Where.DEBIAN: "debian", Where.SECURITY: "debian-security"}
         for archive, suites in SUITES.items():
             for suite, components in suites.items():
@@ -58,10 +71,18 @@ class Lists:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(index)
                     lines.append(f" {hashlib.sha256(index).hexdigest()} {len(index)} {component}/binary-amd64/Packages\n")
-                (home / "Release").write_text(
+                release = home / "Release"
+                release.write_text(
                     f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nDate: {DATE}\n"
                     f"Architectures: amd64\nComponents: {' '.join(components)}\nSHA256:\n{''.join(lines)}"
                 )
+                # HTTP tells what is newer by the second; a test publishes more than once in one.
+                os.utime(release, (FIRST_PUBLISHED + self.published,) * 2)
+
+
+def trusted(sources: Callable[..., str]) -> Callable[..., str]:
+    """Return ``sources`` that make apt trust an archive without a signature."""
+    return lambda *words, **options: sources(*words, **options).replace(f"signed-by={apt.KEYRING}", "trusted=yes")
 
 
 @contextmanager
@@ -69,12 +90,7 @@ def lists(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lists]:
     """Serve an archive below ``root``, which apt trusts without a signature and asks without a proxy."""
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    written = apt.sources
-
-    def trusted(mirrors: apt.Mirrors, release: str, *, components: str = "main") -> str:
-        return written(mirrors, release, components=components).replace(f"signed-by={apt.KEYRING}", "trusted=yes")
-
-    monkeypatch.setattr(apt, "sources", trusted)
+    monkeypatch.setattr(apt, "sources", trusted(apt.sources))
     (root / "archive").mkdir()
     with Mirror(root / "archive") as mirror:
         made = Lists(mirror)

@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from build import artifact
-from build.artifact import Artifact
-from build.compare import Comparison, Side, compare
-from build.requirements import Requirement
+from build.artifact import artifact
+from build.artifact.artifact import Artifact
+from build.artifact.contents import Side
+from build.artifact.manifest import SCHEMA, Manifest
+from build.report.compare import Comparison, compare
+from build.report.requirements import Requirement
 from tests.unit.helpers import DATE, entry, make_lock
 from tests.unit.inventories import PLOT, inventory_of
 
@@ -67,9 +69,20 @@ def parts(**changes: Any) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
+def committable(**changes: Any) -> dict[str, Any]:
+    """Return a manifest that may be committed, with some parts changed."""
+    built = {"builder": "x", "invocation": "1", "started": DATE, "finished": DATE, "remote": ""}
+    return manifest(**{"schema": SCHEMA, "wheels": {}, "built": built, "stages": [], "audit": {}, **changes})
+
+
+def parsed(described: dict[str, Any]) -> Manifest:
+    """Return a manifest as the modules know it."""
+    return Manifest.read(described, "manifest.json")
+
+
 def make_side(described: dict[str, Any] | None = None, contents: dict[str, str] | None = None) -> Side:
     """Return an artifact in memory."""
-    return Side(described or manifest(), (parts() if contents is None else contents).get)
+    return Side(parsed(described or manifest()), (parts() if contents is None else contents).get)
 
 
 def compared(old: Side, new: Side) -> Comparison:

@@ -17,14 +17,15 @@ from typing import Any, Self
 
 import yaml
 
-from build import base, run
-from build import spec as specs
-from build.apt import Mirrors
-from build.layers import Stack, load_stack
-from build.lock import Archive, Entry, Lock
-from build.project import Project
-from build.sealed import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX
-from build.spec import Spec
+from build.core import run
+from build.core.project import Project
+from build.machines.disk_image import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX
+from build.packages.apt import Mirrors
+from build.packages.lock import Archive, Entry, Lock
+from build.spec import golden_yaml as specs
+from build.spec import inputs, layers
+from build.spec.golden_yaml import Spec
+from build.spec.layers import Stack, load_stack
 
 ROOT = Path(__file__).parents[2]
 NOEXEC = ["noatime", "nodev", "nosuid", "noexec"]
@@ -292,18 +293,20 @@ def make_checkout(root: Path, **changes: Any) -> Project:
         root, "10-base", {"/etc/x": "x", "/etc/early": "x", "/etc/dpkg/dpkg.cfg.d/x": "path-exclude=/x\n"},
         packages=["nginx"], early=["/etc/early"],
     )  # fmt: skip
-    (root / "build").mkdir()
-    for module in (ROOT / "build").glob("*.py"):
-        (root / "build" / module.name).write_text(f"{CODE}NAME = {module.stem!r}\n")
+    for entries in inputs.ENTRIES.values():
+        for name in entries:
+            module = root / "build" / f"{name}.py"
+            module.parent.mkdir(parents=True, exist_ok=True)
+            module.write_text(f"{CODE}NAME = {name!r}\n")
     for name in (
-        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod",
-        "packer/proxmox/source.pkr.hcl", "docs/planes.md",
+        "preseed/preseed.cfg.j2", "packer/qemu.pkr.hcl", "packer/README.md", "packer/tools/go.mod", "packer/tools/go.sum",
+        "packer/proxmox/source.pkr.hcl", "tests/image/planes.md",
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     project = Project(root)
     spec = specs.load(project.spec)
-    request = base.request_digest(spec, load_stack(project.overlays, spec))
+    request = layers.request_digest(spec, load_stack(project.overlays, spec))
     write_lock(project.rootfs_lock, entry("nginx"), request=request)
     write_lock(project.installer_lock, entry("udeb"))
     return project

@@ -6,7 +6,8 @@ import copy
 import json
 from typing import Any
 
-from build import inventory
+from build.core import records
+from build.verify import inventory
 
 PLOT = """<?xml version="1.0" standalone="no"?>
 <!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">
@@ -90,4 +91,9 @@ def said(**changes: Any) -> str:
 
 def inventory_of(**changes: Any) -> dict[str, Any]:
     """Return the inventory of a clone, with some parts of it changed."""
-    return {**inventory.normalise(copy.deepcopy(RAW), clone="bios", target="vm"), **changes}
+    return {**records.write(inventory.normalise(copy.deepcopy(RAW), clone="bios", target="vm")), **changes}
+
+
+def kept(text: str) -> dict[str, Any]:
+    """Return what an inventory's file says, read and written again."""
+    return records.write(inventory.parse(text))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import cpio, run
+from build.core import run
+from build.media import cpio
 
 VERSION = "6.12.94+deb13-amd64"
 MODULES = f"usr/lib/modules/{VERSION}"

@@ -8,6 +8,7 @@ Each call is noted in packer.calls; what came by the environment is noted withou
 
 import json
 import os
+import signal
 import ssl
 import sys
 import time
@@ -70,8 +71,10 @@ def build(ending: str, given: dict) -> int:  # type: ignore[type-arg]
     if ending == "drop":
         return 1
     api.task("POST", f"{path}/status/start")
-    while ending == "hang":
-        time.sleep(1)
+    if ending == "hang":
+        # The first process of a PID namespace ignores signals that it has no handler for.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        time.sleep(86400)
     time.sleep(float(given["install_time"].rstrip("s")))
     if ending == "fail":
         print("==> proxmox-iso.golden: Error converting VM to template, could not stop: VM quit/powerdown failed")

@@ -43,6 +43,13 @@ def upload(request: HttpRequest) -> HttpResponse:
     return render(request, "pages/upload.html", context, status=status)
 
 
+@never_cache
+@require_safe
+def upload_allowed(request: HttpRequest) -> HttpResponse:
+    """Say whether the sender of a request may upload: 204, or 401. The web server asks before it reads the file."""
+    return HttpResponse(status=204 if request.user.is_verified() else 401)
+
+
 def _take(request: HttpRequest) -> tuple[int, str]:
     """Store the file that the request brings; return the status and what to tell the sender."""
     sent = request.FILES.get("file")

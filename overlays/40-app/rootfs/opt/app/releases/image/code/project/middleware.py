@@ -10,6 +10,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
+from project.hashing import NoPlace
 from project.logs import request_id
 
 logger = logging.getLogger("app.request")
@@ -72,3 +73,23 @@ class DatabaseDown:
             return None
         logger.error("the database does not answer", extra={"fields": {"error": type(exception).__name__}})
         return render(request, "pages/unavailable.html", status=503)
+
+
+class HashingBusy:
+    """Answers 503 when as many workers hash passwords as may: the others have the rest of the site to answer."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer the request."""
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Turn the missing place into the page; leave every other exception to the others."""
+        if not isinstance(exception, NoPlace):
+            return None
+        logger.warning("too many log-ins at once", extra={"fields": {"ip": request.META["REMOTE_ADDR"]}})
+        response = render(request, "pages/unavailable.html", status=503)
+        response["Retry-After"] = "5"
+        return response

@@ -24,6 +24,8 @@ class HashedStorage(ManifestStaticFilesStorage):
 
     def save_manifest(self) -> None:
         """Write down the names, and the digest of every script and style sheet."""
+        # Django keeps the order in which the file system lists the files, which differs between ext4 and tmpfs.
+        self.hashed_files = dict(sorted(self.hashed_files.items()))
         super().save_manifest()
         names = sorted({name for name in self.hashed_files.values() if name.endswith((".css", ".js"))})
         digests = {}

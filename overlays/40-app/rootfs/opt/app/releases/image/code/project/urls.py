@@ -10,6 +10,7 @@ urlpatterns = [
     path("", views.index, name="index"),
     path("health", views.health, name="health"),
     path("upload", views.upload, name="upload"),
+    path("upload/allowed", views.upload_allowed, name="upload-allowed"),
     path("login", LoginView.as_view(authentication_form=LoginForm, template_name="pages/login.html"), name="login"),
     path("logout", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),

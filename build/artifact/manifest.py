@@ -1,0 +1,193 @@
+"""The manifest of an artifact: what an image is, what it was made from and how, and what its verification counted.
+
+Every module reads these fields, and only this one knows the keys of ``manifest.json``. Schema 1 had neither wheels nor the
+run (``built``); within both schemas a key with the default None is one that older versions of Goldsmith did not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from build.core import records
+from build.core.errors import SpecError
+from build.core.records import Record
+from build.machines.acceleration import AcceleratorRecord
+from build.packages import source_packages
+from build.packages.source_packages import Origin
+from build.packages.updates import PendingUpdates
+
+SCHEMA = 2
+READABLE = (1, SCHEMA)
+FILE = "manifest.json"
+REQUIRED = ("schema", "name", "version", "image", "inputs", "packages", "installer", "tools", "accelerator", "stages",
+            "verification", "retries")  # fmt: skip
+SINCE_SCHEMA_2 = ("wheels", "built")
+# The time that a clone's boot took as a whole, in seconds from its start until it could be tested.
+READY_TIME = "ready"
+
+
+@dataclass(frozen=True)
+class Image(Record):
+    """The sealed disk: SHA-256, bytes of the file, MiB of the disk that a guest sees."""
+
+    sha256: str
+    bytes: int
+    virtual_mib: int
+    file: str | None = None
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildInputs(Record):
+    """What the image was made from: the keys of the stages, the archive's date, the commit, the specification, the layers.
+
+    ``dirty`` says whether the checkout differed from its commit; None: that was not noted.
+    """
+
+    archive_date: str
+    artifact_key: str | None = None
+    stage_keys: Mapping[str, str] | None = None
+    lock_changes: tuple[str, ...] | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    spec: Mapping[str, Any] | None = None
+    layers: Mapping[str, str] | None = None
+    squashfs_sha256: str | None = None
+    rootfs_tar_sha256: str | None = None
+
+    @property
+    def administrator(self) -> str:
+        """The name of the administrator's account, or nothing."""
+        admin = (self.spec or {}).get("admin")
+        return str(admin.get("user", "")) if isinstance(admin, Mapping) else ""
+
+    @property
+    def release(self) -> str:
+        """Debian's code name of the release, or nothing."""
+        return str((self.spec or {}).get("release", ""))
+
+
+@dataclass(frozen=True)
+class StageRecord(Record):
+    """A stage: how many seconds it took when it ran, whether the result was reused, and what it noted.
+
+    The facts stay plain data: each version of Goldsmith notes others, and an artifact is read for ever.
+    """
+
+    stage: str
+    seconds: float
+    reused: bool
+    facts: Mapping[str, Any]
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification(Record):
+    """How many tests had which result, on which clones; seconds of each clone's first boot by what was reached."""
+
+    passed: int
+    failed: int
+    skipped: int
+    clones: tuple[str, ...]
+    boot: Mapping[str, Mapping[str, float]]
+
+    @property
+    def ready_seconds(self) -> tuple[float, ...]:
+        """The seconds until each clone could be tested."""
+        return tuple(times[READY_TIME] for times in self.boot.values() if READY_TIME in times)
+
+
+@dataclass(frozen=True)
+class AuditFigure(Record):
+    """A figure of the audit: the number, the text for people, and the limit for people (empty: none)."""
+
+    value: float
+    shown: str
+    limit: str
+
+
+@dataclass(frozen=True)
+class Retries(Record):
+    """How often a kernel panic under emulation made a stage begin again."""
+
+    installer: int
+    clones: int
+
+
+@dataclass(frozen=True)
+class Wheels(Record):
+    """A Python environment of the image: its path, its lock's path in the artifact, and versions by name."""
+
+    venv: str
+    lock: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run(Record):
+    """The run that built the artifact: who, which run, when, and where the checkout came from (or nothing)."""
+
+    builder: str
+    invocation: str
+    started: str
+    finished: str
+    remote: str
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """Everything that ``manifest.json`` says."""
+
+    schema: int
+    name: str
+    version: str
+    image: Image
+    inputs: BuildInputs
+    packages: Mapping[str, str]
+    installer: Mapping[str, str]
+    tools: Mapping[str, str]
+    accelerator: AcceleratorRecord
+    stages: tuple[StageRecord, ...]
+    verification: Verification
+    retries: Retries
+    goldsmith: str | None = None
+    wheels: Mapping[str, Wheels] | None = None
+    built: Run | None = None
+    audit: Mapping[str, AuditFigure] | None = None
+    sources: Mapping[str, Origin] | None = field(
+        default=None, metadata=records.codec(source_packages.read, source_packages.facts, source_packages.SCHEMA)
+    )
+    updates: PendingUpdates | None = None
+
+    @classmethod
+    def read(cls, value: object, where: str, *, schemas: tuple[int, ...] = READABLE) -> Self:
+        """Return the manifest that a parsed JSON value holds; ``where`` names the file.
+
+        Raises SpecError that names the file and every key that is missing or has the wrong type.
+        """
+        schema = value.get("schema") if isinstance(value, dict) else None
+        wanted = (*REQUIRED, *(SINCE_SCHEMA_2 if schema == SCHEMA else ()))
+        missing = [key for key in wanted if not isinstance(value, dict) or key not in value]
+        if missing or schema not in schemas:
+            raise _no_manifest(where, f"missing: {', '.join(missing)}" if missing else "")
+        try:
+            return records.read(cls, value)
+        except records.Unreadable as error:
+            raise _no_manifest(where, "\n".join(error.problems)) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain data: what :meth:`read` takes."""
+        return records.write(self)
+
+    def stage(self, name: str) -> StageRecord | None:
+        """Return the record of a stage; None when it had left the cache before the artifact was put together."""
+        return next((one for one in self.stages if one.stage == name), None)
+
+
+def _no_manifest(where: str, details: str) -> SpecError:
+    return SpecError(
+        f"{where} is no manifest of schema {SCHEMA}", details=details,
+        hint="it was written by another version of Goldsmith, or damaged: build it again",
+    )  # fmt: skip

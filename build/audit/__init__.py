@@ -1,0 +1,4 @@
+"""Runs security auditors against an image and compares their results with the ledger.
+
+Imports from pipeline and below.
+"""

@@ -1,0 +1,133 @@
+"""Waits until a new clone responds, and identifies it by its SSH host key and its certificate.
+
+Both are read through the guest agent, over the API's verified TLS. The self-signed certificate of the connection is
+compared with that one before anything is sent, to detect a man in the middle.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import re
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import create_connection
+
+from build.clone.machine import Machine
+from build.core import log
+from build.core.errors import GoldsmithError, StepFailed
+from build.proxmox import guest_agent
+from build.proxmox.client import Api, ApiError, Denied
+
+# The certificate of the image's web server, the leaf first.
+CERTIFICATE = "/etc/ssl/certs/app.pem"
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+HTTPS, HEALTH = 443, "/health"
+ANSWER_SECONDS, POLL_SECONDS = 10.0, 2.0
+OK = 200
+
+
+class _NotYet(Exception):
+    """The clone is not ready yet."""
+
+
+def _state(error: Exception) -> str:
+    """Return what an attempt showed; the name of a foreign exception is part of it, because its text may be empty."""
+    if isinstance(error, GoldsmithError):
+        return error.brief
+    return str(error) if isinstance(error, _NotYet) else f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Address and identity of a clone; ``certificate`` is empty without a wait for HTTPS."""
+
+    address: str
+    host_key: str
+    certificate: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """The host key's fingerprint, as ssh shows it at the first connection."""
+        digest = hashlib.sha256(base64.b64decode(self.host_key.split()[1])).digest()
+        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+def reach(api: Api, machine: Machine, name: str, *, timeout: float, fixed: tuple[str, ...] = ()) -> Reached:
+    """Wait for address, host key and HTTPS, all within ``timeout``; ``fixed`` are its static addresses.
+
+    Raises StepFailed with the last state, Denied if the token may not query the guest agent.
+    """
+    deadline = time.monotonic() + timeout
+    address = guest_agent.wait_address(api, machine.node, machine.vmid, timeout=timeout, tell=log.debug)
+    if static := next((fixed_address for fixed_address in fixed if (":" in fixed_address) == (":" in address)), ""):
+        if address != static and ":" not in static:
+            raise StepFailed(
+                f"VM {machine.vmid} on {machine.node} has the address {address} instead of {static}",
+                hint=f"open its console: qm terminal {machine.vmid}",
+            )
+        # It may have another IPv6 address from a router advertisement.
+        address = static
+    log.info(f"its address is {address}")
+    key = _until(deadline, machine, "its host key", lambda: guest_agent.host_key(api, machine.node, machine.vmid))
+    certificate = _until(
+        deadline, machine, f"https://{name}{HEALTH} at {address}", lambda: _https(api, machine, address, name)
+    )
+    return Reached(address, key, certificate)
+
+
+def _until(deadline: float, machine: Machine, condition: str, query: Callable[[], str]) -> str:
+    """Repeat the query until it succeeds, or the time is over."""
+    while True:
+        try:
+            return query()
+        except Denied:
+            raise
+        except (_NotYet, OSError, http.client.HTTPException, ApiError, StepFailed) as error:
+            if isinstance(error, ApiError) and error.status == 0:
+                raise
+            last_state = _state(error)
+        if time.monotonic() > deadline:
+            raise StepFailed(
+                f"VM {machine.vmid} on {machine.node} booted, and {condition} did not appear in time", details=last_state,
+                hint=f"check that this host can reach it; open its console with qm terminal {machine.vmid}; wait "
+                "longer with --timeout SECONDS",
+            )  # fmt: skip
+        log.debug(f"{condition}: {last_state}")
+        time.sleep(POLL_SECONDS)
+
+
+def _https(api: Api, machine: Machine, address: str, name: str) -> str:
+    """Request the health page; return the certificate's fingerprint."""
+    expected = certificate(api, machine)
+    context = ssl.create_default_context()
+    # It is self-signed: it is compared byte for byte with the certificate from the guest agent.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        create_connection((address, HTTPS), ANSWER_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secured,
+    ):
+        shown = hashlib.sha256(secured.getpeercert(binary_form=True) or b"").hexdigest()
+        if shown != expected:
+            raise StepFailed(
+                f"the certificate of {address} is not that of VM {machine.vmid}: SHA-256 {shown}, not {expected}"
+            )
+        connection = http.client.HTTPConnection(name)
+        connection.sock = secured
+        connection.request("GET", HEALTH, headers={"Host": name})
+        status = connection.getresponse().status
+    if status != OK:
+        raise _NotYet(f"HTTP status {status}")
+    return expected
+
+
+def certificate(api: Api, machine: Machine) -> str:
+    """Return the SHA-256 of the clone's certificate, read through its guest agent."""
+    answer = api.get(f"{machine.path}/agent/file-read", file=CERTIFICATE)
+    match = PEM.search(str(answer.get("content", "")))
+    if not match:
+        raise _NotYet(f"{CERTIFICATE} is not written yet")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(match[0])).hexdigest()

@@ -1,0 +1,4 @@
+"""The Proxmox VE API: client, errors, guests, labels, privileges, checks before a change.
+
+Imports from artifact and below.
+"""

@@ -1,0 +1,142 @@
+"""The steps that exchange two VMs: each looks at what there is first, so that any of them can be repeated after a cut.
+
+At no time do both run: one is started only when the other was seen to be stopped, and both are not started at boot
+until the exchange is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from build.clone import data_disk, health
+from build.clone import machine as clone_machine
+from build.clone.health import Reached
+from build.clone.machine import Machine
+from build.core import json_text, log
+from build.core.errors import StepFailed
+from build.proxmox.client import Api, ApiError, TaskFailed
+from build.replace import settings
+
+SHUTDOWN_SECONDS = 180
+MOVE_SECONDS = 900.0
+# The marker of the data disk on a running machine (overlays/22-data, golden/data.py).
+MARKER = "/var/lib/golden-data/disk/site.json"
+RUNNING, STOPPED = "running", "stopped"
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What the guest agent shows of a data disk in use: the system that uses it, and what a system must be able to read."""
+
+    site: str
+    system: str
+    layout: str
+
+
+def status(api: Api, machine: Machine) -> str:
+    """Return "running" or "stopped". Raises ApiError."""
+    return str(api.get(f"{machine.path}/status/current")["status"])
+
+
+def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) -> None:
+    """Shut a VM down, so that everything is written; one that does not obey is switched off. Raises TaskFailed, ApiError."""
+    if status(api, machine) == STOPPED:
+        return
+    tell(f"shutting VM {machine.vmid} down")
+    _write(api, machine, "shutdown", STOPPED, timeout=SHUTDOWN_SECONDS)
+    if status(api, machine) != STOPPED:
+        log.warn(f"VM {machine.vmid} did not shut down within {SHUTDOWN_SECONDS} s: it is switched off")
+        _write(api, machine, "stop", STOPPED)
+    if status(api, machine) != STOPPED:
+        raise StepFailed(f"VM {machine.vmid} on {machine.node} does not stop", hint=f"check it: qm status {machine.vmid}")
+
+
+def _write(api: Api, machine: Machine, action: str, wanted: str, **parameters: Any) -> None:
+    """Change the state of a VM; a lost answer or a failed task is no error if the VM is in that state then."""
+    try:
+        api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
+    except TaskFailed as error:
+        if action == "shutdown":
+            log.debug(error.brief)
+        elif status(api, machine) != wanted:
+            raise
+    except ApiError as error:
+        if error.status != 0:
+            raise
+        _await(api, machine, wanted)
+
+
+def _await(api: Api, machine: Machine, wanted: str) -> None:
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
+    while status(api, machine) != wanted and time.monotonic() < deadline:
+        time.sleep(clone_machine.POLL_SECONDS)
+
+
+def start(api: Api, machine: Machine, other: Machine | None) -> None:
+    """Start a VM after the other one is stopped."""
+    if other is not None:
+        stop(api, other)
+    clone_machine.start(api, machine)
+
+
+def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
+    """Move the data disk from a stopped VM to another one of the node; it may be there already. Raises StepFailed.
+
+    The volume is renamed by the storage: nothing is copied. After a lost answer the configurations show where the disk is.
+    """
+    for attempt in (1, 2):
+        if data_disk.key_of(api.get(f"{target.path}/config")):
+            return
+        config = api.get(f"{source.path}/config")
+        current = data_disk.key_of(config)
+        if not current:
+            raise StepFailed(
+                f"neither VM {source.vmid} nor VM {target.vmid} has the data disk",
+                hint=f"look for an unused disk: qm config {source.vmid}; attach it as {key} with serial={data_disk.SERIAL}",
+            )
+        stop(api, source)
+        try:
+            place = {"target_vmid": target.vmid, "target_disk": key}
+            upid = api.post(f"{source.path}/move_disk", disk=current, digest=config.get("digest"), **place)
+            api.wait(upid, timeout=MOVE_SECONDS)
+        except ApiError as error:
+            if error.status != 0 or attempt == 2:
+                raise
+            # Proxmox may be at it: the task holds the lock of both configurations.
+            clone_machine.wait_unlocked(api, source, tell=log.debug)
+
+
+def rename(api: Api, machine: Machine, name: str, **keys: Any) -> None:
+    """Give a VM its name, and further keys, unless it has them."""
+    config = api.get(f"{machine.path}/config")
+    changed = {key: value for key, value in {"name": name, **keys}.items() if str(config.get(key, "")) != str(value)}
+    if changed:
+        api.configure(machine.path, **changed)
+
+
+def adopted(api: Api, machine: Machine) -> Adopted | None:
+    """Return what a running machine uses as its data disk, or None if its agent cannot be asked, or shows none."""
+    try:
+        marker = json_text.parse(str(api.get(f"{machine.path}/agent/file-read", file=MARKER).get("content", "")))
+        layout = {"layout": marker["layout"], "versions": marker.get("versions", {})}
+        return Adopted(str(marker["site"]), str(marker["system"]), json.dumps(layout, sort_keys=True))
+    except (ApiError, ValueError, KeyError, TypeError) as error:
+        log.debug(f"VM {machine.vmid}: {MARKER}: {error}")
+        return None
+
+
+def require_healthy(api: Api, machine: Machine, name: str, *, timeout: float, host_key: str = "") -> Reached:
+    """Wait until a machine answers with its own certificate, and has the host key of the site. Raises StepFailed."""
+    config: Mapping[str, Any] = api.get(f"{machine.path}/config")
+    main = settings.main_name(config, name)
+    reached = health.reach(api, machine, main, timeout=timeout, fixed=settings.fixed_addresses(config))
+    if host_key and reached.host_key != host_key:
+        raise StepFailed(
+            f"VM {machine.vmid} on {machine.node} has another SSH host key than the machine that it replaces",
+            hint="it does not use the data disk: read its console, and golden-data status",
+        )
+    return reached

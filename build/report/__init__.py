@@ -1,0 +1,4 @@
+"""What people read about an image: report, comparison, release notes, requirements.
+
+Imports from artifact and below.
+"""

@@ -1,0 +1,165 @@
+"""A release note that writes itself: Markdown from the comparison with the artifact before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from build.artifact.contents import Side
+from build.artifact.manifest import Manifest
+from build.core.log import seconds
+from build.packages.changelogs import Changelogs
+from build.report.compare import Change, Comparison, Section
+from build.report.compare_text import counts, missing
+
+# Beyond these a list is no reading; the comparison has all of it.
+MOST_CHANGES = 40
+MOST_LINES = 4
+LEFT_OUT = ("packages", "files", "requirements", "tests", "audit", "sizes", "boot", "stages", "installer")
+
+
+def render(new: Side, comparison: Comparison | None, changelogs: Changelogs) -> str:
+    """Return the note for ``new``; without a comparison it is the first release."""
+    made = new.manifest
+    parts = [f"# {_plain(made.name)} {_plain(made.version)}", _summary(new, comparison)]
+    if comparison is not None:
+        parts += [
+            _security(comparison.section("packages"), changelogs), _packages(comparison.section("packages")),
+            _requirements(comparison.section("requirements")),
+            *(_list(section) for section in comparison.sections if section.key not in LEFT_OUT and section.changes),
+            _files(comparison),
+        ]  # fmt: skip
+    parts += [_audit(made, comparison), _measures(new, comparison), _verify(new)]
+    if comparison is not None:
+        parts += [f"_Not compared: {', '.join(titles)}: {_plain(why)}._" for why, titles in missing(comparison).items()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(new: Side, comparison: Comparison | None) -> str:
+    made = new.manifest
+    passed, clones = made.verification.passed, len(made.verification.clones)
+    verified = f"It passed {passed} tests on {clones} clones; packages as of {made.inputs.archive_date[:10]}."
+    if comparison is None:
+        return f"The first release: nothing is here to compare it with. {verified}"
+    if not comparison.differs:
+        return f"Nothing differs from `{comparison.before.name}`. {verified}"
+    told = [f"{section.title.split(' (')[0].lower()}: {counts(section)}" for section in comparison.sections
+            if section.changes and not section.measured]  # fmt: skip
+    return f"Compared with `{comparison.before.name}`: {'; '.join(told)}. {verified}"
+
+
+def _security(packages: Section, changelogs: Changelogs) -> str:
+    """Return the vulnerabilities that the changelogs of changed packages name."""
+    sources: dict[str, tuple[str, set[str]]] = {}
+    unknown = []
+    for change in packages.changes:
+        if change.kind != "changed":
+            continue
+        found = changelogs.entries(change.name, change.before, change.after)
+        if found is None:
+            unknown.append(change.name)
+        elif cves := {cve for entry in found for cve in entry.cves}:
+            _, known = sources.setdefault(changelogs.source(change.name), (f"{change.before} → {change.after}", set()))
+            known |= cves
+    lines = [
+        f"- {_plain(source)} {_plain(versions)}: {', '.join(sorted(cves))}"
+        for source, (versions, cves) in sorted(sources.items())
+    ]
+    if unknown:
+        lines.append(f"- No changelog is here for {', '.join(_plain(name) for name in unknown)}.")
+    return _titled("Security fixes, by Debian's changelogs", lines or ["None is named."] if packages.changes else [])
+
+
+def _packages(packages: Section) -> str:
+    lines = []
+    for change in packages.changes[:MOST_CHANGES]:
+        lines.append(_line(change))
+        lines += [f"  - {_plain(note)}" for note in change.notes[:MOST_LINES]]
+    return _titled(f"Packages: {counts(packages)}", _cut(lines, packages)) if packages.changes else ""
+
+
+def _requirements(section: Section) -> str:
+    lines = [f"{_line(change)}{': ' + _plain(change.notes[0]) if change.notes else ''}" for change in section.changes]
+    return _titled(f"Requirements: {counts(section)}", lines) if lines else ""
+
+
+def _list(section: Section) -> str:
+    lines = [_line(change) for change in section.changes[:MOST_CHANGES]]
+    return _titled(f"{section.title}: {counts(section)}", _cut(lines, section))
+
+
+def _cut(lines: list[str], section: Section) -> list[str]:
+    more = len(section.changes) - MOST_CHANGES
+    return lines + ([f"- and {more} more"] if more > 0 else [])
+
+
+def _files(comparison: Comparison) -> str:
+    section = comparison.section("files")
+    command = f"nox -s diff -- {comparison.before.name} {comparison.after.name}"
+    return _titled("Files", [f"{counts(section)}. All of it: `{command}`"]) if section.changes else ""
+
+
+def _audit(made: Manifest, comparison: Comparison | None) -> str:
+    figures = made.audit or {}
+    if not figures:
+        return _titled("Auditors", ["No audit is recorded for this image."])
+    before = (comparison.before.manifest.audit or {}) if comparison is not None else {}
+    lines = ["| figure | is | was | must be |", "|---|---|---|---|"]
+    for name, one in sorted(figures.items()):
+        was = before[name].shown if name in before else ""
+        lines.append(f"| {_plain(name)} | {_plain(one.shown)} | {_plain(was)} | {_plain(one.limit)} |")
+    return _titled("Auditors", lines)
+
+
+def _measures(new: Side, comparison: Comparison | None) -> str:
+    made = new.manifest
+    lines = [f"- image: {_megabytes(made)}{_was(comparison, _megabytes)}"]
+    boot = _ready(made)
+    if boot:
+        lines.append(f"- first boot of a clone, {made.accelerator.kind}: {boot}{_was(comparison, _ready)}")
+    return _titled("Size and boot", lines)
+
+
+def _megabytes(made: Manifest) -> str:
+    return f"{made.image.bytes / 1e6:.1f} MB"
+
+
+def _ready(made: Manifest) -> str:
+    times = made.verification.ready_seconds
+    return seconds(max(times)) if times else ""
+
+
+def _was(comparison: Comparison | None, ask: Callable[[Manifest], str]) -> str:
+    return f" (was {ask(comparison.before.manifest)})" if comparison is not None else ""
+
+
+def _verify(new: Side) -> str:
+    made = new.manifest
+    return _titled("How to verify it", [
+        f"The image's SHA-256 is `{made.image.sha256}`. Every file of the artifact is in `SHA256SUMS`; Goldsmith",
+        "verifies the rest offline too: signatures, provenance, bills of materials, locks, tests.",
+        "",
+        "```sh",
+        f"(cd artifacts/{new.name} && sha256sum --check --strict SHA256SUMS)",
+        f"nox -s verify-artifact -- artifacts/{new.name}",
+        "```",
+    ])  # fmt: skip
+
+
+def _titled(title: str, lines: list[str]) -> str:
+    return f"## {_plain(title)}\n\n" + "\n".join(lines) if lines else ""
+
+
+def _line(change: Change) -> str:
+    if change.kind == "changed":
+        return f"- `{_code(change.name)}` {_plain(change.before)} → {_plain(change.after)}"
+    return f"- {change.kind}: `{_code(change.name)}` {_plain(change.before or change.after)}"
+
+
+def _plain(text: object) -> str:
+    """Return text so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _code(text: str) -> str:
+    return text.replace("`", "'")

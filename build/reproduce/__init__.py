@@ -1,0 +1,4 @@
+"""Builds an artifact again and compares it file by file.
+
+Imports from pipeline and below.
+"""

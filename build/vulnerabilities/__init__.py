@@ -1,0 +1,4 @@
+"""Known vulnerabilities of the packages of an image, from files named by the user.
+
+Imports from packages and core.
+"""

@@ -1,0 +1,96 @@
+"""What the packet filter is told on a clone: rules in nft's language, made from the site settings."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+TABLE = "inet golden"
+PORTS = {"http": 80, "https": 443, "scp": 22, "smtp": 587}
+# Who calls: the users of rsyslog.service, golden-acme, golden-backup-send, golden-alert-send, golden-deploy.
+LOGS, CERTIFICATES, BACKUPS, ALERTS, RELEASES = "root", "golden-acme", "root", "golden-alert", "root"
+# As long as one of these lies in the directory that /etc/nftables.conf includes, the machine starts fenced.
+ISOLATE = (
+    f"flush chain {TABLE} gate_in\n"
+    f"flush chain {TABLE} gate_out\n"
+    f"add rule {TABLE} gate_in jump isolated_in\n"
+    f"add rule {TABLE} gate_out jump isolated_out\n"
+)
+RELEASE = f"flush chain {TABLE} gate_in\nflush chain {TABLE} gate_out\n"
+
+
+def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str], users: Container[str]) -> str:
+    """Return the rules that fill the sets of the packet filter, in place of what they held.
+
+    A user who is not among the machine's ``users`` calls nobody. Raises ValueError for a network that is none.
+    """
+    proxies = (site.get("proxies") or {}).get("addresses", [])
+    return (
+        _fill_networks("admin", site.get("admin_cidrs") or default_cidrs)
+        + _fill_networks("proxy", proxies)
+        + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users])
+    )
+
+
+def _fill_networks(name: str, cidrs: Iterable[str]) -> str:
+    """Return the rules that fill the two sets of networks NAME_inet4 and NAME_inet6."""
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    return "".join(
+        _fill(f"{name}_inet{version}", [str(net) for net in networks if net.version == version]) for version in (4, 6)
+    )
+
+
+def _fill(name: str, elements: Iterable[str]) -> str:
+    text = ", ".join(elements)
+    return f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {text} }}\n" if text else "")
+
+
+def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """Return who may open connections to which TCP port outside: only what the site settings ask for."""
+    acme = (site.get("certificate") or {}).get("acme")
+    alerts = site.get("alerts") or {}
+    collector = site.get("log_collector")
+    addresses = (
+        (LOGS, collector and f"syslog://collector:{collector['port']}"),
+        (CERTIFICATES, acme and acme["directory"]),
+        (BACKUPS, site.get("backup") and site["backup"]["target"]),
+        (ALERTS, alerts.get("mail") and f"smtp://{alerts['mail']['server']}"),
+        (ALERTS, alerts.get("webhook")),
+        (RELEASES, site.get("application") and site["application"]["bundle"]),
+    )
+    wanted = ((user, _port(address)) for user, address in addresses if address)
+    return {(user, port) for user, port in wanted if port}
+
+
+def _port(address: str) -> int | None:
+    """Return the TCP port that an address names or means; None for a path or nothing."""
+    if address.startswith("rclone:"):
+        return PORTS["https"]
+    parts = urlsplit(address)
+    return parts.port or PORTS.get(parts.scheme)
+
+
+def describe(ruleset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `nft -j list table` says about the sets, the counters, and whether the machine is fenced."""
+    items = ruleset["nftables"]
+    sets = {one["set"]["name"]: one["set"].get("elem", []) for one in items if "set" in one}
+    return {
+        "isolated": any(one["rule"]["chain"] == "gate_in" for one in items if "rule" in one),
+        "administrators": [_network(elem) for name in ("admin_inet4", "admin_inet6") for elem in sets[name]],
+        "proxies": [_network(elem) for name in ("proxy_inet4", "proxy_inet6") for elem in sets.get(name, [])],
+        "site_out": [":".join(map(str, elem["concat"])) for elem in sets["site_out"]],
+        "dropped": {
+            one["counter"]["name"].removeprefix("dropped_"): one["counter"]["packets"] for one in items if "counter" in one
+        },
+    }
+
+
+def _network(element: object) -> str:
+    """Return an element of a set of networks as text: an address, a prefix, or a range of both."""
+    if isinstance(element, Mapping):
+        if "prefix" in element:
+            return f"{element['prefix']['addr']}/{element['prefix']['len']}"
+        return "-".join(map(str, element["range"]))
+    return str(element)

@@ -1,0 +1,99 @@
+"""How a project's settings become those of this machine: a function from settings to settings.
+
+Replaced is what can have one value only here: where files and the database are, and that nobody sees a traceback. Filled in
+is what a project of `django-admin startproject` leaves open. Everything else stays as the project has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MIDDLEWARE = "golden_app.middleware.surroundings"
+STATIC_ROOT, MEDIA_ROOT = "/var/www/static", "/var/www/media"
+POSTGRESQL = "django.db.backends.postgresql"
+# Settings of a database that say where it is and who asks; of SQLite, nothing else is worth keeping.
+PLACE = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
+# django-admin startproject begins its key so: it is in everybody's repository.
+INSECURE = "django-insecure-"
+# HSTS and the redirection to HTTPS, which are nginx's.
+SILENCED = ("security.W004", "security.W008")
+NAMED = re.compile(
+    r"""os\.environ(?:\.setdefault\(|\[)\s*["']DJANGO_SETTINGS_MODULE["']\s*(?:,|\]\s*=)\s*["']([\w.]+)["']"""
+)
+# A module of this name beside one for development is what the project's authors mean to be served.
+DEVELOPMENT, PRODUCTION = ("dev", "develop", "development", "local"), ("production", "prod")
+
+
+def settings_module(code: Path) -> str:
+    """Return the name of a project's settings module, as its wsgi.py names it, else its manage.py; empty when none does.
+
+    Where that is the one for development and another for production is beside it, the latter.
+    """
+    files = [*sorted(code.glob("*/wsgi.py")), code / "wsgi.py", code / "manage.py"]
+    found = (NAMED.search(path.read_text(errors="replace")) for path in files if path.is_file())
+    name = next((match[1] for match in found if match), "")
+    package, _dot, last = name.rpartition(".")
+    if package and last in DEVELOPMENT:
+        directory = code.joinpath(*package.split("."))
+        name = next((f"{package}.{other}" for other in PRODUCTION if (directory / f"{other}.py").is_file()), name)
+    return name
+
+
+def adapted(given: Mapping[str, Any], *, hosts: str = "", role: str = "", secret: str = "") -> dict[str, Any]:
+    """Return a project's settings for this machine.
+
+    ``hosts``: its names, with blanks between; ``role``: of the database, by default the application's; ``secret``: its key.
+    """
+    settings = dict(given)
+    settings["DEBUG"] = False
+    settings["ALLOWED_HOSTS"] = list(dict.fromkeys([*(given.get("ALLOWED_HOSTS") or []), *hosts.split()]))
+    key = given.get("SECRET_KEY") or ""
+    if secret and (not key or str(key).startswith(INSECURE)):
+        settings["SECRET_KEY"] = secret
+    settings["DATABASES"] = {**(given.get("DATABASES") or {}), "default": database(given, role)}
+    settings |= {"STATIC_ROOT": STATIC_ROOT, "MEDIA_ROOT": MEDIA_ROOT}
+    for setting, address in (("STATIC_URL", "/static/"), ("MEDIA_URL", "/media/")):
+        # Files on another host are that host's.
+        if "//" not in str(given.get(setting) or ""):
+            settings[setting] = address
+    # nginx ends TLS and sets this header itself.
+    settings["SECURE_PROXY_SSL_HEADER"] = ("HTTP_X_FORWARDED_PROTO", "https")
+    for setting in ("SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE"):
+        settings.setdefault(setting, True)
+    settings["SILENCED_SYSTEM_CHECKS"] = [*(given.get("SILENCED_SYSTEM_CHECKS") or []), *SILENCED]
+    settings["MIDDLEWARE"] = [MIDDLEWARE, *(given.get("MIDDLEWARE") or [])]
+    if logs := given.get("LOGGING"):
+        settings["LOGGING"] = logging(logs)
+    return settings
+
+
+def database(given: Mapping[str, Any], role: str = "") -> dict[str, Any]:
+    """Return the settings of the default database: this machine's, reached as this role, with the project's options.
+
+    A backend for PostgreSQL stays (PostGIS, tenants, metrics); Django's own takes the place of SQLite, whose file nobody
+    could write. One for another server stays as it is, and cannot be reached.
+    """
+    own = dict((given.get("DATABASES") or {}).get("default") or {})
+    engine = str(own.get("ENGINE", ""))
+    if not engine or "sqlite" in engine or engine.endswith(".dummy"):
+        own = {"ENGINE": POSTGRESQL}
+    elif "postg" not in engine and "psqlextra" not in engine:
+        return own
+    options = {"connect_timeout": 2, **(own.get("OPTIONS") or {})}
+    kept = {name: value for name, value in own.items() if name not in PLACE}
+    return {**kept, "NAME": "app", "USER": role or "app", "HOST": "/run/postgresql", "OPTIONS": options}
+
+
+def logging(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the log, with the journal in the place of files, which the application cannot write."""
+    handlers = {}
+    for name, handler in (given.get("handlers") or {}).items():
+        if str(handler.get("class", "")).endswith("FileHandler"):
+            kept = {key: value for key, value in handler.items() if key in ("level", "formatter", "filters")}
+            handlers[name] = {**kept, "class": "logging.StreamHandler"}
+        else:
+            handlers[name] = handler
+    return {**given, "handlers": handlers}

@@ -1,0 +1,88 @@
+"""Whether the application answers, asked as a client would: over TLS, through the web server, by its name."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+NAMES = Path("/run/golden/names")
+ADDRESS = ("127.0.0.1", 443)
+# What the release that serves declares (golden/grants.py); without it the path that every application has.
+CONTRACT, PATH = Path("/opt/app/current/grants/contract.json"), "/health"
+ONE_ANSWER_SECONDS = 10.0
+PAUSE_SECONDS = 0.5
+
+
+def wait_healthy(seconds: float = 90.0) -> str:
+    """Wait until the health check answers 200; return nothing then, and what was seen last when it does not in time."""
+    deadline, path = time.monotonic() + seconds, declared_path()
+    while last := _ask(path):
+        if time.monotonic() > deadline:
+            return last
+        time.sleep(PAUSE_SECONDS)
+    return ""
+
+
+def page_problem(path: str = "/") -> str:
+    """Return what is wrong with a page of the application; nothing when it is not an error of the server.
+
+    An application need not have the page (404), nor show it to everybody (403, or the way to a log-in).
+    """
+    status, text = _status(path)
+    return text if status == 0 or status >= http.client.INTERNAL_SERVER_ERROR else ""
+
+
+def declared_path(contract: Path = CONTRACT) -> str:
+    """Return the path of the health check of the release that serves."""
+    try:
+        return str(json.loads(contract.read_bytes())["health"]["path"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return PATH
+
+
+def missing_page(paths: Iterable[str]) -> str:
+    """Return which of the pages does not answer with 200 or a redirect, and what it answers; nothing when all do."""
+    for path in paths:
+        status, text = _status(path)
+        if not http.client.OK <= status < http.client.BAD_REQUEST:
+            return text
+    return ""
+
+
+def _ask(path: str) -> str:
+    """Ask for the health once; return nothing for 200, else what came instead."""
+    status, text = _status(path)
+    return "" if status == http.client.OK else text
+
+
+def _status(path: str) -> tuple[int, str]:
+    """Return the status of a page (0: there is no answer) and, in one line, what came."""
+    try:
+        status, body = fetch(path, limit=200)
+    except (OSError, IndexError, http.client.HTTPException) as error:
+        return 0, f"{path}: {type(error).__name__}: {error}"
+    return status, f"{path}: {status} {' '.join(body.decode(errors='replace').splitlines()[:1])}"
+
+
+def fetch(path: str, *, limit: int) -> tuple[int, bytes]:
+    """Return the status of an answer and at most ``limit`` bytes of its body. Raises OSError or HTTPException."""
+    name = NAMES.read_text().split()[0]
+    plain = socket.create_connection(ADDRESS, timeout=ONE_ANSWER_SECONDS)
+    with plain, _context().wrap_socket(plain, server_hostname=name) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, answer.read(limit)
+
+
+def _context() -> ssl.SSLContext:
+    # The question is whether this machine's application answers; its certificate has a check of its own.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,131 @@
+"""The contract of an application: what golden-app.yaml in its root declares, read by one program everywhere.
+
+`nox -s bundle` reads it on the workstation, the build of the image for the application that is in it, golden-deploy on the
+clone. Without the file every key has its default: nothing beyond the database, the web server and its files is opened.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from golden import site_yaml
+from golden.contract_keys import CONTRACT, MODULE
+from golden.fields import MOST_FAULTS
+from golden.site_table import Fault, Schema, shown
+
+NAME = "golden-app.yaml"
+LARGEST_FILE = 64 * 1024
+
+
+def load(directory: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """Return the contract of the application in ``directory``, every key present, and all that is wrong with it.
+
+    Without a file it is the default one. The entry and the settings module are looked up where they are not declared.
+    """
+    path = directory / NAME
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        return _default(), [Fault(NAME, error.strerror or "", "make it a readable text file")]
+    contract, faults = parse(content)
+    complete_entry(contract, directory)
+    return contract, faults
+
+
+def parse(content: bytes) -> tuple[dict[str, Any], list[Fault]]:
+    """Return the contract that a file's content declares, and every fault."""
+    faults: list[Fault] = []
+    if len(content) > LARGEST_FILE:
+        return _default(), [Fault(NAME, f"more than {LARGEST_FILE} bytes", "shorten it")]
+    try:
+        found = site_yaml.load(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return _default(), [Fault(NAME, f"byte {error.start} is not UTF-8", "save it as UTF-8")]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f"line {mark.line + 1}" if mark else "the file"
+        return _default(), [Fault(NAME, line, f"correct the YAML there: {site_yaml.message(error)}")]
+    contract = CONTRACT.read({} if found is None else found, "", faults)
+    faults += _joint_faults(contract)
+    return contract, faults[:MOST_FAULTS]
+
+
+def _default() -> dict[str, Any]:
+    return CONTRACT.read({}, "", [])
+
+
+def _joint_faults(contract: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what is wrong between keys."""
+    entry, web = contract["entry"], contract["web"]
+    if entry["wsgi"] and entry["asgi"]:
+        yield Fault("entry.asgi", entry["asgi"], "declare wsgi or asgi: an application has one entry")
+    if web["websockets"] and not entry["asgi"]:
+        yield Fault("web.websockets", shown(web["websockets"]), "WebSockets need entry.asgi")
+    yield from _path_faults(web)
+    suffixes = [suffix for kind in contract["media"]["kinds"] for suffix in kind["suffixes"]]
+    for suffix in _repeated(suffixes):
+        yield Fault("media.kinds", suffix, "two kinds have this suffix: remove one")
+    for kind in contract["media"]["kinds"]:
+        if kind["send"] == "inline" and re.search(r"html|xml|javascript|svg", kind["type"]):
+            yield Fault("media.kinds", kind["type"], "a browser runs what is in it: send it as attachment")
+    for name in sorted({*contract["processes"]} & {*contract["jobs"]}):
+        yield Fault("jobs", name, "a process has this name: choose another one")
+
+
+def _path_faults(web: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the paths for which two rules would hold."""
+    paths = [rule["path"] for rule in web["paths"]]
+    for path in _repeated(paths):
+        yield Fault("web.paths", path, "the path is there twice: join the two")
+    for path in sorted({*paths} & {*web["websockets"]}):
+        yield Fault("web.websockets", path, "the path is in web.paths as well: remove one of the two")
+    for closed in web["administration"]:
+        for path in (*paths, *web["websockets"]):
+            if path == closed or path.startswith(f"{closed}/"):
+                yield Fault("web.paths", path, f"web.administration closes {closed} and all below it: remove one of the two")
+
+
+def _repeated(values: Sequence[str]) -> list[str]:
+    return sorted({value for value in values if values.count(value) > 1})
+
+
+def complete_entry(contract: dict[str, Any], directory: Path) -> None:
+    """Fill in the settings module that manage.py names, and the WSGI callable beside it, where they are not declared."""
+    entry = contract["entry"]
+    entry["settings"] = entry["settings"] or _settings_of(directory / "manage.py")
+    if entry["wsgi"] or entry["asgi"] or not entry["settings"]:
+        return
+    # mysite.settings and mysite.settings.production belong to mysite/wsgi.py.
+    parts = entry["settings"].split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        if Path(directory, *parts[:length], "wsgi.py").is_file():
+            entry["wsgi"] = f"{'.'.join(parts[:length])}.wsgi:application"
+            return
+
+
+def _settings_of(path: Path) -> str:
+    """Return the settings module that a manage.py names, or nothing."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and len(node.args) == 2:
+            words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if len(words) == 2 and words[0] == "DJANGO_SETTINGS_MODULE" and re.fullmatch(MODULE.pattern, str(words[1])):
+                return str(words[1])
+    return ""
+
+
+def schema() -> Schema:
+    """Return the JSON Schema of golden-app.yaml."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME, **CONTRACT.schema()}

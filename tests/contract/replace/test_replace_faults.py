@@ -1,0 +1,227 @@
+"""Replacements that are cut at every call: killed, interrupted, refused, or with the answer lost.
+
+After each: no two machines ran with one address, the data disk is on one VM with its content, and either the old or the
+new system serves. After a kill the same command finishes it, or ``--undo`` takes it back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from build.clone import machine
+from build.core.errors import GoldsmithError
+from build.proxmox import client
+from build.replace import record as records
+from build.replace import replace as replacing
+from build.replace import switch
+from tests.contract.cloning import OPERATOR, Field
+from tests.contract.replacing import NEWER, Ground, Machines, prepare
+from tests.fakes.proxmox import Proxmox
+
+
+class Killed(BaseException):
+    """The process was killed: nothing of it runs any more."""
+
+
+@pytest.fixture
+def proxmox_class() -> type[Proxmox]:
+    return Machines
+
+
+@pytest.fixture
+def ground(field: Field, monkeypatch: pytest.MonkeyPatch) -> Ground:
+    monkeypatch.setattr(machine, "STARTED_SECONDS", 1.0)
+    monkeypatch.setattr(switch, "SHUTDOWN_SECONDS", 2)
+    monkeypatch.setattr(client, "READ_ATTEMPTS", 1)
+    return prepare(field)
+
+
+def require_sound(ground: Ground) -> None:
+    """Check what holds whatever was cut."""
+    assert not ground.proxmox.clashes
+    assert len(ground.data_on()) == 1
+    assert ground.disk()["posts"] == 7
+
+
+def require_served(ground: Ground) -> None:
+    """Check that one machine of the name runs, with the data disk, and that nothing is under way."""
+    require_sound(ground)
+    running = ground.running()
+    assert [name for _, name in running] == ["web1"]
+    assert ground.data_on() == [running[0][0]]
+    for vm in ground.proxmox.vms:
+        found = records.parse(str(vm.config.get("description", "")))
+        assert found is None or found.phase is records.Phase.KEPT
+        assert not str(vm.name).endswith("-new")
+
+
+def calls_of(ground: Ground, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the number of calls that change something, when nothing goes wrong."""
+    seen = []
+    real = client.Api._call
+
+    def count(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        seen.append((method, path))
+        return real(self, method, path, parameters, api=api)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.Api, "_call", count)
+        work()
+    return len(seen)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, at: int, error: Callable[[], BaseException], *, after: bool, dead: bool) -> None:
+    """Raise ``error`` at the call with this number, before it or after Proxmox did it; ``dead``: at each later call too."""
+    real, count, guard = client.Api._call, [0], threading.Lock()
+
+    def call(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        with guard:
+            count[0] += 1
+            number = count[0]
+        if number == at and after:
+            real(self, method, path, parameters, api=api)
+        if number == at or (dead and number > at):
+            raise error()
+        return real(self, method, path, parameters, api=api)
+
+    monkeypatch.setattr(client.Api, "_call", call)
+
+
+def lost() -> BaseException:
+    return client.ApiError("pve1 does not answer", status=0)
+
+
+def refused() -> BaseException:
+    return client.ApiError("refused by the test", status=500)
+
+
+# The numbers of calls that a replacement makes; test_the_table_reaches_the_last_call holds it to them.
+CALLS = range(1, 76)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(8))
+def test_killed_at_every_call(ground: Ground, block: int) -> None:
+    """The process is killed when Proxmox has done a call, at each call in turn; the same command finishes it."""
+    for number in [number for number in CALLS if number % 8 == block]:
+        with pytest.MonkeyPatch.context() as patch:
+            cut(patch, number, Killed, after=True, dead=True)
+            with suppress(Killed):
+                ground.replace()
+        require_sound(ground)
+        if any(name != "web1" for _, name in ground.running()):
+            pytest.fail(f"call {number}: {ground.running()}")
+        try:
+            ground.replace()
+        except replacing.RolledBack:
+            # It was killed while it rolled back.
+            ground.replace()
+        require_served(ground)
+        assert ground.proxmox.vm(ground.running()[0][0]).config["tags"].find("v1.3.0") >= 0, number
+        # Back to the beginning.
+        ground.undo()
+        require_served(ground)
+        remove_kept(ground)
+
+
+def remove_kept(ground: Ground) -> None:
+    """Remove the machines that are kept, so that the next round begins as the first one."""
+    with client.Api(ground.field.bench.settings, OPERATOR) as api:
+        replacing.clean(ground.job(api), now=datetime.now(UTC) + timedelta(days=400))
+    assert [vm.vmid for vm in ground.proxmox.vms if not vm.template] == [ground.old]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refused", "lost", "interrupted"])
+@pytest.mark.parametrize("block", range(8))
+def test_a_fault_at_every_call(ground: Ground, block: int, kind: str) -> None:
+    """A call that is refused, or whose answer is lost, and Ctrl-C: the old system is back, or the new one serves."""
+    error = {"refused": refused, "lost": lost, "interrupted": KeyboardInterrupt}[kind]
+    # Ctrl-C takes the way of a refused call: a third of the calls is enough.
+    for number in [number for number in CALLS if number % 8 == block][:: 3 if kind == "interrupted" else 1]:
+        with pytest.MonkeyPatch.context() as patch:
+            cut(patch, number, error, after=kind == "lost", dead=False)
+            try:
+                ground.replace()
+            except (GoldsmithError, KeyboardInterrupt):
+                failed = True
+            else:
+                failed = False
+        require_sound(ground)
+        if failed:
+            # The last steps may fail too: then the same command goes on.
+            with suppress(replacing.RolledBack):
+                ground.replace()
+        require_served(ground)
+        with suppress(GoldsmithError):
+            ground.undo()
+        require_served(ground)
+        remove_kept(ground)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(8))
+def test_undo_that_is_killed_at_every_call(ground: Ground, block: int) -> None:
+    for number in [number for number in range(1, 46) if number % 8 == block]:
+        ground.replace()
+        with pytest.MonkeyPatch.context() as patch:
+            cut(patch, number, Killed, after=True, dead=True)
+            with suppress(Killed):
+                ground.undo()
+        require_sound(ground)
+        with suppress(GoldsmithError):
+            ground.undo()
+        require_served(ground)
+        assert ground.running() == [(ground.old, "web1")], number
+        remove_kept(ground)
+
+
+def test_the_table_reaches_the_last_call(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = calls_of(ground, ground.replace, monkeypatch)
+    assert made <= CALLS[-1]
+    undone = calls_of(ground, ground.undo, monkeypatch)
+    assert undone <= 45
+
+
+@pytest.mark.parametrize(("kind", "text"), [
+    ("qmclone", "clone failed: no space"), ("resize", "lvextend failed"), ("qmmove", "rename failed"),
+    ("qmstart", "start failed: QEMU exited with code 1"),
+])  # fmt: skip
+def test_a_task_that_fails_is_taken_back(ground: Ground, kind: str, text: str) -> None:
+    ground.proxmox.broken_tasks[kind] = [text]
+    with pytest.raises(replacing.RolledBack) as caught:
+        ground.replace()
+    assert text in caught.value.brief + caught.value.details
+    require_served(ground)
+    assert ground.running() == [(ground.old, "web1")]
+    assert ground.replace().template == NEWER
+
+
+def test_a_storage_that_cannot_move_disks(ground: Ground) -> None:
+    ground.proxmox.unmovable.add("local-lvm")
+    with pytest.raises(replacing.RolledBack, match="does not support moving"):
+        ground.replace()
+    assert ground.running() == [(ground.old, "web1")]
+    require_served(ground)
+
+
+def test_a_node_that_goes_down_and_comes_back(ground: Ground) -> None:
+    def down(kind: str) -> None:
+        if kind == "qmmove":
+            ground.proxmox.set_node_offline("pve1")
+
+    ground.proxmox.on_task = down
+    with pytest.raises(GoldsmithError) as caught:
+        ground.replace()
+    assert "run the same command again" in caught.value.hint
+    ground.proxmox.on_task = lambda _kind: None
+    ground.proxmox.set_node_offline("pve1", offline=False)
+    with suppress(replacing.RolledBack):
+        ground.replace()
+    require_served(ground)

@@ -1,0 +1,54 @@
+"""Where every user may write: an allowlist, and nothing of it on a file system that programs can be started from."""
+
+from __future__ import annotations
+
+import pytest
+from testinfra.host import Host
+
+from .facts import Fact, gather
+
+# On a clone each of them is a file system mounted with noexec; a container has one file system for all.
+OPEN = {"/tmp", "/var/tmp", "/run/lock", "/dev/shm", "/dev/mqueue", "/run/cloud-init/tmp"}
+# The private /tmp of a unit lies below a directory that root alone can enter.
+FIND = r"""
+awk '$3 !~ /^(proc|sysfs|cgroup2|devpts|bpf|securityfs|debugfs|tracefs|configfs|fusectl|efivarfs|pstore|binfmt_misc)$/ \
+    && $4 !~ /(^|,)noexec(,|$)/ {print $2}' /proc/mounts | sort -u | while read -r place; do
+    find "$place" -xdev -name 'systemd-private-*' -prune -o -type d -perm -0002 -print
+done | while read -r directory; do
+    # find shows a mount point too, although it does not enter the file system that is mounted there.
+    findmnt --noheadings --output OPTIONS --target "$directory" | grep -qE '(^|,)noexec(,|$)' || echo "$directory"
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host) -> dict[str, Fact]:
+    """Every directory that any user may write to, on a file system without noexec, and the directories of locks."""
+    return gather(host, {
+        "open": FIND,
+        "locks": "stat -c '%a %U:%G %F' /run/golden-lock /usr/lib/cloud-init/clouddir",
+        "stranger": "rm -f /run/lock/golden-site.lock && runuser -u nobody -- touch /run/lock/golden-site.lock; "
+        "golden-site apply >/dev/null 2>/run/golden-test-lock; cat /run/golden-test-lock; "
+        "rm -f /run/lock/golden-site.lock /run/golden-test-lock",
+    })  # fmt: skip
+
+
+@pytest.mark.req("R3")
+def test_writable_directories_are_known(facts: dict[str, Fact]) -> None:
+    """No directory is open to every user but those that are known"""
+    assert set(facts["open"].lines) <= OPEN
+
+
+@pytest.mark.vm
+@pytest.mark.req("R3")
+def test_nothing_can_be_started_where_every_user_writes(facts: dict[str, Fact]) -> None:
+    """No directory that every user may write to is on a file system that programs can be started from"""
+    assert facts["open"].lines == []
+
+
+@pytest.mark.req("R3", "F30")
+def test_locks_are_roots(facts: dict[str, Fact]) -> None:
+    """Locks are in a directory that root alone can enter, and a file of another user in /run/lock stops no command"""
+    assert facts["locks"].lines == ["700 root:root directory"] * 2
+    assert "Traceback" not in facts["stranger"].text
+    assert "lock" not in facts["stranger"].text

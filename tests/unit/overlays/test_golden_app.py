@@ -1,0 +1,121 @@
+"""Settings of a foreign project as the image runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.helpers import ROOT
+
+PATH = ROOT / "overlays/40-app/rootfs/usr/lib/golden-app/golden_app/adapt.py"
+_spec = importlib.util.spec_from_file_location("golden_app_adapt", PATH)
+assert _spec is not None
+assert _spec.loader is not None
+adapt = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(adapt)
+
+# What `django-admin startproject` writes, as far as it matters here.
+STOCK = {
+    "SECRET_KEY": "django-insecure-x", "DEBUG": True, "ALLOWED_HOSTS": [], "MIDDLEWARE": ["a.Middleware"],
+    "STATIC_URL": "static/",
+    "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": Path("db.sqlite3")}},
+}  # fmt: skip
+
+
+def test_a_stock_project_gets_what_it_needs() -> None:
+    settings = adapt.adapted(STOCK, hosts="www.example.org web1", role="app_owner", secret="s" * 50)
+    assert settings["DEBUG"] is False
+    assert settings["SECRET_KEY"] == "s" * 50
+    assert settings["ALLOWED_HOSTS"] == ["www.example.org", "web1"]
+    assert settings["DATABASES"]["default"] == {
+        "ENGINE": "django.db.backends.postgresql", "NAME": "app", "USER": "app_owner", "HOST": "/run/postgresql",
+        "OPTIONS": {"connect_timeout": 2},
+    }  # fmt: skip
+    assert (settings["STATIC_URL"], settings["STATIC_ROOT"]) == ("/static/", "/var/www/static")
+    assert (settings["MEDIA_URL"], settings["MEDIA_ROOT"]) == ("/media/", "/var/www/media")
+    assert settings["SECURE_PROXY_SSL_HEADER"] == ("HTTP_X_FORWARDED_PROTO", "https")
+    assert settings["SESSION_COOKIE_SECURE"] is True
+    assert settings["MIDDLEWARE"] == [adapt.MIDDLEWARE, "a.Middleware"]
+    # The project's own are not touched.
+    assert STOCK["DEBUG"] is True
+
+
+def test_what_the_project_decided_stays() -> None:
+    given = {
+        "SECRET_KEY": "k" * 60, "ALLOWED_HOSTS": ["shop.example.org"], "STATIC_URL": "https://cdn.example.org/",
+        "SESSION_COOKIE_SECURE": False, "LANGUAGE_CODE": "de", "SILENCED_SYSTEM_CHECKS": ["models.W042"],
+        "DATABASES": {
+            "default": {
+                "ENGINE": "django.contrib.gis.db.backends.postgis", "NAME": "shop", "USER": "shop", "PASSWORD": "x",
+                "HOST": "localhost", "PORT": "5432", "CONN_MAX_AGE": 60, "OPTIONS": {"pool": True},
+            },
+            "other": {"ENGINE": "django.db.backends.sqlite3"},
+        },
+    }  # fmt: skip
+    settings = adapt.adapted(given, hosts="web1", secret="s")
+    assert settings["SECRET_KEY"] == "k" * 60
+    assert settings["ALLOWED_HOSTS"] == ["shop.example.org", "web1"]
+    assert settings["STATIC_URL"] == "https://cdn.example.org/"
+    assert settings["SESSION_COOKIE_SECURE"] is False
+    assert settings["LANGUAGE_CODE"] == "de"
+    assert settings["SILENCED_SYSTEM_CHECKS"] == ["models.W042", "security.W004", "security.W008"]
+    assert settings["DATABASES"] == {
+        "default": {
+            "ENGINE": "django.contrib.gis.db.backends.postgis", "NAME": "app", "USER": "app", "HOST": "/run/postgresql",
+            "CONN_MAX_AGE": 60, "OPTIONS": {"connect_timeout": 2, "pool": True},
+        },
+        "other": {"ENGINE": "django.db.backends.sqlite3"},
+    }  # fmt: skip
+
+
+def test_another_database_server_is_left_alone() -> None:
+    own = {"ENGINE": "django.db.backends.mysql", "NAME": "shop", "HOST": "db"}
+    assert adapt.database({"DATABASES": {"default": own}}) == own
+
+
+def test_logs_go_to_the_journal() -> None:
+    given = {
+        "version": 1,
+        "handlers": {
+            "file": {"class": "logging.handlers.RotatingFileHandler", "filename": "/var/log/shop.log", "level": "INFO"},
+            "console": {"class": "logging.StreamHandler", "formatter": "plain"},
+        },
+    }
+    settings = adapt.adapted({"LOGGING": given})
+    assert settings["LOGGING"]["handlers"] == {
+        "file": {"class": "logging.StreamHandler", "level": "INFO"},
+        "console": {"class": "logging.StreamHandler", "formatter": "plain"},
+    }
+    assert settings["LOGGING"]["version"] == 1
+
+
+MANAGE = """def main():
+    os.environ.setdefault('DJANGO_SETTINGS_MODULE', '{}')
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"manage.py": MANAGE.format("mysite.settings")}, "mysite.settings"),
+        ({"manage.py": MANAGE.format("a.settings.dev"), "config/wsgi.py": MANAGE.format("a.live")}, "a.live"),
+        ({"manage.py": 'os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"\n'}, "mysite.settings"),
+        ({"manage.py": MANAGE.format("a.settings.dev"), "a/settings/production.py": ""}, "a.settings.production"),
+        ({"manage.py": MANAGE.format("a.settings.local"), "a/settings/prod.py": ""}, "a.settings.prod"),
+        ({"manage.py": MANAGE.format("a.settings.dev")}, "a.settings.dev"),
+        ({"manage.py": "import django\n"}, ""),
+    ],
+)
+def test_the_settings_module_is_the_one_that_is_served(tmp_path: Path, files: dict[str, str], name: str) -> None:
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert adapt.settings_module(tmp_path) == name
+
+
+@pytest.mark.parametrize("hosts", [None, []])
+def test_no_hosts_of_the_project(hosts: Any) -> None:
+    assert adapt.adapted({"ALLOWED_HOSTS": hosts})["ALLOWED_HOSTS"] == []
