@@ -34,6 +34,9 @@ INSTALL_SECONDS = 360.0
 SILENCE_SECONDS = 90.0
 COMPACT_SECONDS = 900.0
 POLL_SECONDS = 0.25
+# The installer writes the reason of a failure to its system log, which arrives on another port than the console.
+REASON_SECONDS = 2.0
+REASON_LINES = 30
 # QEMU 7.2 under TCG sometimes panics Linux 6.12 (docs/decisions); a panic on real CPUs is a bug.
 TCG_ATTEMPTS = 2
 CONVERT_THREADS = "4"
@@ -149,7 +152,8 @@ def _install(workspace: Workspace, *, job: Job, expected: float, strict: bool, c
                 # The status first: all output before the end is then read.
                 status = process.wait(POLL_SECONDS)
                 for event in watch.poll():
-                    powered_off |= _judge(event, timings)
+                    with _reason_of_failure(workspace.syslog):
+                        powered_off |= _judge(event, timings)
                 progress.update(timings.current)
                 check()
                 if status is None and (reason := patience.exhausted()):
@@ -159,6 +163,19 @@ def _install(workspace: Workspace, *, job: Job, expected: float, strict: bool, c
     _judge_end(workspace, status=status, powered_off=powered_off, timings=timings, output=output)
     timings.enter("compacting")
     return timings
+
+
+@contextmanager
+def _reason_of_failure(syslog: Path) -> Iterator[None]:
+    """Add the last lines of the installer's system log to a failure: the console shows only that a step failed."""
+    try:
+        yield
+    except StepFailed as error:
+        time.sleep(REASON_SECONDS)
+        if syslog.is_file():
+            last = run.tail(syslog.read_text(errors="replace"), REASON_LINES)
+            error.details = f"{error.details}\n{syslog.name}:\n{last}"
+        raise
 
 
 class _Patience:

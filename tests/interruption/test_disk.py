@@ -28,6 +28,7 @@ from tests.unit.helpers import ROOT, gone, make_spec, wait_for
 TCG = acceleration.tcg((7, 2), reason="a test")
 KVM = acceleration.kvm((7, 2))
 SOON_SECONDS = 8.0
+DATA = ROOT / "tests" / "data" / "console"
 
 STEPS = "".join(
     f"Nov 22 05:00:0{number} main-menu[215]: INFO: Menu item '{item}' selected\n"
@@ -267,6 +268,14 @@ def test_a_failed_step_ends_the_build_with_the_log_that_tells_why(fakes: Fakes, 
     assert "partitioning" in error.brief
     assert "'partman-base' failed" in error.brief
     assert "No space left on device" in error.details
+
+
+def test_a_failure_on_the_console_has_the_log_that_tells_why(fakes: Fakes, tmp_path: Path) -> None:
+    reason = "Nov 22 05:00:05 live-installer: unsquashfs: write error: No space left on device\n"
+    screen = (DATA / "failed-console.log").read_text()
+    error = failure(tmp_path, fakes.packer(syslog=STEPS + reason, console=[[0.3, screen]], ending="hang"))
+    assert error.brief == "the installer failed while finishing: Installation step failed"
+    assert "unsquashfs: write error: No space left on device" in error.details
 
 
 def test_the_logs_of_a_failed_installation_are_kept(fakes: Fakes, tmp_path: Path) -> None:
