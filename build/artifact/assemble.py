@@ -92,9 +92,7 @@ def assemble(
     return artifact.commit(inputs.project.artifacts, contents=contents, manifest=manifest)
 
 
-def documents(
-    manifest: Manifest, contents: Mapping[str, Path | str], parts: tuple[Part, ...]
-) -> dict[str, Path | str]:
+def documents(manifest: Manifest, contents: Mapping[str, Path | str], parts: tuple[Part, ...]) -> dict[str, Path | str]:
     """Return the bills of materials and the provenance of an artifact of these contents."""
     bill = Bill(
         manifest.name, manifest.version, manifest.image.sha256, manifest.inputs.archive_date, manifest.goldsmith or "",

@@ -92,9 +92,7 @@ def key_of(text: str, signature: str) -> str:
     return _ask(["check-novalidate"], text, signature)
 
 
-def verify(
-    text: str, signature: str, identity: str, *, signers: Path, revoked: Path | None = None
-) -> Signer | None:
+def verify(text: str, signature: str, identity: str, *, signers: Path, revoked: Path | None = None) -> Signer | None:
     """Return who signed ``text``: ``identity`` if its key is theirs, else whoever is allowed with that key; None for nobody.
 
     Times of the allowed signers (valid-after, valid-before) are held against now: a signature has no time of its own that

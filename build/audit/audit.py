@@ -88,9 +88,7 @@ def _place(options: Options, wanted: Wanted, spec: specs.Spec, scratch: Path) ->
     if wanted.context:
         yield target.of_context(wanted.context), wanted.context
         return
-    image = find.find_image(
-        options.project, options.cache.root, directory=wanted.directory, unverified=wanted.unverified
-    )
+    image = find.find_image(options.project, options.cache.root, directory=wanted.directory, unverified=wanted.unverified)
     identity = nocloud.make_identity(scratch / "identity", spec.admin.user)
     with log.step("Probing the accelerator"):
         accelerator = acceleration.probe(workdir=scratch, wanted=options.accelerator)

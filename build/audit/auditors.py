@@ -134,9 +134,7 @@ def cis(job: Job) -> list[Figure]:
 def _oscap(job: Job, name: str, *options: str) -> str:
     """Run one evaluation on the place; return its result file, which is kept too."""
     result = f"{HOME}/{name}.xml"
-    words = shlex.join(
-        [f"{HOME}/usr/bin/oscap", "xccdf", "eval", *options, "--results", result, f"{HOME}/{DATASTREAM}"]
-    )
+    words = shlex.join([f"{HOME}/usr/bin/oscap", "xccdf", "eval", *options, "--results", result, f"{HOME}/{DATASTREAM}"])
     output = job.out / f"cis-{name}.log"
     status = job.place.watch(
         f"cd / && {audit_tools.environment()} {words}", title="oscap", timeout=SCAN_SECONDS, output=output,

@@ -49,7 +49,8 @@ READING_SECONDS = 10.0
 READINGS = 5
 EDITED = Path("overlays/10-base/rootfs/etc/apt/apt.conf.d/10-golden")
 
-_PAGE = """# Benchmarks
+_PAGE = (
+    """# Benchmarks
 
 Written by `nox -s bench`, on one machine; each figure has the commit that it was measured at. Read them as ratios:
 other machines differ, and shared ones differ from themselves.
@@ -97,7 +98,9 @@ usual grub-pc) on the same partitions, from the same mirror, nothing configured 
 {{ part(results.cold.unverified) }} of it, and {{ results.cold.seconds | seconds }} with downloads, two clones and tests,
 {{ part(results.cold.seconds) }} of it. By processor time, the whole build took {{ "%.2f" | format(results.cold.cpu_seconds /
 results.plain.cpu_seconds) }} of it.
-{% endif %}""" + hardening.SECTION
+{% endif %}"""
+    + hardening.SECTION
+)
 
 _TITLES = {
     "cold": "cold build with verification, empty caches, downloads included",

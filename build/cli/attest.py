@@ -36,9 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--identity", default="", metavar="NAME", help="your name as a signer (default: as in the file of allowed signers)"
     )
-    parser.add_argument(
-        "--cosign-key", default="", metavar="KEY", help="sign with cosign too: its key file, or its address"
-    )
+    parser.add_argument("--cosign-key", default="", metavar="KEY", help="sign with cosign too: its key file, or its address")
 
 
 def run(arguments: argparse.Namespace) -> int:

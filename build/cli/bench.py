@@ -22,8 +22,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure the parts."""
-    chosen = replace(
-        common.downloads_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments)
-    )
+    chosen = replace(common.downloads_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments))
     bench.run_all(chosen, tuple(arguments.part) or bench.PARTS)
     return 0

@@ -31,9 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start a VM of an image, print how to reach it, and keep it until Ctrl-C; then it is removed."""
     project, cache = common.project_of(arguments), common.cache_of(arguments)
-    image = find.find_image(
-        project, cache.root, directory=arguments.artifact, unverified=arguments.unverified
-    )
+    image = find.find_image(project, cache.root, directory=arguments.artifact, unverified=arguments.unverified)
     spec = specs.load(project.spec)
     host.ensure(host.needed(("verify",)), install=arguments.install)
     ports = {"ssh": arguments.ssh_port, "http": arguments.http_port, "https": arguments.https_port}

@@ -14,9 +14,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bundle``."""
     common.add_project(parser)
     common.add_cache(parser)
-    parser.add_argument(
-        "directory", type=Path, metavar="DIR", help="the application, with manage.py and requirements.lock"
-    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the application, with manage.py and requirements.lock")
     parser.add_argument(
         "--wsgi", metavar="MODULE:CALLABLE",
         help="WSGI callable for an application that has none in the usual place (default: that of golden.yaml)",

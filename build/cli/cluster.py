@@ -43,9 +43,7 @@ def nodes_of(settings: Settings, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(wanted) or settings.nodes
 
 
-def publishing(
-    stack: ExitStack, cache: Cache, settings: Settings, secrets: Path | None
-) -> tuple[client.Api, client.Api]:
+def publishing(stack: ExitStack, cache: Cache, settings: Settings, secrets: Path | None) -> tuple[client.Api, client.Api]:
     """Connect as publisher and verifier; no other run of this host publishes until ``stack`` is closed."""
     # Two runs of one host would take each other's machines for what a killed run left.
     stack.enter_context(files.lock(cache.root / "publish.lock", waiting="another publish is running: waiting for it"))

@@ -32,9 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises VerificationFailed when a test fails.
     """
     project, cache = common.project_of(arguments), common.cache_of(arguments)
-    image = find.find_image(
-        project, cache.root, directory=arguments.artifact, unverified=arguments.unverified
-    )
+    image = find.find_image(project, cache.root, directory=arguments.artifact, unverified=arguments.unverified)
     spec = specs.load(project.spec)
     host.ensure(host.needed(("verify",)), install=arguments.install)
     host.require_memory()

@@ -17,9 +17,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", nargs="?", metavar="ARTIFACT", help="directory, name, version or digest (default: the newest artifact)"
     )
-    parser.add_argument(
-        "--since", metavar="A", help="compare with this artifact (default: the last one of another version)"
-    )
+    parser.add_argument("--since", metavar="A", help="compare with this artifact (default: the last one of another version)")
 
 
 def run(arguments: argparse.Namespace) -> int:

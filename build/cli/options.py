@@ -194,9 +194,7 @@ def downloads_of(arguments: argparse.Namespace) -> Options:
 
 def offline_of(arguments: argparse.Namespace) -> Options:
     """Return the engines' options for a command that downloads no packages: the host's mirrors are not looked for."""
-    return Options(
-        project=project_of(arguments), cache=cache_of(arguments), mirrors=NO_MIRRORS, install=arguments.install
-    )
+    return Options(project=project_of(arguments), cache=cache_of(arguments), mirrors=NO_MIRRORS, install=arguments.install)
 
 
 def build_of(arguments: argparse.Namespace) -> Options:
@@ -213,9 +211,7 @@ def build_of(arguments: argparse.Namespace) -> Options:
 def add_image(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose which image is booted."""
     add_artifact_option(parser)
-    parser.add_argument(
-        "--unverified", action="store_true", help="use the newest disk image in the cache, verified or not"
-    )
+    parser.add_argument("--unverified", action="store_true", help="use the newest disk image in the cache, verified or not")
 
 
 def add_artifact_option(parser: argparse.ArgumentParser) -> None:

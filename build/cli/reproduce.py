@@ -32,9 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     When the code of another commit has to do it, that prints and decides. Raises SpecError when neither this checkout nor
     the artifact's commit can build it, VerificationFailed when the artifact was changed.
     """
-    chosen = replace(
-        common.downloads_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments)
-    )
+    chosen = replace(common.downloads_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments))
     artifact = reproduce.load(chosen, arguments.artifact)
     gathered = reproduce.gather(chosen, artifact)
     strange = reproduce.strange(artifact, gathered, with_disk=arguments.disk)

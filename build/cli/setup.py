@@ -23,9 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Install the tools, or list those that are missing. Raises HostError when one is missing afterwards."""
-    chosen = replace(
-        common.offline_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments)
-    )
+    chosen = replace(common.offline_of(arguments), accelerator=arguments.accel, packer=common.packer_of(arguments))
     tools = build.toolset(chosen, inputs.STAGES).tools() + (host.TEST_TOOLS if arguments.tests else ())
     host.ensure(tools, install=chosen.install)
     log.info("Every host tool is here.")

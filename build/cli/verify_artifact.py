@@ -33,9 +33,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--revoked", type=Path, metavar="FILE", help="revoked keys: a list of public keys, or an OpenSSH KRL"
     )
-    parser.add_argument(
-        "--cosign-key", default="", metavar="KEY", help="public key of cosign that must have signed too"
-    )
+    parser.add_argument("--cosign-key", default="", metavar="KEY", help="public key of cosign that must have signed too")
     common.add_json(parser)
 
 

@@ -37,9 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--tracker", type=Path, action="append", default=[], metavar="FILE", help="JSON of Debian's security tracker"
     )
     parser.add_argument("--all", action="store_true", help="also list those without a fix, and the accepted ones")
-    parser.add_argument(
-        "--strict", action="store_true", help="exit 3 also for those without a fix, except unimportant ones"
-    )
+    parser.add_argument("--strict", action="store_true", help="exit 3 also for those without a fix, except unimportant ones")
     common.add_json(parser)
 
 

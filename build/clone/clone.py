@@ -91,8 +91,8 @@ def clone(job: Job) -> Made:
     _require_no_unseen(request.name, guests)
     kind = "linked" if request.linked else "full"
     with log.step(
-        f"Creating {request.name} on {source.place}: a {kind} clone of "
-        f"{source.label.template}", done=f"{request.name} is created"
+        f"Creating {request.name} on {source.place}: a {kind} clone of {source.label.template}",
+        done=f"{request.name} is created",
     ):
         return _new(job, source)
 
@@ -103,7 +103,8 @@ def _require_no_unseen(name: str, guests: Sequence[Mapping[str, Any]]) -> None:
     if hidden:
         raise StepFailed(
             f"the names of {len(hidden)} clones are unknown, because their node does not answer: one of them may be {name}",
-            details=", ".join(hidden), hint="start that node: the name of a clone must be unique",
+            details=", ".join(hidden),
+            hint="start that node: the name of a clone must be unique",
         )
 
 
@@ -164,8 +165,7 @@ def _found(job: Job, source: Source, same: Sequence[Mapping[str, Any]]) -> Made:
     request, guest = job.request, same[0]
     if len(same) > 1:
         raise SpecError(
-            f"{len(same)} VMs are named {request.name}: "
-            + ", ".join(f"{guest['node']}/{guest['vmid']}" for guest in same),
+            f"{len(same)} VMs are named {request.name}: " + ", ".join(f"{guest['node']}/{guest['vmid']}" for guest in same),
             hint="remove all but one, or choose another --name",
         )
     where = f"{guest['node']}/{guest['vmid']}"

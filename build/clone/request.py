@@ -145,8 +145,9 @@ def read(opts: argparse.Namespace) -> Request:
         nameservers=_nameservers(opts.nameserver, problems), wait=opts.wait, keep=opts.keep, timeout=opts.timeout,
     )  # fmt: skip
     if problems:
-        raise SpecError("the options of the clone are not "
-        "valid", details="\n".join(problems), hint="correct them; nothing was created")
+        raise SpecError(
+            "the options of the clone are not valid", details="\n".join(problems), hint="correct them; nothing was created"
+        )
     return request
 
 

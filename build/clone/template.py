@@ -70,8 +70,8 @@ def choose(api: Api, guests: Sequence[Mapping[str, Any]], request: Request, prod
     if len({_digest(guest) for guest in matching}) > 1:
         places = ", ".join(f"{guest['node']}/{guest['vmid']}" for guest in matching)
         raise SpecError(
-            f"the templates with the name {name} are of different images: "
-            f"{places}", hint="list the differences: nox -s drift"
+            f"the templates with the name {name} are of different images: {places}",
+            hint="list the differences: nox -s drift",
         )
     return min(matching, key=lambda guest: (guest["node"] != request.node, int(guest["vmid"])))
 
@@ -117,8 +117,8 @@ def _require_unrevoked(template: channels.Template) -> None:
     if revoked or labels.REVOKED_TAG in template.tags:
         reason = f": {revoked.reason} ({revoked.who}, {revoked.time})" if revoked else ": it has that tag, but no reason"
         raise SpecError(
-            f"{template.name} is revoked{reason}", hint="clone another version: nox -s history lists the versions "
-            "of the channels"
+            f"{template.name} is revoked{reason}",
+            hint="clone another version: nox -s history lists the versions of the channels",
         )
 
 

@@ -72,9 +72,7 @@ def commit_of(root: Path, tag: str) -> str:
     """Return the commit of a tag as 40 hexadecimal digits; raise SpecError if the tag does not exist."""
     commit = ask(root, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
     if not commit:
-        raise SpecError(
-            f"this checkout has no tag {tag}", hint="run git fetch --tags, or use the checkout that has the tag"
-        )
+        raise SpecError(f"this checkout has no tag {tag}", hint="run git fetch --tags, or use the checkout that has the tag")
     return commit
 
 

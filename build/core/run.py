@@ -281,9 +281,7 @@ def spawn(
     """Start a command in the background; it is ended and reaped when the block is left."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
-        popen = _start(
-            argv, cwd=cwd, env=env, contained=contained, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
-        )
+        popen = _start(argv, cwd=cwd, env=env, contained=contained, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
     try:
         yield Process(popen, _name(argv))
     finally:

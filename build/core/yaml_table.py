@@ -54,9 +54,7 @@ class _UniqueLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # the base class reports the error
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key!r}", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

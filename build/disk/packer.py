@@ -179,9 +179,7 @@ def inspect(path: Path, *, tools: Path, cache: Path) -> Packer:
     """Return the Packer at ``path`` with its version and the plugins it needs; raise HostError if it is unsuitable."""
     version = packer_version(path)
     if version < OLDEST:
-        raise HostError(
-            f"{path} is {Packer(path, version).name}, older than the oldest supported version", hint=GET_PACKER
-        )
+        raise HostError(f"{path} is {Packer(path, version).name}, older than the oldest supported version", hint=GET_PACKER)
     if version < FIRST_WITHOUT_BUILDERS:
         return Packer(path, version)
     plugins = installed_plugins(path) or plugin_directory(locked_directory(tools=tools, cache=cache))
@@ -198,9 +196,7 @@ def packer_version(path: Path) -> tuple[int, int, int]:
     done = run.run([path, "version"], timeout=ANSWER_SECONDS, env={"CHECKPOINT_DISABLE": "1"}, check=False)
     match = re.match(r"Packer v(\d+)\.(\d+)\.(\d+)", done.stdout)
     if done.returncode != 0 or match is None:
-        raise HostError(
-            f"{path} is not HashiCorp's Packer", details=run.tail(done.stdout + done.stderr, 3), hint=GET_PACKER
-        )
+        raise HostError(f"{path} is not HashiCorp's Packer", details=run.tail(done.stdout + done.stderr, 3), hint=GET_PACKER)
     return int(match[1]), int(match[2]), int(match[3])
 
 

@@ -60,8 +60,9 @@ def compared(
     if not entries:
         return comparison
     state = release_state.fold(entries)
-    comparison.notes += [f"not finished: {channels.describe(template)} -> "
-    f"{channels.command(template)}" for template in state.open.values()]
+    comparison.notes += [
+        f"not finished: {channels.describe(template)} -> {channels.command(template)}" for template in state.open.values()
+    ]
     comparison.notes += _lacking(policy, state, nodes, templates, unread=len(read) > len(templates))
     for template in templates:
         if template.label is not None:
@@ -97,8 +98,9 @@ def _changes(template: Template, image: Assignment, state: State, policy: Policy
         yield from _tag(template, channel, expected=goal == image, remedy=remedy)
     revoked = state.revocation(image.digest) is not None
     command = "revoke" if revoked else "restore"
-    yield from _tag(template, labels.REVOKED_TAG, expected=revoked, remedy=f"nox -s {command} -- {image.version} "
-    "--reason TEXT")
+    yield from _tag(
+        template, labels.REVOKED_TAG, expected=revoked, remedy=f"nox -s {command} -- {image.version} --reason TEXT"
+    )
 
 
 def _tag(template: Template, tag: str, *, expected: bool, remedy: str) -> Iterator[Change]:
@@ -106,5 +108,9 @@ def _tag(template: Template, tag: str, *, expected: bool, remedy: str) -> Iterat
         expectation = {True: f"the tag {tag}, by the ledger of releases", False: f"no tag {tag}, by the ledger of releases"}
         tags = ";".join(sorted(template.tags | {tag} if expected else template.tags - {tag}))
         by_hand = f"qm set {template.vmid} --tags {shlex.quote(tags)}"
-        yield Change(tag, expectation[expected], "none" if expected else "the tag", f"{remedy}; or manually, on "
-        f"{template.node}: {by_hand}")
+        yield Change(
+            tag,
+            expectation[expected],
+            "none" if expected else "the tag",
+            f"{remedy}; or manually, on {template.node}: {by_hand}",
+        )

@@ -66,9 +66,7 @@ class Seen:
         return f"on {self.node}: qm set {self.vmid} --{key} {shlex.quote(value)}"
 
 
-def changes(
-    seen: Seen, label: Label, settings: Settings, *, channels: Collection[str], disk_mib: int = 0
-) -> list[Change]:
+def changes(seen: Seen, label: Label, settings: Settings, *, channels: Collection[str], disk_mib: int = 0) -> list[Change]:
     """Return the differences from the published configuration, except the changes of releases.
 
     Those are the tags of ``channels`` and the mirror of the ledger. ``disk_mib``: the size of the image's disk, 0 if it
@@ -103,9 +101,7 @@ def _remedy(seen: Seen, key: str, expected: str) -> str:
     return LAST if key == "template" else seen.set(key, expected)
 
 
-def _marks(
-    seen: Seen, label: Label, settings: Settings, description: str, channels: Collection[str]
-) -> Iterator[Change]:
+def _marks(seen: Seen, label: Label, settings: Settings, description: str, channels: Collection[str]) -> Iterator[Change]:
     """Compare description, tags and pool, which identify the image."""
     described = mirror.without(seen.value("description"))
     if described != description.strip():

@@ -31,8 +31,10 @@ class Disks:
     def expected(self, source: Artifact) -> str:
         """Return the SHA-256 of an artifact's raw disk; takes about a minute."""
         if source.path not in self._known:
-            with log.step(f"Converting {source.path.name} to a "
-            "raw disk", done="its digest is known"), files.scratch(self.scratch) as place:
+            with (
+                log.step(f"Converting {source.path.name} to a raw disk", done="its digest is known"),
+                files.scratch(self.scratch) as place,
+            ):
                 disk_image.to_raw(source.image, place / RAW)
                 self._known[source.path] = files.sha256_file(place / RAW)
         return self._known[source.path]

@@ -58,9 +58,7 @@ def run_faults(
         if target is Target.CONTAINER:
             image, subject = _tree(options, spec, scratch, squashfs), "the root file system in a container"
         else:
-            image = find.find_image(
-                options.project, options.cache.root, directory=directory, unverified=unverified
-            )
+            image = find.find_image(options.project, options.cache.root, directory=directory, unverified=unverified)
             subject = image.parent.name
             with log.step("Probing the accelerator"):
                 accelerator = acceleration.probe(workdir=scratch, wanted=options.accelerator)

@@ -245,9 +245,7 @@ def boot_sector() -> bytes:
         )
     )
     load_table = b"\x0f\x01\x16"  # lgdt [address]
-    switch = (
-        b"\x0f\x20\xc0\x66\x0d\x01\x00\x00\x80\x0f\x22\xc0"  # mov eax, cr0; or eax, 0x80000001 (PG, PE); mov cr0, eax
-    )
+    switch = b"\x0f\x20\xc0\x66\x0d\x01\x00\x00\x80\x0f\x22\xc0"  # mov eax, cr0; or eax, 0x80000001 (PG, PE); mov cr0, eax
     far_jump = b"\xea"  # jmp 8:address
     work = b"".join(
         (

@@ -112,9 +112,7 @@ def await_running(process: run.Process, console: Path) -> int:
             "container was up",
             console, hint="check that this host allows namespaces and a writable cgroup tree",
         )  # fmt: skip
-    raise _not_up(
-        f"the container did not come up within {BOOT_SECONDS} s (systemd reports {state or 'no state'})", console
-    )
+    raise _not_up(f"the container did not come up within {BOOT_SECONDS} s (systemd reports {state or 'no state'})", console)
 
 
 def _systemctl(leader: int, *arguments: str) -> str:

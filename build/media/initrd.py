@@ -247,8 +247,8 @@ def _closure(dependencies: str, wanted: Iterable[str]) -> set[str]:
     missing = sorted(name for name in wanted if name.replace("-", "_") not in by_name)
     if missing:
         raise StepFailed(
-            f"the installer lacks kernel modules: {', '.join(missing)}", hint="update the lock (nox -s lock), or "
-            "correct preseed/initrd.yaml"
+            f"the installer lacks kernel modules: {', '.join(missing)}",
+            hint="update the lock (nox -s lock), or correct preseed/initrd.yaml",
         )
     kept: set[str] = set()
     for name in wanted:

@@ -46,9 +46,7 @@ class MediaFacts(Record):
     iso_sha256: str
 
 
-def make_media(
-    spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path
-) -> MediaFacts:
+def make_media(spec: Spec, *, squashfs: Path, installer: Mapping[str, Path], out: Path, epoch: int, log: Path) -> MediaFacts:
     """Write the installer ISO to ``out``; return its size and hashes.
 
     ``installer`` maps the names of the archive's files (as in installer.lock) to verified local files; ``epoch`` is the
@@ -78,8 +76,9 @@ def make_media(
 def _netboot(installer: Mapping[str, Path]) -> Path:
     packages = [path for name, path in installer.items() if name.startswith(NETBOOT) and name.endswith(".deb")]
     if len(packages) != 1:
-        raise StepFailed(f"the installer set contains {len(packages)} netboot packages, "
-        "not one", hint="update the lock: nox -s lock")
+        raise StepFailed(
+            f"the installer set contains {len(packages)} netboot packages, not one", hint="update the lock: nox -s lock"
+        )
     return packages[0]
 
 

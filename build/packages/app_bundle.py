@@ -93,8 +93,7 @@ def _pack(directory: Path, draft: _Draft, target: Path) -> str:
     """Write the archive; return its SHA-256."""
     name = re.sub(r"[^a-z0-9.-]+", "-", directory.resolve().name.lower()).strip("-.")[:64] or "application"
     facts = {
-        path: {"bytes": source.stat().st_size, "sha256": files.sha256_file(source)}
-        for path, source in draft.content.items()
+        path: {"bytes": source.stat().st_size, "sha256": files.sha256_file(source)} for path, source in draft.content.items()
     }
     manifest = json.dumps({"format": FORMAT, "name": name, "files": facts}, indent=1, sort_keys=True).encode()
     with log.step(f"Packing {len(draft.content)} files of {name}"):

@@ -45,9 +45,7 @@ MAIN = "main"
 WITH_UDEBS = "main main/debian-installer"
 SYNC_HINT = "try again in an hour, or use another mirror: --mirror http://…/debian"
 # How apt (2.6 and 3.0) reports an index that is not the one of the signed Release file, and a mirror that does not answer.
-OUT_OF_STEP = re.compile(
-    r"Failed to fetch \S+?/(?P<file>dists/\S+)\s+(?:File has unexpected size|Hash Sum mismatch|404\s)"
-)
+OUT_OF_STEP = re.compile(r"Failed to fetch \S+?/(?P<file>dists/\S+)\s+(?:File has unexpected size|Hash Sum mismatch|404\s)")
 NO_ANSWER = re.compile(
     r"Failed to fetch \S+\s+(?P<why>Could not connect|Unable to connect|Could not resolve|Temporary failure resolving"
     r"|Connection (?:failed|timed out)|Could not wait for server)(?P<rest>.*)"
@@ -133,9 +131,7 @@ class PrivateApt:
     def _update(self, options: Sequence[str], seconds: float) -> None:
         command = ["apt-get", *options, "update", "--error-on=any", "-qq"]
         try:
-            run.run(
-                command, timeout=seconds, env=self.environment(), hint="is the mirror reachable? try: apt-get update"
-            )
+            run.run(command, timeout=seconds, env=self.environment(), hint="is the mirror reachable? try: apt-get update")
         except CommandFailed as error:
             raise _mirror_error(error, seconds) or error from error
 
@@ -194,7 +190,8 @@ class PrivateApt:
             done = run.run(command, timeout=RESOLVE_SECONDS, env=self.environment())
         except CommandFailed as error:
             raise StepFailed(
-                f"apt cannot {purpose}", details=error.details,
+                f"apt cannot {purpose}",
+                details=error.details,
                 hint="check the package names in golden.yaml and overlays/*/layer.yaml",
             ) from error
         return tuple(sorted(self._entry(line) for line in done.stdout.splitlines() if line.startswith("'")))

@@ -105,9 +105,7 @@ class _Look:
     def now(self) -> Looked:
         """Return what is pending by fresh lists; raise StepFailed when they cannot be read or resolved. Keeps the result."""
         place = self.place
-        with private_apt(
-            place.parent, place.mirrors, place.release, components=self.components, quick=place.quick
-        ) as apt:
+        with private_apt(place.parent, place.mirrors, place.release, components=self.components, quick=place.quick) as apt:
             found = _differences(apt, self.lock.entries, self.newest(apt))
             looked = Looked(self.set, self.lock.date, stamp_of(apt.date()), found, self.note, looked_at=stamp_now())
         return self._keep(looked)
@@ -157,9 +155,7 @@ def _rootfs(place: Place, question: Question) -> _Look:
 
 
 def _installer(place: Place, lock: Lock) -> _Look:
-    return _Look(
-        place, "installer", lock, lock.request, WITH_UDEBS, lambda apt: resolve.newest_installer(apt, lock).entries
-    )
+    return _Look(place, "installer", lock, lock.request, WITH_UDEBS, lambda apt: resolve.newest_installer(apt, lock).entries)
 
 
 def look_rootfs(place: Place, question: Question) -> Looked:

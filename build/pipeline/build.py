@@ -127,8 +127,10 @@ def plan(options: Options, gathered: Gathered, until: str = "artifact") -> list[
 
     need(until)
     later = inputs.STAGES[inputs.STAGES.index(until) + 1 :]
-    why = {stage: f"the build ends with {until}" if stage in later else "not needed: a later stage is "
-    "cached" for stage in inputs.STAGES}
+    why = {
+        stage: f"the build ends with {until}" if stage in later else "not needed: a later stage is cached"
+        for stage in inputs.STAGES
+    }
     return [lines.get(stage) or PlanLine(stage, "SKIP", why[stage]) for stage in inputs.STAGES]
 
 
@@ -324,7 +326,10 @@ class _Line:
         out = self._logs("verify", "stories")
         squashfs = self.result("rootfs") / rootfs.SQUASHFS
         return long_tests.playing(
-            squashfs, project=self.options.project.root, spec=self.options.project.spec, cache=self.options.cache.root,
+            squashfs,
+            project=self.options.project.root,
+            spec=self.options.project.spec,
+            cache=self.options.cache.root,
             out=out,
         )
 

@@ -23,10 +23,7 @@ from build.spec.cluster import Settings, Token
 DENIED = re.compile(r"Permission check failed \((?P<path>[^,)]+), (?P<privileges>[^)]+)\)")
 # The response for a pool that does not exist has the same status.
 NO_POOL = re.compile(r"pool '[^']*' does not exist")
-POOLS = (
-    "check proxmox.pool and proxmox.clones in golden.yaml; nox -s doctor -- --roles prints the commands that "
-    "create them"
-)
+POOLS = "check proxmox.pool and proxmox.clones in golden.yaml; nox -s doctor -- --roles prints the commands that create them"
 # The status of a connection that failed before there was a response.
 NO_ANSWER = 0
 # 595 and its neighbours: the node that received the request could not reach the target node.
@@ -51,9 +48,7 @@ class ApiError(StepFailed):
 class Denied(ApiError):
     """The token lacks a privilege; ``path`` and ``privileges`` are empty if Proxmox did not name them."""
 
-    def __init__(
-        self, brief: str, *, details: str = "", hint: str = "", path: str = "", privileges: str = ""
-    ) -> None:
+    def __init__(self, brief: str, *, details: str = "", hint: str = "", path: str = "", privileges: str = "") -> None:
         super().__init__(brief, status=403, details=details, hint=hint)
         self.path, self.privileges = path, privileges
 
@@ -72,6 +67,7 @@ class Cause:
     pattern: re.Pattern[str]
     name: str
     hint: str
+
 
 _WAIT = f"another task holds the VM's lock: wait for it, then {REPEAT}"
 # qemu-server: the locks of a configuration, and the work that holds each.
@@ -173,8 +169,9 @@ def refused(error: Any, token: Token, where: str) -> GoldsmithError:
     if status == 403:
         return denied(text, token, where)
     if status in UNREACHABLE:
-        return ApiError("the node does not answer "
-        f"({where})", status=status, details=text, hint="check that the node is online")
+        return ApiError(
+            f"the node does not answer ({where})", status=status, details=text, hint="check that the node is online"
+        )
     text, hint = explained(text)
     return ApiError(f"Proxmox refused: {text} ({where})", status=status, hint=hint)
 

@@ -69,7 +69,13 @@ class Need:
 
 
 def look(
-    api: Api, settings: Settings, *, nodes: Sequence[str], need: Need, tokens: Mapping[Role, Api], ssh: bool = False,
+    api: Api,
+    settings: Settings,
+    *,
+    nodes: Sequence[str],
+    need: Need,
+    tokens: Mapping[Role, Api],
+    ssh: bool = False,
     medium: str = "import",
 ) -> View:
     """Check the cluster with the tokens of the roles; ``ssh``: images may be copied over SSH if the version is too old.
@@ -93,8 +99,9 @@ def _version(version: tuple[int, int], *, imports: bool) -> Finding:
     if version < OLDEST:
         return Finding("version", f"{text} is not supported", "upgrade the cluster to Proxmox VE 8.4 or newer")
     if version < IMPORT_SINCE and imports:
-        return Finding("version", f"{text} does not accept images over its API", "upgrade to 8.4 or newer, or "
-        "publish with --ssh")
+        return Finding(
+            "version", f"{text} does not accept images over its API", "upgrade to 8.4 or newer, or publish with --ssh"
+        )
     return Finding("version", text)
 
 
@@ -140,9 +147,7 @@ def _look_at_nodes(api: Api, settings: Settings, view: View, nodes: Sequence[str
         view.disks_shared, view.media_shared = disks_shared, media_shared
 
 
-def _look_at_node(
-    api: Api, settings: Settings, node: str, need: Need, *, medium: str
-) -> tuple[list[Finding], bool, bool]:
+def _look_at_node(api: Api, settings: Settings, node: str, need: Need, *, medium: str) -> tuple[list[Finding], bool, bool]:
     try:
         storages = {storage["storage"]: storage for storage in api.get(f"/nodes/{node}/storage")}
         bridges = [interface["iface"] for interface in api.get(f"/nodes/{node}/network", type="any_bridge")]

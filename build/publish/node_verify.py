@@ -139,9 +139,7 @@ class NodeVerifier:
             vmid, task = subject.ids.take(), {"upid": ""}
 
             def take_back(vmid: int = vmid, task: dict[str, str] = task) -> None:
-                take_away(
-                    api, subject.node, vmid, run=subject.label.run, upid=task["upid"], source=subject.vmid
-                )
+                take_away(api, subject.node, vmid, run=subject.label.run, upid=task["upid"], source=subject.vmid)
 
             try:
                 # The clone inherits the description: by it the next run recognises VMs left by a killed run.

@@ -124,7 +124,7 @@ def _require_unrevoked(job: Job, label: Label, guests: Sequence[Mapping[str, Any
     known = job.book.read().entries if job.book else ()
     if reason := channels.revocation(job.api, label.name, guests, Assignment(label.version, label.digest), known):
         raise SpecError(
-            f"{label.template} ({label.digest[:artifact.DIGEST_HEX]}) is revoked: {reason}",
+            f"{label.template} ({label.digest[: artifact.DIGEST_HEX]}) is revoked: {reason}",
             hint="raise the version in golden.yaml, build and publish that; or undo the revocation: "
             f"nox -s restore -- {label.version} --reason TEXT",
         )
@@ -215,9 +215,9 @@ def _late_clones(api: Api, place: Target, label: Label) -> list[tuple[str, int, 
 
 
 def _taken(label: Label, guest: Mapping[str, Any], theirs: Label | None) -> SpecError:
-    owner = f"image {theirs.digest[:artifact.DIGEST_HEX]}" if theirs else "a VM that Goldsmith did not create"
+    owner = f"image {theirs.digest[: artifact.DIGEST_HEX]}" if theirs else "a VM that Goldsmith did not create"
     return SpecError(
-        f"{guest.get('name')} on {guest['node']} (VM {guest['vmid']}) is {owner}, not {label.digest[:artifact.DIGEST_HEX]}",
+        f"{guest.get('name')} on {guest['node']} (VM {guest['vmid']}) is {owner}, not {label.digest[: artifact.DIGEST_HEX]}",
         hint="raise the version in golden.yaml, build, and publish that: a published version cannot be replaced",
     )
 

@@ -40,9 +40,7 @@ def creation(settings: Settings, label: Label, vmid: int) -> dict[str, Any]:
         "net0": f"virtio,bridge={settings.bridge}" + (f",tag={settings.vlan}" if settings.vlan else ""),
     }  # fmt: skip
     if settings.firmware is Firmware.UEFI:
-        keys |= {
-            "bios": "ovmf", "machine": "q35", "efidisk0": f"{settings.storage}:1,efitype=4m,pre-enrolled-keys=1"
-        }
+        keys |= {"bios": "ovmf", "machine": "q35", "efidisk0": f"{settings.storage}:1,efitype=4m,pre-enrolled-keys=1"}
     return keys
 
 

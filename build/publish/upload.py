@@ -150,7 +150,8 @@ class OverApi:
 
     def disk(self, uploaded: UploadedImage) -> dict[str, Any]:
         return {
-            "scsi0": f"{self.settings.storage}:0,import-from={uploaded.volume},discard=on,iothread=1", "boot": "order=scsi0"
+            "scsi0": f"{self.settings.storage}:0,import-from={uploaded.volume},discard=on,iothread=1",
+            "boot": "order=scsi0",
         }
 
     def attach(self, node: str, vmid: int, uploaded: UploadedImage) -> None:

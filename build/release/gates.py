@@ -64,8 +64,9 @@ def _soak(required: int, published: Sequence[str], now: datetime, last: str) -> 
     try:
         candidate_since = max(seconds_of(published_time) for published_time in published)
     except ValueError:
-        return Gate(name, passed=False, text="it is unknown since when it has been a candidate: its templates have "
-        "no such time")
+        return Gate(
+            name, passed=False, text="it is unknown since when it has been a candidate: its templates have no such time"
+        )
     newest = max(candidate_since, seconds_of(last) if last else 0)
     if now.timestamp() < newest:
         text = f"the clock of this host is at {stamp(now)}, before the last release: correct it"
@@ -84,8 +85,9 @@ def _audit(image: Artifact, policy: Policy) -> Iterator[Gate]:
         for name, limit in sorted(limits.items()):
             condition = f"{name} {sign} {limit:g}"
             if name not in metrics:
-                yield Gate(condition, passed=False, text="the artifact's manifest has no such metric: audit it, and "
-                "build again")
+                yield Gate(
+                    condition, passed=False, text="the artifact's manifest has no such metric: audit it, and build again"
+                )
             else:
                 value = metrics[name].value
                 yield Gate(condition, passed=value >= limit if sign == ">=" else value <= limit, text=f"it is {value:g}")

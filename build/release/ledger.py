@@ -85,8 +85,10 @@ class Ledger:
         """
         time = stamp(now)
         if time < self.last_time:
-            log.warn(f"the clock of this host is at {time}, before the ledger's last entry: recording the time of "
-            f"that entry, {self.last_time}")
+            log.warn(
+                f"the clock of this host is at {time}, before the ledger's last entry: recording the time of "
+                f"that entry, {self.last_time}"
+            )
             time = self.last_time
         return Entry(number=self.head + 1, previous=self.head_hash, time=time, **facts)
 

@@ -57,7 +57,10 @@ def with_entries(description: str, entries: Iterable[Entry], version: str) -> st
     ordered = sorted(
         newest_first,
         key=lambda entry: (
-            entry is not newest_first[0], entry.action not in RECORDS, entry.version != version, -entry.number
+            entry is not newest_first[0],
+            entry.action not in RECORDS,
+            entry.version != version,
+            -entry.number,
         ),
     )
     kept: list[Entry] = []

@@ -103,8 +103,9 @@ def begin(job: Job, view: View, report: Report, *, reason: str, commit: str) -> 
         if pending.operation != intent.operation or pending.phase is not Phase.INTENT:
             raise StepFailed(
                 f"a killed run may have written entry {pending.number} to a template that cannot be read now",
-                details="\n".join([channels.describe(pending), *(f"{template.place}: "
-                f"{template.problem}" for template in view.templates)]),
+                details="\n".join(
+                    [channels.describe(pending), *(f"{template.place}: {template.problem}" for template in view.templates)]
+                ),
                 hint="run this again when its node is back, or repeat the command of that entry first",
             )
         intent = pending

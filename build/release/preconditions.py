@@ -110,8 +110,8 @@ def find(job: Job, view: View, version: str) -> Assignment:
             return Assignment(version, digests.pop())
     known = sorted({label.version for label in labelled})
     raise SpecError(
-        f"unknown version {version} of {job.product}", hint="choose a published version: "
-        f"{', '.join(known) or 'there is none'}"
+        f"unknown version {version} of {job.product}",
+        hint=f"choose a published version: {', '.join(known) or 'there is none'}",
     )
 
 

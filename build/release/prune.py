@@ -76,7 +76,8 @@ def _decide_all(job: Job, view: View, viewer: Api, *, days: int) -> list[Decisio
     unneeded = "no channel, rollback, revocation or clone needs it; "
     return [
         Decision(
-            template, keep=bool(reasons[template.vmid]),
+            template,
+            keep=bool(reasons[template.vmid]),
             reason=reasons[template.vmid] or unneeded + _age(job, view, template),
         )
         for template in view.templates
@@ -245,9 +246,11 @@ def _carry(job: Job, view: View, intent: Entry, stays: Sequence[Template]) -> No
     def decide(now: Template) -> Mapping[str, Any] | None:
         mirrored = now.mirrored[0]
         version = now.label.version if now.label else ""
-        return {
-            "description": mirror.with_entries(now.description, [*mirrored, *records], version)
-        } if {entry.hash for entry in records} - {entry.hash for entry in mirrored} else None
+        return (
+            {"description": mirror.with_entries(now.description, [*mirrored, *records], version)}
+            if {entry.hash for entry in records} - {entry.hash for entry in mirrored}
+            else None
+        )
 
     kept = {entry.hash for entry in channels.swap(job.api, stays[0], decide).mirrored[0]}
     if lost := [entry for entry in records if entry.hash not in kept]:

@@ -128,5 +128,6 @@ def _require_seen(guests: Sequence[Mapping[str, Any]], name: str) -> None:
     if hidden:
         raise StepFailed(
             f"{len(hidden)} clones have no name, because their node does not answer: one of them may be {name}",
-            details=", ".join(hidden), hint="start that node, then run the same command again",
+            details=", ".join(hidden),
+            hint="start that node, then run the same command again",
         )

@@ -45,7 +45,8 @@ def require(api: Api, pair: Pair, *, timeout: float, backup_hours: int) -> Found
         found = _running(api, pair, problems, timeout=timeout, backup_hours=backup_hours)
     if problems or found is None:
         raise SpecError(
-            f"{pair.name} (VM {pair.old.vmid} on {pair.old.node}) cannot be replaced", details="\n".join(problems),
+            f"{pair.name} (VM {pair.old.vmid} on {pair.old.node}) cannot be replaced",
+            details="\n".join(problems),
             hint="nothing was changed",
         )
     return found

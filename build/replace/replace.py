@@ -147,7 +147,8 @@ def _forward(job: Job, pair: Pair, source: Source) -> Replaced:
         _roll_back(job, pair, f"{step[0]}: {reason}")
         if isinstance(error, GoldsmithError):
             raise RolledBack(
-                f"{pair.name} was not replaced: {step[0]} failed: {reason}", details=error.details,
+                f"{pair.name} was not replaced: {step[0]} failed: {reason}",
+                details=error.details,
                 hint=f"the old system is back; {error.hint}" if error.hint else "the old system is back",
             ) from error
         raise
@@ -269,7 +270,8 @@ def _roll_back(job: Job, pair: Pair, failed: str) -> None:
             raise
         except GoldsmithError as error:
             raise StepFailed(
-                f"{pair.name}: {failed}; the rollback is not complete: {error.brief}", details=error.details,
+                f"{pair.name}: {failed}; the rollback is not complete: {error.brief}",
+                details=error.details,
                 hint="no data are lost: run the same command again, which completes the rollback",
             ) from error
 
@@ -351,7 +353,8 @@ def _require_readable(job: Job, pair: Pair) -> None:
     found, record = switch.adopted(job.api, pair.require_new()), pair.active()
     if found is not None and record.layout and found.layout != record.layout:
         raise SpecError(
-            f"{pair.name} cannot go back: the new system has changed the layout of the data", hint="restore a backup",
+            f"{pair.name} cannot go back: the new system has changed the layout of the data",
+            hint="restore a backup",
             details=f"before: {record.layout}\nnow:    {found.layout}",
         )
 

@@ -229,7 +229,8 @@ def _boot(side: Side) -> dict[str, Any]:
     boot = side.inventory.boot
     longest = sorted(boot.units, key=lambda unit: -unit.seconds)[:MOST_UNITS]
     rows = [
-        Span(unit.name, unit.start, unit.seconds, seconds(unit.seconds)) for unit in sorted(longest, key=lambda unit: unit.start)
+        Span(unit.name, unit.start, unit.seconds, seconds(unit.seconds))
+        for unit in sorted(longest, key=lambda unit: unit.start)
     ]
     says = "; ".join(f"{row.label} from {row.start:g} s, for {row.shown}" for row in rows)
     parts = ", ".join(f"{part} {seconds(value)}" for part, value in boot.startup.items())

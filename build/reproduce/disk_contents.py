@@ -163,9 +163,7 @@ def _read_ext4(reader: _Reader, mount: str, slot: Slot) -> None:
         files.remove_tree(dump)
 
 
-def _listed(
-    parent: str, listing: str, found: dict[str, tuple[int, int, int, int, int]]
-) -> Iterator[tuple[str, int]]:
+def _listed(parent: str, listing: str, found: dict[str, tuple[int, int, int, int, int]]) -> Iterator[tuple[str, int]]:
     """Note the entries of one directory; yield those that are directories, by path and inode."""
     for line in listing.splitlines():
         fields = line.split("/")

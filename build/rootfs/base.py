@@ -47,9 +47,7 @@ def remove_mapped(path: Path) -> None:
     files.remove_tree(path)
 
 
-def make_base(
-    out: Path, *, spec: Spec, stack: layers.Stack, lock: Lock, store: apt.Store, log_file: Path
-) -> BaseFacts:
+def make_base(out: Path, *, spec: Spec, stack: layers.Stack, lock: Lock, store: apt.Store, log_file: Path) -> BaseFacts:
     """Install the locked packages into ``out/base.tar``; every file of the lock must be in the store."""
     with files.scratch(out.parent, remove=remove_mapped) as scratch:
         scratch.chmod(0o755)
@@ -102,8 +100,9 @@ def mmdebstrap(arguments: Sequence[str | Path], *, scratch: Path, epoch: int, lo
         )  # fmt: skip
     except StepFailed as error:
         raise StepFailed(
-            "mmdebstrap failed to create the root file "
-            "system", details=error.details, hint=f"the whole output is in {log_file}"
+            "mmdebstrap failed to create the root file system",
+            details=error.details,
+            hint=f"the whole output is in {log_file}",
         ) from error
 
 

@@ -288,7 +288,9 @@ def _application(table: Table) -> Application:
         name=inner.text("name", LABEL, LABEL_REMEDY, about="its name"),
         server_name=inner.text("server_name", HOST, "write the DNS name that clients use, of at most 253 characters"),
         wsgi=inner.text(
-            "wsgi", WSGI, "write module:callable as Python names them, such as MySite.wsgi:application",
+            "wsgi",
+            WSGI,
+            "write module:callable as Python names them, such as MySite.wsgi:application",
             about="the WSGI callable of the project",
         ),
         workers=inner.number("workers", 1, 64, about="worker processes of gunicorn"),

@@ -208,7 +208,6 @@ def _meaning(value: Schema) -> str:
     return (f"{text} Entries: {entry.rstrip('.')}." if entry else text).replace("|", "\\|")
 
 
-
 def write(root: Path = ROOT) -> None:
     """Write the schemas and the pages into a checkout."""
     for name in FILES:

@@ -57,11 +57,15 @@ def read(table: Table) -> Declared:
     path = "write an absolute path"
     table.text("about", r".{10,}", "say in one sentence what the layer is for")
     requires = table.strings(
-        "requires", f"{LAYER_NAME.pattern}|{PROVIDED}", "write the name of a layer, NN-noun, or of what a layer provides",
+        "requires",
+        f"{LAYER_NAME.pattern}|{PROVIDED}",
+        "write the name of a layer, NN-noun, or of what a layer provides",
         about="layers without which this one does not work, or what layers provide; the image must have them",
     )
     provides = table.strings(
-        "provides", PROVIDED, "write a name such as application: lower case letters, digits and hyphens",
+        "provides",
+        PROVIDED,
+        "write a name such as application: lower case letters, digits and hyphens",
         about="what this layer is for others, which may require it without naming the layer; an image has one of each",
     )
     mounts = _mounts(table)

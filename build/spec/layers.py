@@ -313,9 +313,7 @@ class _Reader:
                 self.problems.append(f"{self.name}/{path.relative_to(self.directory)}{where}: {error}: correct the template")
         return self._node(inside, "file", content=content, access=access)
 
-    def _node(
-        self, inside: str, kind: str, *, access: Mapping[str, Access], content: bytes = b"", target: str = ""
-    ) -> Node:
+    def _node(self, inside: str, kind: str, *, access: Mapping[str, Access], content: bytes = b"", target: str = "") -> Node:
         return Node(inside, kind, content, target, access.get(inside, Access()), self.name)
 
 

@@ -52,7 +52,5 @@ def write_context(directory: Path, leader: int, spec: Spec) -> Path:
     """Write what the image tests need to know about a container that runs."""
     context = directory / "context.json"
     machine = {"name": nspawn.NAME, "enter": nspawn.enter(leader), "firmware": "", "ports": {}, "disk_mib": 0, "console": ""}
-    files.write_json(
-        context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""}
-    )
+    files.write_json(context, {"target": "container", "spec": spec.as_inputs(), "clones": [machine], "sealed": ""})
     return context

@@ -150,9 +150,7 @@ class _Attempt:
         return image_tests.ended(status, self.out)
 
 
-def write_context(
-    directory: Path, *, spec: Spec, clones: tuple[vm.Clone, ...], raw: Path | None, target: str
-) -> Path:
+def write_context(directory: Path, *, spec: Spec, clones: tuple[vm.Clone, ...], raw: Path | None, target: str) -> Path:
     """Write what the tests need to know as JSON: the spec, how to reach each clone, and the pristine disk."""
     path = directory / CONTEXT
     machines = [

@@ -109,8 +109,9 @@ def read_debsecan(path: Path, release: str, components: Sequence[Component]) -> 
     try:
         text = (zlib.decompress(data) if not data.startswith(b"VERSION") else data).decode()
     except (zlib.error, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not a data file of debsecan: "
-        f"{error}", hint="use the file that debsecan downloads") from error
+        raise SpecError(
+            f"{path} is not a data file of debsecan: {error}", hint="use the file that debsecan downloads"
+        ) from error
     head, _, body = text.partition("\n")
     if head != "VERSION 1":
         raise SpecError(f"{path} is not a data file of debsecan: it begins with {head[:40]!r}, not with VERSION 1")

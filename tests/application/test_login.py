@@ -89,9 +89,7 @@ def test_password_alone_does_not_administer(project: Project, administrator: dic
 
 
 @pytest.mark.req("R81")
-@pytest.mark.parametrize(
-    "password", ["short", "thirteen-char", "12345678901234567890", "password", "newcomer-newcomer"]
-)
+@pytest.mark.parametrize("password", ["short", "thirteen-char", "12345678901234567890", "password", "newcomer-newcomer"])
 def test_weak_passwords_are_refused(project: Project, password: str) -> None:
     error = project.module("django.core.management").CommandError
     with pytest.raises(error, match="password"):

@@ -80,7 +80,6 @@ def test_the_manifest_does_not_depend_on_the_file_system(project: Project) -> No
     assert list(json.loads(saved["staticfiles.json"])["paths"]) == ["a.css", "b.css"]
 
 
-
 def test_health_when_the_database_is_away(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     database = project.module("django.db")
 

@@ -231,10 +231,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
     async def _permissions(self, values: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
         held: dict[str, dict[str, int]] = await super()._permissions(values, user)
         if "!" in user and self.acl is not None:
-            held = {
-                path: {name: 1 for name in names if self._holds_both(user, path, name)}
-                for path, names in held.items()
-            }
+            held = {path: {name: 1 for name in names if self._holds_both(user, path, name)} for path, names in held.items()}
         if self.version_numbers[0] < AGENT_SPLIT_SINCE:
             for names in held.values():
                 agent = [name for name in names if name.startswith("VM.GuestAgent.")]

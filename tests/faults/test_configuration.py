@@ -102,9 +102,7 @@ def test_rotate_certificate(
 @pytest.mark.parametrize(
     "breaking", [pytest.param(f"rm {KEY}", id="missing"), pytest.param(f"echo broken >{KEY}", id="corrupt")]
 )
-def test_restart_without_a_key(
-    host: Host, traffic: Traffic, journal: Journal, breaking: str, also: str
-) -> None:
+def test_restart_without_a_key(host: Host, traffic: Traffic, journal: Journal, breaking: str, also: str) -> None:
     """Without a good key nothing is served: no plain text, no certificate that the machine made up"""
     before = host.check_output(f"sha256sum {CERTIFICATE}")
     # What made the first certificate was not started in a later run of the machine.

@@ -47,9 +47,7 @@ def filled(host: Host, directory: str, *, keep: int = 0) -> Iterator[None]:
 
 
 @pytest.mark.req("F10", "R9")
-def test_fill_logs(
-    host: Host, load: Callable[..., Any], journal: Journal, traffic: Traffic, access_log: AccessLog
-) -> None:
+def test_fill_logs(host: Host, load: Callable[..., Any], journal: Journal, traffic: Traffic, access_log: AccessLog) -> None:
     """With /var/log full no request is lost, somebody says so, and logging goes on when there is room again"""
     with load() as going:
         with filled(host, "/var/log"):

@@ -126,9 +126,7 @@ def test_enormous_upload(traffic: Traffic, access_log: AccessLog) -> None:
 @pytest.mark.req("F28", "R84", "R58")
 def test_traversal(traffic: Traffic, host: Host, spec: SimpleNamespace, access_log: AccessLog) -> None:
     """No path leads to code, settings or the system's files"""
-    requests = {
-        path: f"GET {path} HTTP/1.1\r\nHost: {traffic.name}\r\nConnection: close\r\n\r\n".encode() for path in PATHS
-    }
+    requests = {path: f"GET {path} HTTP/1.1\r\nHost: {traffic.name}\r\nConnection: close\r\n\r\n".encode() for path in PATHS}
     replies = traffic.wire(requests)
     for path, reply in replies.items():
         assert set(reply.statuses) <= {400, 403, 404}, f"{path}: {reply.statuses}"

@@ -126,7 +126,8 @@ class Traffic:
             "payloads": [base64.b64encode(data).decode() for data in payloads.values()],
         }  # fmt: skip
         done = run.run(
-            [*self.endpoint.prefix, sys.executable, str(wire_program.__file__)], stdin=json.dumps(asked).encode(),
+            [*self.endpoint.prefix, sys.executable, str(wire_program.__file__)],
+            stdin=json.dumps(asked).encode(),
             timeout=WIRE_SECONDS * self.scale,
         )
         replies = json.loads(done.stdout)

@@ -134,7 +134,12 @@ def machines(context: dict[str, Any]) -> Iterator[list[Machine]]:
     """Every clone with what it was made from."""
     found = [
         Machine(
-            one["name"], connect(one), one["firmware"], one["ports"], one["disk_mib"], one["console"],
+            one["name"],
+            connect(one),
+            one["firmware"],
+            one["ports"],
+            one["disk_mib"],
+            one["console"],
             one.get("address", LOOPBACK),
         )
         for one in context["clones"]
@@ -189,9 +194,7 @@ def sealed(context: dict[str, Any]) -> DiskImage:
 
 
 @pytest.fixture(autouse=True)
-def _tell_report(
-    request: pytest.FixtureRequest, record_property: Any, target: str, machine: Machine
-) -> None:
+def _tell_report(request: pytest.FixtureRequest, record_property: Any, target: str, machine: Machine) -> None:
     """Put the test's title, requirement ids and place into the JUnit file, where the report finds them."""
     document = (getattr(request.function, "__doc__", None) or request.node.name).strip()
     record_property("place", machine.name if target == "vm" else target)

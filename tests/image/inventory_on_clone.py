@@ -142,7 +142,7 @@ def sysctl() -> dict[str, str]:
                 continue
             text = read(path)
             if text is not None:
-                found[path[len("/proc/sys/"):].translate({ord("/"): ".", ord("."): "/"})] = text.strip()
+                found[path[len("/proc/sys/") :].translate({ord("/"): ".", ord("."): "/"})] = text.strip()
     return found
 
 

@@ -160,9 +160,7 @@ class Agent:
     def __init__(self, name: str, argv: Sequence[str]) -> None:
         self._name = name
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the agent)
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
-        )
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints)
         try:
             self.pace = int(self._answer("connecting"))
         except BaseException:

@@ -211,9 +211,7 @@ def test_a_full_file_system_is_told(host: Host) -> None:
             "full": "mkdir -p /mnt/goldentest && mount -t tmpfs -o size=1m,mode=755 goldentest /mnt/goldentest && "
             "head -c 980000 /dev/zero >/mnt/goldentest/x; systemctl start golden-disks.service",
             "said": "journalctl -b -q -o cat -u golden-disks.service -p err --since=-$((1 + PACE))min",
-            "alert": until(
-                "journalctl -b -q -o cat -p alert -t golden-alert --since=-$((1 + PACE))min -g golden-disks", 10
-            ),
+            "alert": until("journalctl -b -q -o cat -p alert -t golden-alert --since=-$((1 + PACE))min -g golden-disks", 10),
             "after": "umount /mnt/goldentest; rmdir /mnt/goldentest; systemctl start golden-disks.service",
         },
     )

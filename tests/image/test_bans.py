@@ -37,7 +37,7 @@ LOOKED_FOR = {
 # sshd of OpenSSH 10 and older ones.
 SSHD = ("sshd-session", "sshd")
 INNOCENT = "192.0.2.99"
-FORGED = rf'/x\",\"net\":\"{INNOCENT}\",\"ip\":\"{INNOCENT}\",\"status\":429,\"machine\":1,\"uri\":\"/.env'
+FORGED = rf"/x\",\"net\":\"{INNOCENT}\",\"ip\":\"{INNOCENT}\",\"status\":429,\"machine\":1,\"uri\":\"/.env"
 # What a page of another site makes its visitor's browser send: it says over TLS where it comes from, and which languages its
 # user reads everywhere. What no page can make a browser send.
 EMBEDDED = ["Accept-Language: de", "Sec-Fetch-Site: cross-site"]

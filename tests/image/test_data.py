@@ -37,7 +37,7 @@ AT_BOOT = (
     "rm -f /run/golden-data/started; golden-data --json attach; status=$?; touch /run/golden-data/started; exit $status"
 )
 UNMOUNT = (
-    f"awk -v device=$(readlink -f {LINK}) '$0 ~ \" - ext4 \" device \" \" {{print $5}}' /proc/self/mountinfo | "
+    f'awk -v device=$(readlink -f {LINK}) \'$0 ~ " - ext4 " device " " {{print $5}}\' /proc/self/mountinfo | '
     "tac | xargs -r -n1 umount"
 )
 OTHER_SITE = "marker.update(was=marker['site'], site='other')"

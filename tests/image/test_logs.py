@@ -97,7 +97,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
     """A collector that is not the one named, then the right one, then one that is away for a while."""
     stop = "systemctl stop goldentest-collector"
     request = (
-        "python3 -c 'import http.client as h; c = h.HTTPConnection(\"127.0.0.1\", 80); "
+        'python3 -c \'import http.client as h; c = h.HTTPConnection("127.0.0.1", 80); '
         'c.request("GET", "/web-1-end", headers={"Host": open("/run/golden/names").read().split()[0]}); c.getresponse()\''
     )
     host.check_output(f"mkdir -p {WORK}; printf %%s %s >{WORK}/collector", COLLECTOR)
@@ -110,7 +110,8 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 "certificate": f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout {WORK}/key "
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
                 "start": start("relp"),
-                "stranger": collector("other.example.org") + f"; {log('stranger', 1)}; "
+                "stranger": collector("other.example.org")
+                + f"; {log('stranger', 1)}; "
                 + until(f"journalctl -b -q -o cat -u rsyslog --since=-$((1 + PACE))min -g '{REFUSED}'", 20, pause=0.2)
                 + f"; cat {WORK}/got",
                 "right": f"{collector('localhost')}; {log('early', MANY)}; {request}; {arrives('early', MANY)}",

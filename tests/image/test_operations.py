@@ -48,8 +48,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "cd * && ls; cat incident.json",
             "content": f"cd {WORK}/x/* && grep -c . programs.txt open-files.txt hashes.txt connections.txt processes.txt; "
             "ls -d var/log/journal/*",
-            "secrets": f"cd {WORK}/x && grep -rlF -f /etc/credstore/app.secret-key .; "
-            "grep -rl 'PRIVATE [K]EY-----' .; true",
+            "secrets": f"cd {WORK}/x && grep -rlF -f /etc/credstore/app.secret-key .; grep -rl 'PRIVATE [K]EY-----' .; true",
             "firewall before": "golden-firewall --json status",
             "fenced": fenced,
             "firewall after": "golden-firewall --json status",

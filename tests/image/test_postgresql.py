@@ -98,9 +98,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "SELECT datname, pg_get_userbyid(datdba), datlocprovider, datlocale, "
             "has_database_privilege('app', datname, 'CREATE') FROM pg_database WHERE NOT datistemplate ORDER BY 1"
         ),
-        "tables": _query(
-            "SELECT tablename, tableowner FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", **OWNER
-        ),
+        "tables": _query("SELECT tablename, tableowner FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", **OWNER),
         "rights": _query(
             "SELECT privilege_type FROM information_schema.role_table_grants "
             "WHERE grantee = 'app' AND table_name = 'pages_page' ORDER BY 1",

@@ -39,8 +39,7 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
     return gather(
         host,
         {
-            "access log": until(f"grep {spoofed} {log}", 10, pause=0.5) + "; "
-            f"grep {identity} {log}",
+            "access log": until(f"grep {spoofed} {log}", 10, pause=0.5) + f"; grep {identity} {log}",
             "application log": f"journalctl -b -u gunicorn -o cat | grep {identity}",
             "spoofed": f"grep -c -e ffffffffffffffff -e 203.0.113.66 {log}; "
             "journalctl -b -u gunicorn -o cat | grep -c ffffffffffffffff",

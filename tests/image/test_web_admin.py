@@ -57,10 +57,8 @@ done
 def apply(client_ca: str, cidrs: list[str]) -> str:
     """Return a command that does what golden-proxy.service does at boot, for given settings."""
     given = json.dumps({"client_ca": client_ca or None, "cidrs": cidrs})
-    program = (
-        "import json, sys; from golden import proxy; print(proxy.apply(json.loads(sys.argv[1])))"
-    )
-    return reloading(f'python3 -c "{program}" \'{given}\' && systemctl reload nginx')
+    program = "import json, sys; from golden import proxy; print(proxy.apply(json.loads(sys.argv[1])))"
+    return reloading(f"python3 -c \"{program}\" '{given}' && systemctl reload nginx")
 
 
 def get(path: str, name: str, *claims: str) -> str:

@@ -45,7 +45,11 @@ QUESTION = "\r\n  1: Continue\r\n  2: Go back\r\n\r\nPrompt: '?' for help>"
 
 
 def install(
-    directory: Path, fake: Fake | packer.Packer, *, accelerator: Accelerator = KVM, medium: Path | None = None,
+    directory: Path,
+    fake: Fake | packer.Packer,
+    *,
+    accelerator: Accelerator = KVM,
+    medium: Path | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> installation.DiskFacts:
     """Run the disk stage in ``directory``/out, as a build does."""
@@ -196,9 +200,7 @@ def test_packer_that_hangs_in_silence_is_ended(
     assert "hello" in error.details
 
 
-def test_an_installer_that_talks_for_ever_is_ended(
-    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installer_that_talks_for_ever_is_ended(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "INSTALL_SECONDS", 2.0)
     begun = time.monotonic()
     error = failure(tmp_path, fakes.packer(console=[[0.1, "still copying\r\n"]] * 600))

@@ -132,9 +132,7 @@ def look_without_rights(walk: Walk, commands: Sequence[str]) -> None:
 
 
 @contextmanager
-def walked(
-    name: str, tar: Path, directory: Path, user: str, steps: list[Step], *, keep: bool
-) -> Iterator[Walk]:
+def walked(name: str, tar: Path, directory: Path, user: str, steps: list[Step], *, keep: bool) -> Iterator[Walk]:
     """Yield a walk on a machine as new; the machine is removed afterwards unless it failed or ``keep`` is given."""
     account = "root" if user == "root" else machines.USER
     with machines.running(

@@ -331,9 +331,7 @@ def run(checkout: Path, *words: str) -> int:
     ])  # fmt: skip
 
 
-def test_it_tells_what_it_did_and_how_to_reach_it(
-    field: Field, checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_tells_what_it_did_and_how_to_reach_it(field: Field, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(checkout) == 0
     out, err = capsys.readouterr()
     vmid = next(vm.vmid for vm in field.proxmox.vms if vm.name == "web1")

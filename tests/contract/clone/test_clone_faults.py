@@ -300,9 +300,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("method", "ending"), [("put", "/config"), ("put", "/resize"), ("post", "/start"), ("get", "/network-get-interfaces")]
 )
-def test_a_run_that_was_killed_is_continued(
-    field: Field, monkeypatch: pytest.MonkeyPatch, method: str, ending: str
-) -> None:
+def test_a_run_that_was_killed_is_continued(field: Field, monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:
     real = client.Api._call
 
     def call(self: client.Api, how: str, path: str, *rest: Any, **options: Any) -> Any:
@@ -348,7 +346,10 @@ def test_what_another_run_made_is_not_removed_when_this_one_fails(field: Field) 
 @pytest.mark.parametrize("kind", ["qmclone", "qmstart"])
 @pytest.mark.parametrize("again", [False, True])
 def test_ctrl_c_takes_back_what_was_made(
-    field: Field, monkeypatch: pytest.MonkeyPatch, kind: str, again: bool  # noqa: FBT001
+    field: Field,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    again: bool,  # noqa: FBT001
 ) -> None:
     before = field.proxmox.inventory()
     begun = threading.Event()

@@ -89,9 +89,7 @@ def content(found: Artifact, tmp_path: Path) -> bytes:
     return (tmp_path / "unfolded").read_bytes()
 
 
-def test_the_bytes_are_those_of_the_artifact(
-    bench: Bench, whole: Artifact, exporting: Exporting, tmp_path: Path
-) -> None:
+def test_the_bytes_are_those_of_the_artifact(bench: Bench, whole: Artifact, exporting: Exporting, tmp_path: Path) -> None:
     exporting.content = content(whole, tmp_path)
     found = look(bench, tmp_path)
     assert (found.changes, found.problem) == ([], "")

@@ -326,7 +326,10 @@ def test_a_file_is_read_in_pieces_and_closed(fake: FakeAgent, agent: Agent) -> N
 def test_a_command_and_its_output(fake: FakeAgent, agent: Agent) -> None:
     assert agent.ask("exec", {"command": ["/bin/echo", "hello"], "input-data": "in"}) == {"pid": 77}
     assert fake.asked[0]["arguments"] == {
-        "path": "/bin/echo", "arg": ["hello"], "capture-output": True, "input-data": base64.b64encode(b"in").decode()
+        "path": "/bin/echo",
+        "arg": ["hello"],
+        "capture-output": True,
+        "input-data": base64.b64encode(b"in").decode(),
     }
     assert agent.ask("exec-status", {"pid": 77}) == {"exited": 1, "exitcode": 3, "out-data": "hello\n"}
 

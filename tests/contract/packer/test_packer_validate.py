@@ -83,17 +83,12 @@ def test_a_guest_that_powers_off_leaves_a_compact_disk_and_both_logs(
 @pytest.mark.vm
 def test_two_builds_at_once_do_not_collide(real_packer: packer.Packer, tmp_path: Path) -> None:
     places = [
-        prepare(tmp_path / name, real_packer, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n"))
-        for name in "ab"
+        prepare(tmp_path / name, real_packer, guest.medium(tmp_path / f"iso-{name}", console=f"{name}\n")) for name in "ab"
     ]
     begun = time.monotonic()
     with (
-        run.spawn(
-            places[0].argv(), cwd=places[0].directory, env=places[0].environment(), log=tmp_path / "a.txt"
-        ) as one,
-        run.spawn(
-            places[1].argv(), cwd=places[1].directory, env=places[1].environment(), log=tmp_path / "b.txt"
-        ) as two,
+        run.spawn(places[0].argv(), cwd=places[0].directory, env=places[0].environment(), log=tmp_path / "a.txt") as one,
+        run.spawn(places[1].argv(), cwd=places[1].directory, env=places[1].environment(), log=tmp_path / "b.txt") as two,
     ):
         assert (one.wait(BUILD_SECONDS), two.wait(BUILD_SECONDS)) == (0, 0)
     assert time.monotonic() - begun < BUILD_SECONDS

@@ -154,9 +154,7 @@ def test_the_privileges_of_a_publisher_are_enough(bench: Bench, job: node_instal
 
 
 @pytest.mark.parametrize("how", ["fail", "drop"])
-def test_an_installation_that_fails_leaves_nothing(
-    bench: Bench, job: node_install.Job, fake_packer: Fake, how: str
-) -> None:
+def test_an_installation_that_fails_leaves_nothing(bench: Bench, job: node_install.Job, fake_packer: Fake, how: str) -> None:
     ending(fake_packer, how)
     before = bench.proxmox.inventory()
     with pytest.raises(StepFailed, match="Packer ended with status 1") as caught:
@@ -177,9 +175,7 @@ def test_an_installation_that_hangs_is_ended(
 
 
 @pytest.mark.parametrize("error", [VerificationFailed("a test failed"), KeyboardInterrupt()])
-def test_what_clones_do_not_confirm_is_taken_back(
-    bench: Bench, job: node_install.Job, error: BaseException
-) -> None:
+def test_what_clones_do_not_confirm_is_taken_back(bench: Bench, job: node_install.Job, error: BaseException) -> None:
     def verifier(_subject: publish.Subject) -> None:
         raise error
 

@@ -244,9 +244,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:
         ("post", "/upload"), ("post", "/qemu"), ("put", "/config"), ("post", "/template"), ("delete", ".qcow2"),
     ],
 )  # fmt: skip
-def test_a_run_that_was_killed_is_continued(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, ending: str
-) -> None:
+def test_a_run_that_was_killed_is_continued(bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:
     with monkeypatch.context() as patch:
         kill_at(patch, method, ending)
         with pytest.raises(Killed):

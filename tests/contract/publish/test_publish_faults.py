@@ -302,9 +302,7 @@ def test_no_number_is_left(bench: Bench) -> None:
     assert bench.proxmox.inventory() == before
 
 
-def test_media_that_cannot_be_removed_do_not_undo_the_template(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_media_that_cannot_be_removed_do_not_undo_the_template(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.proxmox.broken_tasks["imgdel"] = ["unable to remove the file"]
     assert bench.publish()[0].outcome is publish.Outcome.PUBLISHED
     assert "could not be removed" in capsys.readouterr().err

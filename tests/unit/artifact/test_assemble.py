@@ -61,8 +61,14 @@ def stage_files(stage: str, out: Path) -> None:
     texts = {
         "rootfs": {"files.tsv": "# path\n/etc\n"},
         "disk": {"console.log": "installer", "syslog.log": "syslog"},
-        "verify": {"junit.xml": JUNIT, "pytest.log": "1 passed", "inventory.json": json.dumps(inventory_of()),
-                   "boot.svg": PLOT, "logs/bios-console.log": "bios", "logs/uefi-qemu.log": ""},
+        "verify": {
+            "junit.xml": JUNIT,
+            "pytest.log": "1 passed",
+            "inventory.json": json.dumps(inventory_of()),
+            "boot.svg": PLOT,
+            "logs/bios-console.log": "bios",
+            "logs/uefi-qemu.log": "",
+        },
     }
     for name, text in texts.get(stage, {}).items():
         (out / name).parent.mkdir(exist_ok=True)
@@ -165,7 +171,9 @@ def test_what_is_put_together_verifies(options: Options) -> None:
     }
     bill = json.loads((made.path / "sbom.cdx.json").read_text())
     assert [(one["name"], one["version"], one["scope"]) for one in bill["components"]] == [
-        ("nginx", "1.0-1", "required"), ("udeb", "1.0-1", "excluded"), ("django", "5.2", "required")
+        ("nginx", "1.0-1", "required"),
+        ("udeb", "1.0-1", "excluded"),
+        ("django", "5.2", "required"),
     ]
 
 
@@ -181,7 +189,9 @@ def test_only_the_run_itself_tells_two_artifacts_of_the_same_inputs_apart(
     assert [(second.path / name).read_text() == text for name, text in kept.items()] == [True, True, False]
     before, after = (json.loads(text) for text in (kept["provenance.json"], (second.path / "provenance.json").read_text()))
     assert {path.rpartition(".")[2] for path in provenance.differences(before, after)} == {
-        "startedOn", "finishedOn", "invocationId"
+        "startedOn",
+        "finishedOn",
+        "invocationId",
     }
 
 

@@ -66,9 +66,7 @@ def test_the_parts_are_typed() -> None:
     found = parsed(SECOND)
     assert found.sources == {"nginx": Origin(Source("nginx", "1.26-1"), (Source("go", "1"),))}
     update = Update("nginx", "1", "2", security=True)
-    assert found.updates == PendingUpdates(
-        looked=True, sets=(Looked("rootfs", DATE, DATE, (update,), looked_at=DATE),)
-    )
+    assert found.updates == PendingUpdates(looked=True, sets=(Looked("rootfs", DATE, DATE, (update,), looked_at=DATE),))
     assert (found.retries, found.inputs.dirty, found.accelerator.qemu) == (Retries(1, 0), False, (7, 2))
     assert sorted(found.verification.ready_seconds) == [61.0, 70.5]
     assert (found.stage("base"), found.stage("media")) == (found.stages[0], None)

@@ -153,9 +153,7 @@ def test_a_name_that_is_no_file_name_is_refused(found: Artifact, tmp_path: Path,
     assert list(verification.place(found).glob("*.sig")) == []
 
 
-def test_what_does_not_verify_is_not_signed(
-    found: Artifact, key: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_verify_is_not_signed(found: Artifact, key: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with proven.opened(found.path) as path:
         (path / "logs/x.log").write_text("other")
     assert attest(found, "--key", key) == 3

@@ -212,9 +212,7 @@ def test_tampering_is_caught_though_the_sums_were_written_anew(found: Artifact, 
 
 
 @pytest.mark.parametrize("what", sorted(set(TAMPERING)))
-def test_no_signature_survives_tampering(
-    found: Artifact, what: str, keys: dict[str, Path], trust: Trust
-) -> None:
+def test_no_signature_survives_tampering(found: Artifact, what: str, keys: dict[str, Path], trust: Trust) -> None:
     sign(found, keys[ALICE])
     assert failed(found, trust) == {}
     with proven.opened(found.path) as path:
@@ -297,9 +295,7 @@ def test_a_signature_by_a_key_that_nobody_knows(found: Artifact, keys: dict[str,
     assert failed(found, trust) == {}
 
 
-def test_another_name_on_a_strangers_signature_does_not_help(
-    found: Artifact, keys: dict[str, Path], tmp_path: Path
-) -> None:
+def test_another_name_on_a_strangers_signature_does_not_help(found: Artifact, keys: dict[str, Path], tmp_path: Path) -> None:
     sign(found, keys[BOB], ALICE)
     assert "signatures" in failed(found, Trust(proven.allow(tmp_path / "signers", keys[ALICE]), 1))
 
@@ -316,9 +312,7 @@ def test_a_signature_over_another_statement(found: Artifact, keys: dict[str, Pat
     assert failed(found, trust) == {"signatures": (f"{ALICE}: a signature over something else, or a damaged one",)}
 
 
-def test_a_signature_made_for_another_purpose(
-    found: Artifact, keys: dict[str, Path], trust: Trust, tmp_path: Path
-) -> None:
+def test_a_signature_made_for_another_purpose(found: Artifact, keys: dict[str, Path], trust: Trust, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text(Statement.of(found).text)
     run.run(["ssh-keygen", "-Y", "sign", "-f", keys[ALICE], "-n", "git", text], timeout=60)

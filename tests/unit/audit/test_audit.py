@@ -233,9 +233,7 @@ def test_a_suite_that_is_out_of_step_costs_only_its_own_lock(tmp_path: Path, mon
 
     def write(name: str) -> str:
         with pytest.raises(StepFailed) as caught:
-            tools.write_locks(
-                tmp_path, store=Store(tmp_path / "files"), mirrors=MIRRORS, scratch=tmp_path / name, image=[]
-            )
+            tools.write_locks(tmp_path, store=Store(tmp_path / "files"), mirrors=MIRRORS, scratch=tmp_path / name, image=[])
         return caught.value.brief
 
     assert write("first") == "not written: the lock of trixie; written: forky"

@@ -62,7 +62,5 @@ def test_the_document_deselects_with_the_reason() -> None:
 @pytest.mark.skipif(shutil.which("oscap") is None, reason="the host has no oscap; the audit itself validates on the clone")
 def test_oscap_accepts_the_document(tmp_path: Path) -> None:
     path = tmp_path / "tailoring.xml"
-    path.write_text(
-        tailoring.render(tailoring.load(COMMITTED), datastream="/x/ds.xml", time="2026-11-22T08:00:00+00:00")
-    )
+    path.write_text(tailoring.render(tailoring.load(COMMITTED), datastream="/x/ds.xml", time="2026-11-22T08:00:00+00:00"))
     run.run(["oscap", "xccdf", "validate", "--skip-schematron", path], timeout=60)

@@ -83,7 +83,11 @@ def test_sizes_are_rows() -> None:
 
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
-    return Options(make_checkout(tmp_path / "checkout"), Cache(tmp_path / "cache"), Mirrors("http://127.0.0.1:9/debian", "http://127.0.0.1:9/debian-security"))
+    return Options(
+        make_checkout(tmp_path / "checkout"),
+        Cache(tmp_path / "cache"),
+        Mirrors("http://127.0.0.1:9/debian", "http://127.0.0.1:9/debian-security"),
+    )
 
 
 def test_the_plain_installation_brings_the_cold_build_of_its_run(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,9 +59,7 @@ def report(
     code = 0 if good else 2
     assert capsys.readouterr().out == "", "the command prints the report"
     rows = text.split("\n\n")[0].splitlines()
-    names = {
-        line[9:].split("  ")[0].strip(): f"{line[:8].strip()} {line[9:].split('  ', 1)[1].strip()}" for line in rows
-    }
+    names = {line[9:].split("  ")[0].strip(): f"{line[:8].strip()} {line[9:].split('  ', 1)[1].strip()}" for line in rows}
     return code, names, f"{text}\n"
 
 

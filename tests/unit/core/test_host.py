@@ -78,9 +78,7 @@ def test_every_tool_is_declared_by_a_stage() -> None:
 def test_reasons_name_each_missing_package_once(only_fakes: Fakes) -> None:
     only_fakes.command("plane")
     second = Tool("saw", "sawmill-tools", "cut boards")
-    assert host.reasons((*TOOLS, second)) == (
-        "sawmill-tools: to saw wood, and to cut boards\ntemplates: to draw lines"
-    )
+    assert host.reasons((*TOOLS, second)) == ("sawmill-tools: to saw wood, and to cut boards\ntemplates: to draw lines")
 
 
 def test_tools_are_found_in_path_or_at_their_place(only_fakes: Fakes, tmp_path: Path) -> None:

@@ -58,9 +58,7 @@ def test_broken_yaml_is_told_with_its_place(tmp_path: Path, text: str | bytes, b
 
 def test_a_missing_file_is_told_with_a_remedy(tmp_path: Path) -> None:
     error = refused(tmp_path / "golden.yaml")
-    assert error.render() == (
-        f"{tmp_path}/golden.yaml does not exist\n  -> run Goldsmith in its checkout, or give the path"
-    )
+    assert error.render() == (f"{tmp_path}/golden.yaml does not exist\n  -> run Goldsmith in its checkout, or give the path")
     assert error.exit_code == 2
 
 

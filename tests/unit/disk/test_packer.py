@@ -54,9 +54,7 @@ def test_chosen_packer_comes_before_path(only_fakes: Fakes, tmp_path: Path) -> N
     assert packer.locate(tools=TOOLS, cache=tmp_path, chosen=str(chosen.path)).version == (1, 9, 5)
 
 
-def test_chosen_packer_that_is_not_there_is_an_error_even_with_another_in_path(
-    only_fakes: Fakes, tmp_path: Path
-) -> None:
+def test_chosen_packer_that_is_not_there_is_an_error_even_with_another_in_path(only_fakes: Fakes, tmp_path: Path) -> None:
     only_fakes.packer()
     with pytest.raises(HostError, match="PACKER names /nowhere/packer, which is not an executable file"):
         packer.locate(tools=TOOLS, cache=tmp_path, chosen="/nowhere/packer")

@@ -57,9 +57,7 @@ def test_our_own_way_tells_the_same(tmp_path: Path) -> None:
 
 def test_the_recipe_for_a_node_runs(only_fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    qm = only_fakes.command(
-        "qm", {"when": ["config"], "stdout": f"name: www.example.org\nsmbios1: {OLD}\n"}, {"when": []}
-    )
+    qm = only_fakes.command("qm", {"when": ["config"], "stdout": f"name: www.example.org\nsmbios1: {OLD}\n"}, {"when": []})
     curl = only_fakes.command("curl")
     only_fakes.real("sh", "grep", "base64", "timeout", "sleep")
     run.run(["sh", "-c", block("sh")], timeout=RUN_SECONDS)

@@ -152,9 +152,7 @@ def mounts(fakes: Fakes) -> dict[str, Fake]:
 
 
 @pytest.fixture
-def box(
-    fakes: Fakes, mounts: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Container]:
+def box(fakes: Fakes, mounts: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
     """A container whose systemd is a process that sleeps, on mounts that are only noted."""
     fakes.command("systemd-nspawn", sleep=300)
     tree = tmp_path / "tree"

@@ -27,9 +27,7 @@ def device(tmp_path: Path) -> Path:
     return path
 
 
-def fake_qemu(
-    fakes: Fakes, *, kvm: Mapping[str, object], tcg: Mapping[str, object] = RAN, version: str = "7.2.22"
-) -> Fake:
+def fake_qemu(fakes: Fakes, *, kvm: Mapping[str, object], tcg: Mapping[str, object] = RAN, version: str = "7.2.22") -> Fake:
     said = {"when": ["--version"], "stdout": VERSION.format(version, version)}
     return fakes.command(acceleration.QEMU, said, {**KVM_RUN, **kvm}, {**TCG_RUN, **tcg})
 
@@ -70,9 +68,7 @@ def test_a_guest_that_ends_without_its_signal_counts_as_failed(fakes: Fakes, dev
     assert "status 0, without output" in found.reason
 
 
-def test_kvm_slower_than_tcg_is_refused(
-    fakes: Fakes, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kvm_slower_than_tcg_is_refused(fakes: Fakes, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "KVM_SURELY_SOUND_SECONDS", 0.0)
     fake_qemu(fakes, kvm={**RAN, "sleep": 1.5})
     found = acceleration.probe(workdir=tmp_path, device=device)

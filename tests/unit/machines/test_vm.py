@@ -360,9 +360,7 @@ def test_a_login_that_hangs_is_tried_as_long_as_the_clone_may_boot(
     assert list(made.timings) == ["host keys", "login", "ready"]
 
 
-def test_a_machine_that_ends_during_a_login_is_seen_at_once(
-    made: Clone, fakes: Fakes, identity: nocloud.Identity
-) -> None:
+def test_a_machine_that_ends_during_a_login_is_seen_at_once(made: Clone, fakes: Fakes, identity: nocloud.Identity) -> None:
     made.console.write_text(KEYS)
     fake_ssh(fakes, {"when": ["test ! -e /run/nologin"], "sleep": 300})
     (made.directory / "qemu.log").write_text("qemu: killed\n")

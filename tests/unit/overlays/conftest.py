@@ -57,9 +57,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Call a command of golden.commands with words as root would, with locks in a directory of the test."""
     core = golden_module("golden.core")
     monkeypatch.setattr(core, "LOCKS", tmp_path / "locks")

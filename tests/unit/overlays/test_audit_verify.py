@@ -20,8 +20,7 @@ STATUS = (
     "CapBnd:\t0000000000000400\nCapAmb:\t0000000000000000\nNoNewPrivs:\t{fixed}\nSeccomp:\t{seccomp}\n"
 )
 LISTENING = (
-    "tcp LISTEN 0 4096 0.0.0.0:443 0.0.0.0:*\ntcp LISTEN 0 128 [::]:22 [::]:*\n"
-    "udp UNCONN 0 0 127.0.0.1:323 0.0.0.0:*\n"
+    "tcp LISTEN 0 4096 0.0.0.0:443 0.0.0.0:*\ntcp LISTEN 0 128 [::]:22 [::]:*\nudp UNCONN 0 0 127.0.0.1:323 0.0.0.0:*\n"
 )
 
 

@@ -60,7 +60,10 @@ def test_names_that_a_certificate_covers(leaf: Any, name: str, covered: bool) ->
     ],
 )
 def test_keys_that_are_strong_enough(
-    modules: dict[str, ModuleType], leaf: Any, changes: dict[str, str], strong: bool  # noqa: FBT001
+    modules: dict[str, ModuleType],
+    leaf: Any,
+    changes: dict[str, str],
+    strong: bool,  # noqa: FBT001
 ) -> None:
     assert modules["certificates"]._strong(replace(leaf, **changes)) is strong
 

@@ -304,9 +304,7 @@ def test_every_way_to_the_application_passes_its_own_path() -> None:
 
 
 def test_sql_of_the_database() -> None:
-    files = granted(
-        "database: {extensions: [pg_trgm], schemas: [tenants], temporary_tables: true, statement_seconds: 30}"
-    )
+    files = granted("database: {extensions: [pg_trgm], schemas: [tenants], temporary_tables: true, statement_seconds: 30}")
     assert files["database/roles.sql"] == (
         "ALTER ROLE app SET statement_timeout = '30s';\nALTER ROLE app_owner SET statement_timeout = '0s';\n"
     )

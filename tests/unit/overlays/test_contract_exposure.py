@@ -128,9 +128,7 @@ def machine(tmp_path: Path) -> Path:
     served.mkdir(parents=True)
     for path in (release / "grants/nginx").iterdir():
         (served / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "run/golden/site.json").write_text(
-        '{"application": {"allow": {"destinations": ["smtp.example.org:587"]}}}'
-    )
+    (tmp_path / "run/golden/site.json").write_text('{"application": {"allow": {"destinations": ["smtp.example.org:587"]}}}')
     return tmp_path
 
 

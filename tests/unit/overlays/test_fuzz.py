@@ -298,9 +298,7 @@ def test_a_good_sample_is_taken(tmp_path: Path, name: str) -> None:
     reader(sample(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}"
-)
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_cases_that_failed_once(tmp_path: Path, path: Path) -> None:
     attempt(path.parent.name, path.read_bytes(), tmp_path / "place")
 

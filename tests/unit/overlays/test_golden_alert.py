@@ -85,7 +85,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_mail_goes_over_tls_with_a_login_to_all(
-    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implicit: bool, address: str  # noqa: FBT001
+    pair: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    implicit: bool,  # noqa: FBT001
+    address: str,
 ) -> None:
     (tmp_path / "mail-password").write_text("pass word")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))

@@ -304,9 +304,7 @@ def test_disks_are_those_that_hold_data() -> None:
     assert not [point for point in found.values() if point.startswith(("/proc", "/sys", "/dev"))]
 
 
-def test_a_release_is_built_from_its_own_wheels(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
-) -> None:
+def test_a_release_is_built_from_its_own_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command) -> None:
     module = golden_module("golden.commands.release_build")
     steps: list[tuple[list[str], Path]] = []
     monkeypatch.setattr(module, "run", lambda *argv, place: steps.append((list(map(str, argv)), place)))
@@ -377,9 +375,7 @@ CHECKS = [
 ]
 
 
-def test_verify_says_each_result_and_keeps_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
-) -> None:
+def test_verify_says_each_result_and_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command) -> None:
     places = {"CHECKS": tmp_path / "verify.yaml", "SAVED": tmp_path / "kept/last.json"}
     module = place(monkeypatch, "golden.commands.verify", **places)
     module.CHECKS.write_text(json.dumps(CHECKS))

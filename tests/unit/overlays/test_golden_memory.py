@@ -35,9 +35,7 @@ def settings(memory: Any) -> Callable[..., dict[str, int]]:
         (16384, 8, (40, 2048, 8192, 51, 256)), (65536, 64, (144, 8192, 32768, 56, 1024)), (256, 1, (40, 32, 128, 1, 16)),
     ],
 )  # fmt: skip
-def test_settings(
-    settings: Callable[..., dict[str, int]], mebibytes: int, workers: int, wanted: tuple[int, ...]
-) -> None:
+def test_settings(settings: Callable[..., dict[str, int]], mebibytes: int, workers: int, wanted: tuple[int, ...]) -> None:
     names = ("max_connections", "shared_buffers", "effective_cache_size", "work_mem", "maintenance_work_mem")
     assert settings(mebibytes, workers) == dict(zip(names, wanted, strict=True))
 
@@ -53,9 +51,7 @@ def test_all_of_it_at_once_fits_into_the_machine(
 
 
 @pytest.mark.parametrize("workers", [1, 12, 13, 100])
-def test_every_worker_has_its_connection_through_a_reload(
-    settings: Callable[..., dict[str, int]], workers: int
-) -> None:
+def test_every_worker_has_its_connection_through_a_reload(settings: Callable[..., dict[str, int]], workers: int) -> None:
     reserved = 3 + 5  # superuser_reserved_connections and reserved_connections of postgresql.conf
     assert settings(2048, workers)["max_connections"] - reserved >= 2 * workers + 5
 

@@ -246,9 +246,7 @@ def answering(directory: Path, answer: bytes) -> Iterator[int]:
         (b"what\r\n\r\n", "/health: BadStatusLine: what\r\n"),
     ],
 )  # fmt: skip
-def test_health_is_an_answer_over_tls(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, seen: str
-) -> None:
+def test_health_is_an_answer_over_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, seen: str) -> None:
     monkeypatch.setattr(health, "NAMES", tmp_path / "names")
     (tmp_path / "names").write_text("a.example b.example\n")
     with answering(tmp_path, answer) as port:

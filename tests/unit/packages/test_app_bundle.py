@@ -415,11 +415,17 @@ def test_every_problem_at_once(application: Path) -> None:
     (application / "manage.py").unlink()
     told = problems(application, wsgi="other:app")
     for reason in (
-        "'link' is a link to a file outside", "'inside' cannot be read", "'gone' cannot be read",
-
-        "'shared' is a link to a directory", "'fifo' is neither a file nor a directory",
-        "'new\\nline'", "'back\\\\slash'", "the name is longer than 240 bytes",
-        "'latin-\\udcfc'", "manage.py is missing", "no module other",
+        "'link' is a link to a file outside",
+        "'inside' cannot be read",
+        "'gone' cannot be read",
+        "'shared' is a link to a directory",
+        "'fifo' is neither a file nor a directory",
+        "'new\\nline'",
+        "'back\\\\slash'",
+        "the name is longer than 240 bytes",
+        "'latin-\\udcfc'",
+        "manage.py is missing",
+        "no module other",
     ):
         assert reason in told, reason
 

@@ -393,7 +393,5 @@ def test_an_archive_without_a_signature_is_refused(mirror: Mirror, tmp_path: Pat
     with pytest.raises(CommandFailed) as caught, apt.private_apt(tmp_path / "apt", mirror.mirrors, "trixie"):
         pass
     assert caught.value.hint == "is the mirror reachable? try: apt-get update"
-    assert (
-        "is not signed" in caught.value.details if release else "does not have a Release file" in caught.value.details
-    )
+    assert "is not signed" in caught.value.details if release else "does not have a Release file" in caught.value.details
     assert not list((tmp_path / "apt").glob(".scratch-*"))

@@ -309,9 +309,7 @@ def test_a_mirror_that_stays_out_of_step_leaves_the_committed_set(place: Place, 
     ) in capsys.readouterr().err
 
 
-def test_a_set_of_an_earlier_build_comes_before_the_committed_one(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_set_of_an_earlier_build_comes_before_the_committed_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     write_lock(place.lock, place.mirror.add("nginx", b"old", version="1"))
     second = place.mirror.add("nginx", b"new", version="2")
     place.apt_answers(second)
@@ -455,9 +453,7 @@ def test_an_installer_set_with_a_hole_is_refused_with_the_missing_names(place: P
     assert place.asked() == []
 
 
-def test_a_hole_leaves_the_committed_installer_when_it_is_complete(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hole_leaves_the_committed_installer_when_it_is_complete(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for the newest packages: those of the root file system come, and a warning."""
     smith, lock = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)]), place.root / "installer.lock"
     for one in locks.parse(lock).entries:

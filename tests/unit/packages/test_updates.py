@@ -273,8 +273,7 @@ def test_a_build_looks_with_the_newest_lists(place: Place) -> None:
     assert told.looked is True
     assert [one.set for one in told.sets or ()] == ["rootfs", "installer"]
     assert report.pending(told) == (
-        f"rootfs: 1 security (nginx 2), 0 other, archive as of {DATE}; "
-        f"installer: 0 security, 0 other, archive as of {DATE}"
+        f"rootfs: 1 security (nginx 2), 0 other, archive as of {DATE}; installer: 0 security, 0 other, archive as of {DATE}"
     )
     assert not (place.cache / "files").exists(), "looking fetches no package"
 
@@ -369,9 +368,7 @@ def test_a_plan_shows_what_the_last_look_found(place: Place, capsys: pytest.Capt
         f"rootfs: 1 security (nginx 2), 0 other, archive as of {DATE}; installer: not looked at: {updates.NOT_KEPT}"
     )
     place.check(capsys)
-    assert report.pending(place.at_plan()).endswith(
-        f"; installer: 0 security, 0 other, archive as of {DATE}"
-    )
+    assert report.pending(place.at_plan()).endswith(f"; installer: 0 security, 0 other, archive as of {DATE}")
 
 
 @pytest.mark.parametrize("change", ["lock", "request", "old", "future"])

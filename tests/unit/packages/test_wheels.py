@@ -37,9 +37,7 @@ def add(index: Mirror, name: str, version: str, *, needs: str = "", tag: str = "
     simple = index.root / "simple" / name.lower().replace("_", "-")
     simple.mkdir(parents=True, exist_ok=True)
     path = simple / f"{name}-{version}-{tag}.whl"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + (
-        f"Requires-Dist: {needs}\n" if needs else ""
-    )
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + (f"Requires-Dist: {needs}\n" if needs else "")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", "")
         archive.writestr(f"{name}-{version}.dist-info/METADATA", metadata)

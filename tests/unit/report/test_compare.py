@@ -318,9 +318,7 @@ def test_the_exit_code_says_whether_something_differs(root: Path) -> None:
     assert run(root, "diff", "--exit-code", "1111111", "9.9.9") == 2
 
 
-def test_diff_without_words_compares_the_newest_with_the_one_before(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diff_without_words_compares_the_newest_with_the_one_before(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store(root / "artifacts", manifest(image=image("6"), version="2.0.0"), age=1)
     assert run(root, "diff") == 0
     assert capsys.readouterr().out.startswith("golden-1.1.0-333333333333 ")

@@ -64,9 +64,7 @@ def make(tmp_path: Path, store: Store, lock: Lock) -> base.BaseFacts:
     stack = read_stack(tmp_path, "10-base")
     out = tmp_path / "cache" / "out"
     out.mkdir()
-    return base.make_base(
-        out, spec=make_spec(tmp_path), stack=stack, lock=lock, store=store, log_file=tmp_path / "base.log"
-    )
+    return base.make_base(out, spec=make_spec(tmp_path), stack=stack, lock=lock, store=store, log_file=tmp_path / "base.log")
 
 
 def test_nothing_but_the_locked_files_can_be_installed(tmp_path: Path, fakes: Fakes, store: Store) -> None:

@@ -148,9 +148,7 @@ def test_the_seal_does_not_mind_what_is_not_there(tmp_path: Path) -> None:
 # --- archive, manifest and squashfs -----------------------------------------------------------------------------------
 
 
-def member(
-    name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", **values: Any
-) -> tuple[tarfile.TarInfo, bytes]:
+def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", **values: Any) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(content)
     for key, value in {"mtime": 1795140670, **values}.items():

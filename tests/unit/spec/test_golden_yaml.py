@@ -264,12 +264,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], None], list[str]]] = [
     ),
     (
         _no_home,
-        [
-            (
-                f"disk.partitions: {[mount for mount in MOUNTS if mount != '/home']}: /home is missing "
-                "(requirement R5): add it"
-            )
-        ],
+        [(f"disk.partitions: {[mount for mount in MOUNTS if mount != '/home']}: /home is missing (requirement R5): add it")],
     ),
     (_two_homes, ["disk.partitions: '/home': this mount point stands there twice: remove one"]),
     (_relative_mount, ["disk.partitions[8].mount: 'srv': write an absolute path such as /var/log"]),

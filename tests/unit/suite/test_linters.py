@@ -124,6 +124,11 @@ def test_ruff_is_content() -> None:
     assert done.returncode == 0, f"\n{done.stdout}{done.stderr}"
 
 
+def test_ruff_format_is_content() -> None:
+    done = run.run([*tool("ruff"), "format", "--no-cache", "--check", "."], cwd=ROOT, timeout=LINT_SECONDS, check=False)
+    assert done.returncode == 0, f"\n{done.stdout}{done.stderr}\n  -> ruff format ."
+
+
 @pytest.mark.slow
 def test_mypy_is_content() -> None:
     done = run.run([*tool("mypy"), "--no-error-summary"], cwd=ROOT, timeout=LINT_SECONDS, check=False)
@@ -131,9 +136,7 @@ def test_mypy_is_content() -> None:
 
 
 def shell_scripts() -> list[str]:
-    return [
-        str(path.relative_to(ROOT)) for path, text in texts() if path.suffix != ".py" and SHELL_SCRIPT.search(text)
-    ]
+    return [str(path.relative_to(ROOT)) for path, text in texts() if path.suffix != ".py" and SHELL_SCRIPT.search(text)]
 
 
 def test_shellcheck_is_content() -> None:
@@ -264,9 +267,7 @@ def hosts_of_this_machine() -> set[str]:
         ["npm", "config", "get", "registry"],
         ["go", "env", "GOPROXY", "GOSUMDB"],
     )
-    said = [
-        value for name, value in os.environ.items() if name.upper() in {"PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY"}
-    ]
+    said = [value for name, value in os.environ.items() if name.upper() in {"PIP_INDEX_URL", "HTTP_PROXY", "HTTPS_PROXY"}]
     for question in questions:
         if shutil.which(question[0]):
             said.append(run.run(question, timeout=ASK_SECONDS, check=False).stdout)

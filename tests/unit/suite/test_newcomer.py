@@ -42,9 +42,7 @@ def test_a_readme_without_commands_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_ordinary_user_installs_through_sudo() -> None:
-    assert readme.with_sudo(COMMANDS[0]) == (
-        "sudo apt-get update && sudo apt-get install --yes nox && nox -s build"
-    )
+    assert readme.with_sudo(COMMANDS[0]) == ("sudo apt-get update && sudo apt-get install --yes nox && nox -s build")
     assert readme.administrators_part(COMMANDS[0]) == "apt-get update && apt-get install --yes nox"
 
 

@@ -15,9 +15,7 @@ TESTS: list[Any] = [SimpleNamespace(path=Path(f"test_{number % 3}.py"), name=f"t
 
 
 @pytest.mark.parametrize(("processors", "workers"), [(1, 2), (2, 4), (8, 16), (64, 16)])
-def test_there_are_two_workers_for_each_processor(
-    processors: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_are_two_workers_for_each_processor(processors: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(processors)))
     assert pytest_xdist_auto_num_workers() == workers
 

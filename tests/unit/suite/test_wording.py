@@ -108,8 +108,10 @@ def empty_names(source: str) -> list[str]:
     return [
         f"line {node.lineno}: the variable {node.id} names nothing: name the thing"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        and node.id in EMPTY_NAMES and id(node) not in fields
+        if isinstance(node, ast.Name)
+        and isinstance(node.ctx, ast.Store)
+        and node.id in EMPTY_NAMES
+        and id(node) not in fields
     ]
 
 

@@ -108,6 +108,7 @@ def test_data_that_golden_yaml_names_is_looked_up(place: Place, capsys: pytest.C
 
 def test_a_build_looks_and_never_fails_for_it(place: Place, only_fakes: Fakes) -> None:
     project = Project(place.root)
+
     def look(policy: Policy) -> str:
         return vulnerability_survey.at_build(
             place.made, policy, project=project, cache=place.root.parent / "cache", now=datetime.now(UTC)

@@ -18,6 +18,7 @@ MIB = 1024 * 1024
 OTHERS = 16
 FEWEST_CONNECTIONS = 40
 
+
 def settings(*, memory: int, workers: int) -> dict[str, str]:
     """Return the settings for a machine with ``memory`` bytes and an application with ``workers`` workers."""
     share = memory // MIB // 2
@@ -30,10 +31,12 @@ def settings(*, memory: int, workers: int) -> dict[str, str]:
         "maintenance_work_mem": f"{_between(share // 8 // 4, 16, 1024)}MB",
     }
 
+
 def render(found: dict[str, str], *, memory: int, workers: int) -> str:
     """Return the text of the file that postgresql.conf includes."""
     head = f"# Written at boot by golden-postgresql-memory: {memory // MIB} MiB of memory, {workers} workers.\n"
     return head + "".join(f"{name} = {value}\n" for name, value in found.items())
+
 
 def _between(value: int, least: int, most: int) -> int:
     return max(least, min(value, most))
