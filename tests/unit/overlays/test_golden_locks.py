@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,23 @@ def test_a_second_holder_is_refused(locks: Path) -> None:
         pass
     with golden.only_one("backup"):
         assert locks.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_holder_is_waited_for(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locks.mkdir(mode=0o700)
+    with (locks / "golden-backup.lock").open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        release = threading.Timer(0.2, fcntl.flock, (stream, fcntl.LOCK_UN))
+        release.start()
+        with golden.only_one("backup", wait=30.0):
+            release.join()
+    assert capsys.readouterr().err == "waiting for another golden-backup to end\n"
+
+
+def test_a_holder_is_not_waited_for_without_end(locks: Path) -> None:
+    refused = pytest.raises(golden.Problem, match="another golden-backup is running")
+    with golden.only_one("backup"), refused, golden.only_one("backup", wait=0.1):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["link", "directory", "dangling"])

@@ -14,10 +14,11 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 # Exit codes of every command. CHECK_FAILED: the command itself worked, and what it looked at is not as it should be.
 OK, FAILED, USAGE, CHECK_FAILED = 0, 1, 2, 3
@@ -25,6 +26,9 @@ OK, FAILED, USAGE, CHECK_FAILED = 0, 1, 2, 3
 SITE = Path("/run/golden/site.json")
 # Root's alone (tmpfiles.d), unlike /run/lock, where any user can create a file with a lock's name.
 LOCKS = Path("/run/golden-lock")
+LOCK_POLL_SECONDS = 0.5
+# For what a timer starts: that an operator's command runs at that moment is no failure, and no reason for an alert.
+UNIT_WAITS_SECONDS = 3600.0
 
 
 class Problem(Exception):
@@ -153,8 +157,11 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
-def only_one(name: str) -> Iterator[None]:
-    """Hold a machine-wide lock; raise Problem when another process does, or when others than root may write its place."""
+def only_one(name: str, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold a machine-wide lock. Another process that holds it is waited for, up to ``wait`` seconds.
+
+    Raises Problem when another process holds it after that time, or when others than root may write its place.
+    """
     path = LOCKS / f"golden-{name}.lock"
     try:
         LOCKS.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,8 +172,20 @@ def only_one(name: str) -> Iterator[None]:
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}", hint="remove what is in the place of the lock file") from error
     with os.fdopen(descriptor, "r+b", buffering=0) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Problem(f"another golden-{name} is running", hint="wait for it to end") from None
+        until, waits = time.monotonic() + wait, False
+        while not _locked(stream):
+            if time.monotonic() >= until:
+                raise Problem(f"another golden-{name} is running", hint="wait for it to end")
+            if not waits:
+                print(f"waiting for another golden-{name} to end", file=sys.stderr, flush=True)
+            waits = True
+            time.sleep(LOCK_POLL_SECONDS)
         yield
+
+
+def _locked(stream: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

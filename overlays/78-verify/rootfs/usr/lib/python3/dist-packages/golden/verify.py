@@ -108,10 +108,10 @@ def _result(check: Check, system: System) -> dict[str, Any]:
 
 
 def failed_units(system: System, check: Check) -> list[str]:
-    """Find units that failed; ``but`` names those that may (this command's own last run)."""
+    """Find units that failed; ``but`` has the patterns of those that may."""
     _, text = system.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager"])
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
-    return [f"{name} failed" for name in names if name not in check["but"]]
+    return [f"{name} failed" for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in check["but"])]
 
 
 def units(system: System, check: Check) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from golden import deploy
-from golden.core import FAILED, USAGE, Problem, need_root, only_one, run_command
+from golden.core import FAILED, UNIT_WAITS_SECONDS, USAGE, Problem, need_root, only_one, run_command
 from golden.releases import Releases
 
 
@@ -26,7 +26,7 @@ def act(arguments: argparse.Namespace) -> dict[str, Any]:
     if chosen != 1 or (arguments.bundle is None) != (arguments.sha256 is None):
         raise Problem("a bundle and its hash are needed", hint="golden-deploy BUNDLE --sha256 HEX", code=USAGE)
     # A restore stops and starts the application too.
-    with only_one("deploy"), only_one("restore"):
+    with only_one("deploy"), only_one("restore", wait=UNIT_WAITS_SECONDS):
         if arguments.rollback:
             return deploy.roll_back()
         if arguments.site:
