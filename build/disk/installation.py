@@ -37,8 +37,10 @@ POLL_SECONDS = 0.25
 # The installer writes the reason of a failure to its system log, which arrives on another port than the console.
 REASON_SECONDS = 2.0
 REASON_LINES = 30
-# QEMU 7.2 under TCG sometimes panics Linux 6.12 (docs/decisions); a panic on real CPUs is a bug.
+# QEMU under TCG sometimes panics Linux 6.12, or fails a program of the guest (docs/decisions); on real CPUs that is a bug.
 TCG_ATTEMPTS = 2
+# The logs of an attempt after which there was another one.
+FIRST_ATTEMPT = "first-attempt"
 CONVERT_THREADS = "4"
 ANSWERS = "preseed/preseed.cfg.j2"
 
@@ -50,8 +52,12 @@ def _check_nothing() -> None:
     """Do nothing: no other task runs in parallel."""
 
 
-class InstallerPanic(StepFailed):
-    """The installer's kernel panicked: under TCG there is a second attempt."""
+class InstallerFailed(StepFailed):
+    """A step of the installer failed: under TCG there is a second attempt."""
+
+
+class InstallerPanic(InstallerFailed):
+    """The installer's kernel panicked."""
 
 
 @dataclass
@@ -71,7 +77,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class DiskFacts(Record):
-    """What the stage notes: panics and the retries after them, seconds of each step of the installer, bytes of the image."""
+    """What the stage notes: failures and the retries after them, seconds of each step of the installer, bytes of the image.
+
+    ``panics`` has the failures of both kinds, panics and failed steps.
+    """
 
     retries: int
     panics: tuple[str, ...]
@@ -90,8 +99,8 @@ def make_disk(
     ``templates`` is the directory of Packer's templates; ``logs`` takes the logs, of a failed installation too;
     ``expected`` is the probable duration in seconds (0: unknown); ``network`` lets the installer reach it; ``strict``:
     no script of the installer may fail, also where the installer would go on; ``check`` is called again and again, and
-    ends the installation by what it raises. Raises StepFailed with the last lines that matter, and after a panic
-    InstallerPanic.
+    ends the installation by what it raises. Raises StepFailed with the last lines that matter; after a failed step or a
+    panic InstallerFailed.
     """
     job = Job(
         medium=iso, medium_sha256=files.sha256_file(iso), accelerator=accelerator, disk_mib=spec.disk.size_mib,
@@ -99,24 +108,25 @@ def make_disk(
         network=network,
     )  # fmt: skip
     attempts = TCG_ATTEMPTS if accelerator.kind is Kind.TCG else 1
-    panics: list[str] = []
+    failures: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     while True:
         with files.scratch(out) as directory, _kept_logs(directory, logs):
             workspace = prepare(directory, packer=packer, templates=templates, job=job)
             try:
                 timings = _install(workspace, job=job, expected=expected, strict=strict, check=check)
-            except InstallerPanic as error:
-                panics.append(error.brief)
-                if len(panics) >= attempts:
+            except InstallerFailed as error:
+                failures.append(error.brief)
+                if len(failures) >= attempts:
                     raise
-                log.warn(f"{error.brief}: trying again (this can happen without KVM)")
+                log.warn(f"{error.brief}: trying again (this can happen without KVM); the logs: {logs / FIRST_ATTEMPT}")
+                _keep_logs(directory, logs / FIRST_ATTEMPT)
                 continue
             compact(workspace.disk, out / IMAGE, seed=job.medium_sha256, log_file=directory / "convert.log")
             timings.enter("")
             break
     return DiskFacts(
-        len(panics), tuple(panics), timings.seconds, (out / IMAGE).stat().st_size, packer.name, accelerator.record()
+        len(failures), tuple(failures), timings.seconds, (out / IMAGE).stat().st_size, packer.name, accelerator.record()
     )
 
 
@@ -130,10 +140,14 @@ def _kept_logs(directory: Path, logs: Path) -> Iterator[None]:
         error.hint = f"{error.hint}; {where}" if error.hint else where
         raise
     finally:
-        logs.mkdir(parents=True, exist_ok=True)
-        for path in (directory / name for name in LOGS):
-            if path.is_file():
-                shutil.copyfile(path, logs / path.name)
+        _keep_logs(directory, logs)
+
+
+def _keep_logs(directory: Path, logs: Path) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    for path in (directory / name for name in LOGS):
+        if path.is_file():
+            shutil.copyfile(path, logs / path.name)
 
 
 def _install(workspace: Workspace, *, job: Job, expected: float, strict: bool, check: Check) -> Timings:
@@ -218,7 +232,7 @@ def _judge(event: Event, timings: Timings) -> bool:
                 hint=f"answer it in {ANSWERS}",
             )
         case Seen.FAILED:
-            raise StepFailed(f"the installer failed while {timings.current}: {event.text}", details=event.details)
+            raise InstallerFailed(f"the installer failed while {timings.current}: {event.text}", details=event.details)
     return False
 
 

@@ -240,6 +240,24 @@ def test_two_panics_under_emulation_end_the_build(fakes: Fakes, tmp_path: Path) 
     assert "doctor" in error.hint
 
 
+def test_a_step_that_fails_under_emulation_is_tried_again(
+    fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = fakes.packer(
+        attempts=[
+            {"syslog": FAILED_STEP, "console": [[0, "\r\n"]], "ending": "hang"},
+            {"syslog": STEPS, "console": [[1, "installing\r\n"], [0, POWERED_OFF]]},
+        ]
+    )
+    facts = install(tmp_path, fake, accelerator=TCG)
+    assert facts.retries == 1
+    assert "'partman-base' failed" in facts.panics[0]
+    assert "trying again" in capsys.readouterr().err
+    assert (tmp_path / "logs" / "first-attempt" / "syslog.log").read_text() == FAILED_STEP
+    assert (tmp_path / "logs" / "syslog.log").read_text() == STEPS
+    assert_nothing_is_left(tmp_path, fake)
+
+
 def test_other_failures_are_not_tried_again(fakes: Fakes, tmp_path: Path) -> None:
     fake = fakes.packer(ending="fail")
     failure(tmp_path, fake, accelerator=TCG)
