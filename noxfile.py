@@ -24,7 +24,7 @@ AUDITORS = ("auditors",)
 PROXMOX = ("proxmox",)
 LAB = "lab"
 CHECKS = ("checks", LAB)
-# How many workers that is, says tests/conftest.py; -n 0 after -- runs the tests in one process.
+# The number of workers is set in tests/conftest.py; -n 0 after -- runs the tests in one process.
 PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 # A build that is interrupted gives its children this long to end in order.
 GRACE_SECONDS = 45.0

@@ -39,7 +39,7 @@ source "qemu" "golden" {
     # Packer always adds a network card. It leads nowhere: an installation has to work from the medium alone. Only the
     # bench, which compares with an installation over the network, opens it.
     ["-netdev", "user,id=user.0,restrict=${var.restrict}"],
-    # When the host's disk is full QEMU would pause the guest without a word; like this the installation fails, aloud.
+    # When the host's disk is full QEMU would pause the guest without a message; with this the installation fails with an error.
     ["-global", "virtio-blk-device.werror=report"],
     ["-serial", "file:${var.console_log}"],
     ["-serial", "file:${var.syslog_log}"],

@@ -1,4 +1,4 @@
-"""The stage ``artifact`` and what it leaves: manifest, SBOM, provenance, signatures, and their verification.
+"""The stage ``artifact`` and its results: manifest, SBOMs, provenance, signatures, and their verification.
 
 Imports from verify, rootfs and below.
 """

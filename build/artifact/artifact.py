@@ -3,7 +3,7 @@
 ::
 
     artifacts/<name>-<version>-<first 12 hex digits of the image's SHA-256>/
-        image.qcow2            the sealed disk, never booted
+        image.qcow2            the pristine disk, never booted
         manifest.json          schema, inputs, digests, packages, tools, accelerator, timings, retries
         rootfs.files.tsv       every path of the root file system: mode, owner, size, SHA-256
         inventory.json         what a clone has: units, sockets, rights, kernel settings, users (build/verify/inventory.py)
@@ -14,13 +14,13 @@
         sbom.cdx.json          every package and wheel, as CycloneDX; sbom.spdx.json the same as SPDX
         provenance.json        in-toto statement with SLSA provenance: from the commit and the locks to the disk
         verification/          junit.xml, report.html
-        logs/                  installer console and syslog, clone consoles, test output
+        logs/                  installer console and syslog, consoles of the clones, test output
         SHA256SUMS             of every other file
 
-It is made under a hidden name, made read-only, flushed, and renamed. Signatures lie beside it, in
-``<its name>.signatures/``: they come later, and from several people.
+It is written under a hidden name, made read-only, flushed, and renamed. Signatures are stored beside it, in
+``<its name>.signatures/``: they are added later, by several signers.
 
-Schema 1 had neither bills of materials nor provenance: such an artifact can be looked at and booted, not published.
+Schema 1 had neither SBOMs nor provenance: such an artifact can be inspected and booted, but not published.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def name_of(name: str, version: str, image_sha256: str) -> str:
 def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Manifest) -> Artifact:
     """Write an artifact from its parts (path in the artifact -> file or text) and give it its name.
 
-    The same image committed again is found, checked, and returned. Raises StepFailed when the name is taken by another
-    image, or when what is there is damaged.
+    If the same image is already committed, it is checked and returned. Raises StepFailed when the name is used by another
+    image, or when the existing artifact is damaged.
     """
-    # What is committed can be read again.
+    # Check that the manifest can be read before it is committed.
     Manifest.read(manifest.as_json(), MANIFEST, schemas=(manifests.SCHEMA,))
     final = root / name_of(manifest.name, manifest.version, manifest.image.sha256)
     with files.lock(root / ".commit.lock", waiting="another build is committing its artifact: waiting for it"):
@@ -82,13 +82,13 @@ def commit(root: Path, *, contents: Mapping[str, Path | str], manifest: Manifest
 
 
 def _same(path: Path, image_sha256: str) -> Artifact:
-    found = load(path)
-    if found.manifest.image.sha256 != image_sha256:
+    existing = load(path)
+    if existing.manifest.image.sha256 != image_sha256:
         raise StepFailed(f"{path} exists and holds another image", hint="raise the version in golden.yaml")
     problems = check(path)
     if problems:
         raise StepFailed(f"{path} is damaged", details="\n".join(problems), hint="remove it, and build again")
-    return found
+    return existing
 
 
 def _write(directory: Path, contents: Mapping[str, Path | str], manifest: Manifest) -> None:
@@ -105,85 +105,85 @@ def _write(directory: Path, contents: Mapping[str, Path | str], manifest: Manife
 
 def digests(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of an artifact by its path in it, SHA256SUMS left out."""
-    found = {}
+    checksums = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != SUMS:
-            found[name] = files.sha256_file(path)
-    return found
+            checksums[name] = files.sha256_file(path)
+    return checksums
 
 
 def sums(directory: Path) -> str:
     """Return the text of SHA256SUMS, as `sha256sum --check` reads it."""
-    return "".join(f"{one}  {name}\n" for name, one in digests(directory).items())
+    return "".join(f"{digest}  {name}\n" for name, digest in digests(directory).items())
 
 
 def make_read_only(directory: Path) -> None:
-    """Take the right to write from every file and directory of the artifact."""
+    """Remove write permission from every file and directory of the artifact."""
     for path in [*directory.rglob("*"), directory]:
         path.chmod(0o555 if path.is_dir() else 0o444)
 
 
 def load(path: Path) -> Artifact:
-    """Open an artifact; raise SpecError when it is no artifact of a known schema."""
+    """Open an artifact; raise SpecError when the directory is not an artifact of a known schema."""
     try:
         content = json_text.parse((path / MANIFEST).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is no artifact: {error}", hint="build one: nox -s build") from error
+        raise SpecError(f"{path} is not an artifact: {error}", hint="build one: nox -s build") from error
     return Artifact(path, Manifest.read(content, str(path / MANIFEST)))
 
 
 def check(path: Path, present: Mapping[str, str] | None = None) -> list[str]:
-    """Compare every file with SHA256SUMS; return what is wrong, one problem a line (empty when nothing is).
+    """Compare every file with SHA256SUMS; return the problems, one per entry (empty when there are none).
 
-    ``present``: what :func:`digests` said, when that was asked already.
+    ``present``: the result of :func:`digests`, if the caller already has it.
     """
     if not (path / SUMS).is_file():
         return [f"{SUMS}: missing"]
-    found = digests(path) if present is None else present
-    problems = [f"{one.relative_to(path).as_posix()}: a link" for one in sorted(path.rglob("*")) if one.is_symlink()]
+    actual = digests(path) if present is None else present
+    problems = [f"{entry.relative_to(path).as_posix()}: a link" for entry in sorted(path.rglob("*")) if entry.is_symlink()]
     recorded = set()
     for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
         checksum, _, name = line.partition("  ")
         recorded.add(name)
-        if name not in found:
+        if name not in actual:
             problems.append(f"{name}: missing")
-        elif found[name] != checksum:
+        elif actual[name] != checksum:
             problems.append(f"{name}: changed")
-    return problems + [f"{name}: not listed in {SUMS}" for name in sorted(found.keys() - recorded)]
+    return problems + [f"{name}: not listed in {SUMS}" for name in sorted(actual.keys() - recorded)]
 
 
 def committed(root: Path) -> list[Path]:
     """Return the artifact directories below ``root``, the oldest first."""
-    found = [path for path in root.glob("*-*-*") if (path / MANIFEST).is_file() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    directories = [path for path in root.glob("*-*-*") if (path / MANIFEST).is_file() and not path.name.startswith(".")]
+    return sorted(directories, key=lambda path: path.stat().st_mtime)
 
 
 def everything(root: Path) -> Iterator[Artifact]:
-    """Yield the artifacts below ``root``, the oldest first; a damaged one is passed over aloud."""
+    """Yield the artifacts below ``root``, the oldest first; a damaged one is skipped with a warning."""
     for path in committed(root):
         try:
             yield load(path)
         except SpecError as error:
-            log.warn(f"{error.brief}; it is passed over")
+            log.warn(f"{error.brief}; it is skipped")
 
 
 def find(root: Path, key: str) -> Artifact | None:
     """Return the committed artifact that was built from the inputs with this key, or None."""
-    return next((one for one in everything(root) if one.manifest.inputs.artifact_key == key), None)
+    return next((artifact for artifact in everything(root) if artifact.manifest.inputs.artifact_key == key), None)
 
 
 def newest(root: Path, name: str = "") -> Artifact:
     """Return the artifact (of the image ``name``) that was committed last; raise SpecError when there is none."""
-    found = [path for path in committed(root) if not name or image_name(path) == name]
-    if not found:
+    directories = [path for path in committed(root) if not name or image_name(path) == name]
+    if not directories:
         of_name = f" of {name}" if name else ""
         raise SpecError(f"there is no artifact{of_name} in {root}", hint="build one: nox -s build")
-    return load(found[-1])
+    return load(directories[-1])
 
 
 def image_name(path: Path) -> str:
     """Return the name of the image in the directory name of an artifact."""
-    # A version may have a hyphen, and so may a name: the version is what begins with a number and a dot.
+    # Versions and names may both contain hyphens: the version is the part that begins with a number and a dot.
     match = NAMED.fullmatch(path.name)
     return match[1] if match else ""

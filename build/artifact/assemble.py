@@ -1,6 +1,6 @@
-"""Puts the artifact together: the manifest from what the stages noted, the files from where they left them.
+"""Assembles the artifact: the manifest from the facts that the stages recorded, and the files from their results.
 
-The bills of materials and the provenance are made here too, from the locks, the manifest and the root file system itself.
+The SBOMs and the provenance are also made here, from the locks, the manifest and the root file system.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def assemble(
 ) -> Artifact:  # fmt: skip
     """Commit the artifact of verified stages.
 
-    ``made`` are the stages that ran just now, ``changes`` how the locks differ from the committed ones, ``updates`` which
-    updates were pending (:mod:`build.packages.updates`), ``begun`` when the run began, in seconds since 1970 (0: just now),
-    and ``render_report`` makes the HTML report. Raises StepFailed when a stage's result is not in the cache.
+    ``made`` has the results of the stages that just ran, ``changes`` the differences between the locks and the committed
+    ones, ``updates`` the pending updates (:mod:`build.packages.updates`), ``begun`` the start of the run in seconds since
+    1970 (0: now); ``render_report`` renders the HTML report. Raises StepFailed when a stage's result is not in the cache.
     """
-    results = {stage: found for stage in STAGES if (found := made.get(stage) or cache.lookup(keys[stage]))}
+    results = {stage: result for stage in STAGES if (result := made.get(stage) or cache.lookup(keys[stage]))}
     for stage in ("rootfs", "disk", "verify"):
         if stage not in results:
-            raise StepFailed(f"stage {stage} vanished from the cache", hint="run the build again")
+            raise StepFailed(f"the result of stage {stage} is no longer in the cache", hint="run the build again")
     image = results["disk"].path / disk_image.IMAGE
     origins = source_packages.origins(inputs.rootfs_lock.entries, Store(cache.root / "files").path)
     now = time.time()
@@ -93,14 +93,14 @@ def assemble(
 
 
 def documents(manifest: Manifest, contents: Mapping[str, Path | str], parts: tuple[Part, ...]) -> dict[str, Path | str]:
-    """Return the bills of materials and the provenance of an artifact of these contents."""
+    """Return the SBOMs and the provenance of an artifact with these contents."""
     bill = Bill(
         manifest.name, manifest.version, manifest.image.sha256, manifest.inputs.archive_date, manifest.goldsmith or "",
         parts,
     )  # fmt: skip
     bills = {artifact.CYCLONEDX: _json(sbom.cyclonedx(bill)), artifact.SPDX: _json(sbom.spdx(bill))}
-    # The image's digest is known, and it is large.
-    digests = {name: _digest(one) for name, one in {**contents, **bills}.items() if name != disk_image.IMAGE}
+    # The image's digest is known, and the image is large: it is not read again.
+    digests = {name: _digest(source) for name, source in {**contents, **bills}.items() if name != disk_image.IMAGE}
     return {**bills, artifact.PROVENANCE: _json(provenance.statement(manifest, digests, parts))}
 
 
@@ -125,7 +125,7 @@ def _wheel_locks(inputs: Inputs) -> dict[str, Path | str]:
 
 
 def _wheels(inputs: Inputs) -> dict[str, Wheels]:
-    """Return the Python environments by the layer that lays them."""
+    """Return the Python environments by the layer that installs them."""
     return {
         venv.requirements.parent.name: Wheels(
             venv.path, f"wheels/{venv.requirements.parent.name}/requirements.lock",
@@ -139,7 +139,7 @@ def _manifest(
     inputs: Inputs, keys: Mapping[str, StageKey], results: Mapping[str, StageResult], image: Path, changes: tuple[str, ...]
 ) -> Manifest:
     root = results["rootfs"].facts_as(RootfsFacts)
-    disk, verdict = results["disk"].facts_as(DiskFacts), results["verify"].facts_as(VerifyFacts)
+    disk, verified = results["disk"].facts_as(DiskFacts), results["verify"].facts_as(VerifyFacts)
     return Manifest(
         schema=SCHEMA,
         name=inputs.spec.name,
@@ -167,17 +167,17 @@ def _manifest(
         tools={"packer": disk.packer, **_tool_versions()},
         accelerator=disk.accelerator,
         stages=tuple(
-            StageRecord(stage, found.seconds, found.reused, _plain(found.facts), key=found.key)
-            for stage, found in results.items()
+            StageRecord(stage, result.seconds, result.reused, _plain(result.facts), key=result.key)
+            for stage, result in results.items()
         ),
         verification=Verification(
-            verdict.passed, verdict.failed, verdict.skipped, verdict.clones, verdict.boot
+            verified.passed, verified.failed, verified.skipped, verified.clones, verified.boot
         ),
         audit={
             name: AuditFigure(entry.value, entry.shown, entry.limit)
             for name, entry in audit_ledger.load(inputs.project.audit_ledger).items()
         },
-        retries=Retries(disk.retries, verdict.panics),
+        retries=Retries(disk.retries, verified.panics),
     )  # fmt: skip
 
 
@@ -191,11 +191,11 @@ def _plain(facts: Any) -> dict[str, Any]:
 
 
 def _logs(results: Mapping[str, StageResult]) -> dict[str, Path | str]:
-    """Return the logs that the stages kept, by their name in the artifact."""
-    found: dict[str, Path | str] = {
+    """Return the logs of the stages by their names in the artifact."""
+    logs: dict[str, Path | str] = {
         f"logs/installer-{name}": path for name in DISK_LOGS if (path := results["disk"].path / name).is_file()
     }
     clones = results["verify"].path / "logs"
-    found |= {f"logs/clone-{path.name}": path for path in sorted(clones.glob("*.log"))}
+    logs |= {f"logs/clone-{path.name}": path for path in sorted(clones.glob("*.log"))}
     tests = results["verify"].path / "pytest.log"
-    return found | ({"logs/tests.log": tests} if tests.is_file() else {})
+    return logs | ({"logs/tests.log": tests} if tests.is_file() else {})

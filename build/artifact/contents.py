@@ -1,4 +1,4 @@
-"""Reads the parts of an artifact: manifest, inventory, files, test results; of a stored one, or of one being assembled."""
+"""Reads the parts of an artifact, stored or being assembled: manifest, inventory, files, test results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two artifacts: its manifest, and its files by name (None: it has no such file)."""
+    """An artifact for reports and comparisons: its manifest, and a reader of its files (None: it has no such file)."""
 
     manifest: Manifest
     read: Read
@@ -32,7 +32,7 @@ class Side:
 
     @cached_property
     def inventory(self) -> Inventory | None:
-        """Its inventory; None when the artifact is older than inventories. Raises StepFailed when it is damaged."""
+        """Its inventory; None when the artifact is too old to have one. Raises StepFailed when it is damaged."""
         text = self.read(inventory.FILE)
         return None if text is None else inventory.parse(text)
 
@@ -44,7 +44,7 @@ class Side:
 
     @cached_property
     def results(self) -> Mapping[str, str] | None:
-        """The worst result of each test, wherever it ran: two builds may test it on different clones."""
+        """The worst result of each test on any clone: two builds may run it on different clones."""
         text = self.read(artifact.JUNIT)
         return None if text is None else worst((case.name, case.result) for case in cases_of(text))
 
@@ -59,23 +59,23 @@ class Side:
 
 def columns_of(tree: str) -> dict[str, tuple[str, ...]]:
     """Return the columns of each path, from the text of a list of files."""
-    # The last column, which may be a link's target, has whatever is left: no path is lost for a tab in it.
+    # The last column, which may be the target of a link, takes the rest of the line: it may contain tabs.
     rows = (line.split("\t", len(COLUMNS)) for line in tree.splitlines() if line.startswith("/"))
     return {path: tuple(columns) for path, *columns in rows if len(columns) == len(COLUMNS)}
 
 
-def side_of(found: Artifact) -> Side:
-    """Return a committed artifact as a side."""
+def side_of(stored: Artifact) -> Side:
+    """Return the reader of a committed artifact."""
 
     def read(name: str) -> str | None:
-        path = found.path / name
+        path = stored.path / name
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    return Side(found.manifest, read)
+    return Side(stored.manifest, read)
 
 
 def side_of_parts(manifest: Manifest, contents: Mapping[str, Path | str]) -> Side:
-    """Return an artifact that is being put together as a side."""
+    """Return the reader of an artifact that is being assembled."""
 
     def read(name: str) -> str | None:
         part = contents.get(name)

@@ -1,6 +1,6 @@
-"""The manifest of an artifact: what an image is, what it was made from and how, and what its verification counted.
+"""The manifest of an artifact: the image, its inputs, how it was built, and the results of its verification.
 
-Every module reads these fields, and only this one knows the keys of ``manifest.json``. Schema 1 had neither wheels nor the
+Every module reads these fields; only this one reads and writes ``manifest.json``. Schema 1 had neither wheels nor the
 run (``built``); within both schemas a key with the default None is one that older versions of Goldsmith did not write.
 """
 
@@ -24,13 +24,13 @@ FILE = "manifest.json"
 REQUIRED = ("schema", "name", "version", "image", "inputs", "packages", "installer", "tools", "accelerator", "stages",
             "verification", "retries")  # fmt: skip
 SINCE_SCHEMA_2 = ("wheels", "built")
-# The time that a clone's boot took as a whole, in seconds from its start until it could be tested.
+# The duration of a clone's whole boot: seconds from its start until it could be tested.
 READY_TIME = "ready"
 
 
 @dataclass(frozen=True)
 class Image(Record):
-    """The sealed disk: SHA-256, bytes of the file, MiB of the disk that a guest sees."""
+    """The pristine disk image: SHA-256, size of the file in bytes, and size of the virtual disk in MiB."""
 
     sha256: str
     bytes: int
@@ -41,9 +41,9 @@ class Image(Record):
 
 @dataclass(frozen=True)
 class BuildInputs(Record):
-    """What the image was made from: the keys of the stages, the archive's date, the commit, the specification, the layers.
+    """Inputs of the build: stage keys, date of the archive, commit, specification, layers.
 
-    ``dirty`` says whether the checkout differed from its commit; None: that was not noted.
+    ``dirty`` is True if the checkout differed from its commit; None if that was not recorded.
     """
 
     archive_date: str
@@ -59,21 +59,21 @@ class BuildInputs(Record):
 
     @property
     def administrator(self) -> str:
-        """The name of the administrator's account, or nothing."""
+        """The name of the administrator's account, or an empty string."""
         admin = (self.spec or {}).get("admin")
         return str(admin.get("user", "")) if isinstance(admin, Mapping) else ""
 
     @property
     def release(self) -> str:
-        """Debian's code name of the release, or nothing."""
+        """Debian's code name of the release, or an empty string."""
         return str((self.spec or {}).get("release", ""))
 
 
 @dataclass(frozen=True)
 class StageRecord(Record):
-    """A stage: how many seconds it took when it ran, whether the result was reused, and what it noted.
+    """A stage: the seconds that it took when it ran, whether its result was reused, and the facts that it recorded.
 
-    The facts stay plain data: each version of Goldsmith notes others, and an artifact is read for ever.
+    The facts stay plain data: they differ between versions of Goldsmith, and old artifacts must stay readable.
     """
 
     stage: str
@@ -85,7 +85,7 @@ class StageRecord(Record):
 
 @dataclass(frozen=True)
 class Verification(Record):
-    """How many tests had which result, on which clones; seconds of each clone's first boot by what was reached."""
+    """Number of tests per result, the clones, and for each clone the seconds of its first boot until each milestone."""
 
     passed: int
     failed: int
@@ -101,7 +101,7 @@ class Verification(Record):
 
 @dataclass(frozen=True)
 class AuditFigure(Record):
-    """A figure of the audit: the number, the text for people, and the limit for people (empty: none)."""
+    """A metric of the audit: the number, and its text and limit as shown to the user (no limit: empty)."""
 
     value: float
     shown: str
@@ -110,7 +110,7 @@ class AuditFigure(Record):
 
 @dataclass(frozen=True)
 class Retries(Record):
-    """How often a kernel panic under emulation made a stage begin again."""
+    """How often a stage was restarted because of a kernel panic under emulation."""
 
     installer: int
     clones: int
@@ -127,7 +127,7 @@ class Wheels(Record):
 
 @dataclass(frozen=True)
 class Run(Record):
-    """The run that built the artifact: who, which run, when, and where the checkout came from (or nothing)."""
+    """The run that built the artifact: builder, invocation, times, and the remote of the checkout (may be empty)."""
 
     builder: str
     invocation: str
@@ -138,7 +138,7 @@ class Run(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """Everything that ``manifest.json`` says."""
+    """The content of ``manifest.json``."""
 
     schema: int
     name: str
@@ -163,13 +163,13 @@ class Manifest(Record):
 
     @classmethod
     def read(cls, value: object, where: str, *, schemas: tuple[int, ...] = READABLE) -> Self:
-        """Return the manifest that a parsed JSON value holds; ``where`` names the file.
+        """Return the manifest from a parsed JSON value; ``where`` names the file.
 
-        Raises SpecError that names the file and every key that is missing or has the wrong type.
+        Raises SpecError with the file and every key that is missing or has the wrong type.
         """
         schema = value.get("schema") if isinstance(value, dict) else None
-        wanted = (*REQUIRED, *(SINCE_SCHEMA_2 if schema == SCHEMA else ()))
-        missing = [key for key in wanted if not isinstance(value, dict) or key not in value]
+        required = (*REQUIRED, *(SINCE_SCHEMA_2 if schema == SCHEMA else ()))
+        missing = [key for key in required if not isinstance(value, dict) or key not in value]
         if missing or schema not in schemas:
             raise _no_manifest(where, f"missing: {', '.join(missing)}" if missing else "")
         try:
@@ -178,16 +178,16 @@ class Manifest(Record):
             raise _no_manifest(where, "\n".join(error.problems)) from error
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain data: what :meth:`read` takes."""
+        """Return it as plain data that :meth:`read` accepts."""
         return records.write(self)
 
     def stage(self, name: str) -> StageRecord | None:
-        """Return the record of a stage; None when it had left the cache before the artifact was put together."""
-        return next((one for one in self.stages if one.stage == name), None)
+        """Return the record of a stage; None when it was no longer in the cache when the artifact was assembled."""
+        return next((record for record in self.stages if record.stage == name), None)
 
 
 def _no_manifest(where: str, details: str) -> SpecError:
     return SpecError(
-        f"{where} is no manifest of schema {SCHEMA}", details=details,
-        hint="it was written by another version of Goldsmith, or damaged: build it again",
+        f"{where} is not a manifest of schema {SCHEMA}", details=details,
+        hint="it is damaged, or another version of Goldsmith wrote it: build the artifact again",
     )  # fmt: skip

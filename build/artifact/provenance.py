@@ -1,9 +1,9 @@
-"""Where an image comes from: an in-toto Statement v1 with SLSA Provenance v1, computed from what the artifact says itself.
+"""Provenance of an image: an in-toto Statement v1 with SLSA Provenance v1, computed from the files of the artifact.
 
 Formats: https://in-toto.io/Statement/v1 and https://slsa.dev/spec/v1.0/provenance; the keys are those that Packer's own
 ``provenance`` post-processor writes (externalParameters, internalParameters with packerVersion, resolvedDependencies of uri
-and digest, builder with versions, byproducts by name), so that what reads the one reads the other. It is a pure function of
-the manifest, the locks and the files' digests: who verifies computes it again and compares.
+and digest, builder with versions, byproducts by name), so that the same tools read both. It is a pure function of the
+manifest, the locks and the files' digests: verification computes it again and compares.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from build.machines import disk_image
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
-# Of what is described here; another shape is another number.
+# Identifies the structure that this module writes; a change of the structure needs a new number.
 BUILD_TYPE = "goldsmith:buildtypes/image/v1"
 LOCAL_BUILDER = "goldsmith:local-build"
-# The variables in which CI systems say which job runs, as Packer reads them.
+# The variables in which CI systems identify the running job; Packer reads the same ones.
 BUILDER_VARIABLES = ("GITHUB_WORKFLOW_REF", "CI_JOB_URL", "CI_PIPELINE_URL", "BUILD_URL")
 INVOCATION_VARIABLES = ("GITHUB_RUN_ID", "CI_PIPELINE_ID", "CI_JOB_ID", "BUILD_ID")
 
 
 def run_of(environment: Mapping[str, str], *, key: str, started: str, finished: str, remote: str) -> Run:
-    """Return what the manifest keeps of a run: who built, which run it was, when, and from where the checkout came."""
+    """Return the manifest's record of a run: builder, invocation, times, and the remote of the checkout."""
     builder = next((environment[name] for name in BUILDER_VARIABLES if environment.get(name)), LOCAL_BUILDER)
     invocation = next((environment[name] for name in INVOCATION_VARIABLES if environment.get(name)), "")
     return Run(builder, invocation or str(uuid.uuid5(NAMESPACE, f"{key} {started}")), started, finished, remote)
@@ -38,7 +38,7 @@ def run_of(environment: Mapping[str, str], *, key: str, started: str, finished: 
 def statement(manifest: Manifest, digests: Mapping[str, str], parts: Iterable[Part]) -> dict[str, Any]:
     """Return the statement; ``digests``: SHA-256 of the artifact's other files by their path in it.
 
-    Raises ValueError when the manifest is of a schema without what it is made from.
+    Raises ValueError when the manifest has an older schema, without the run and the wheels.
     """
     inputs, built = manifest.inputs, manifest.built
     if built is None or manifest.wheels is None:
@@ -58,7 +58,7 @@ def statement(manifest: Manifest, digests: Mapping[str, str], parts: Iterable[Pa
         "metadata": {
             "invocationId": built.invocation, "startedOn": built.started, "finishedOn": built.finished,
         },
-        "byproducts": [{"name": name, "digest": {"sha256": one}} for name, one in _byproducts(manifest, digests)],
+        "byproducts": [{"name": name, "digest": {"sha256": digest}} for name, digest in _byproducts(manifest, digests)],
     }  # fmt: skip
     return {
         "_type": STATEMENT, "predicateType": PREDICATE,
@@ -69,26 +69,30 @@ def statement(manifest: Manifest, digests: Mapping[str, str], parts: Iterable[Pa
 
 def _checkout(inputs: BuildInputs, built: Run) -> Iterator[dict[str, Any]]:
     if inputs.commit:
-        found = {"name": "checkout", "digest": {"gitCommit": inputs.commit}, "annotations": {"dirty": inputs.dirty}}
-        yield {"uri": f"git+{built.remote}", **found} if built.remote else found
+        dependency = {"name": "checkout", "digest": {"gitCommit": inputs.commit}, "annotations": {"dirty": inputs.dirty}}
+        yield {"uri": f"git+{built.remote}", **dependency} if built.remote else dependency
 
 
 def _locks(wheels: Mapping[str, Wheels], digests: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    for name in (artifact.ROOTFS_LOCK, artifact.INSTALLER_LOCK, *sorted(one.lock for one in wheels.values())):
+    for name in (
+        artifact.ROOTFS_LOCK,
+        artifact.INSTALLER_LOCK,
+        *sorted(environment.lock for environment in wheels.values()),
+    ):
         yield {"name": name, "uri": f"goldsmith:artifact/{name}", "digest": {"sha256": digests[name]}}
 
 
 def _files(parts: Iterable[Part]) -> Iterator[dict[str, Any]]:
     seen = set()
     for part in sorted(parts):
-        for one in part.hashes:
-            if (part.purl, one) not in seen:
-                seen.add((part.purl, one))
-                yield {"uri": part.purl, "digest": {"sha256": one}}
+        for digest in part.hashes:
+            if (part.purl, digest) not in seen:
+                seen.add((part.purl, digest))
+                yield {"uri": part.purl, "digest": {"sha256": digest}}
 
 
 def _byproducts(manifest: Manifest, digests: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield what stands between the inputs and the disk, in order, and what was written about it."""
+    """Yield the intermediate files between the inputs and the disk, in order, and the files that describe them."""
     yield "rootfs.tar", manifest.inputs.rootfs_tar_sha256
     yield "filesystem.squashfs", manifest.inputs.squashfs_sha256
     if iso := stage_fact(manifest, "media", "iso_sha256"):
@@ -98,22 +102,22 @@ def _byproducts(manifest: Manifest, digests: Mapping[str, str]) -> Iterator[tupl
 
 
 def stage_fact(manifest: Manifest, stage: str, name: str) -> str:
-    """Return what a stage noted; empty when its record had left the cache before the artifact was put together."""
-    found = manifest.stage(stage)
-    return str(found.facts.get(name, "")) if found else ""
+    """Return a fact of a stage; empty when its record was no longer in the cache when the artifact was assembled."""
+    record = manifest.stage(stage)
+    return str(record.facts.get(name, "")) if record else ""
 
 
-def differences(expected: Any, found: Any, where: str = "") -> Iterator[str]:
+def differences(expected: Any, actual: Any, where: str = "") -> Iterator[str]:
     """Yield the paths at which two JSON values differ, the innermost ones."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        for key in sorted(expected.keys() | found.keys()):
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        for key in sorted(expected.keys() | actual.keys()):
             inner = f"{where}.{key}" if where else str(key)
-            if key in expected and key in found:
-                yield from differences(expected[key], found[key], inner)
+            if key in expected and key in actual:
+                yield from differences(expected[key], actual[key], inner)
             else:
                 yield inner
-    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from differences(one, other, f"{where}[{number}]")
-    elif expected != found or type(expected) is not type(found):
+    elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        for number, (left, right) in enumerate(zip(expected, actual, strict=True)):
+            yield from differences(left, right, f"{where}[{number}]")
+    elif expected != actual or type(expected) is not type(actual):
         yield where

@@ -1,9 +1,9 @@
-"""Bills of materials: what is in an image, as CycloneDX 1.6 and as SPDX 2.3, both as JSON, both from the same list.
+"""SBOMs: the content of an image as CycloneDX 1.6 and as SPDX 2.3, both as JSON, both from the same list.
 
 Formats: https://cyclonedx.org/docs/1.6/json/ and https://spdx.github.io/spdx-spec/v2.3/; package addresses:
-https://github.com/package-url/purl-spec. Same inputs, same bytes: the time is the archive's, the identifiers come from the
-image's digest. What nobody knows offline is left out (CycloneDX) or ``NOASSERTION`` (SPDX), never guessed: Debian's licence
-names are no SPDX expressions, so they stand as names, and as a comment.
+https://github.com/package-url/purl-spec. The documents are reproducible: the time is the archive's, the identifiers come
+from the image's digest. A value that is not known offline is left out (CycloneDX) or ``NOASSERTION`` (SPDX), never guessed.
+Debian's licence names are not SPDX expressions: CycloneDX has them as names, SPDX as a comment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KIND, VENV, SOURCE, SOURCE_VERSION = (f"goldsmith:{name}" for name in ("kind", "
 
 
 class Kind(StrEnum):
-    """What a part is: a Debian package of the image, an installer package that built it, a Python wheel."""
+    """Kind of a part: a Debian package of the image, a package of the installer, or a Python wheel."""
 
     DEB = "deb"
     UDEB = "udeb"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """What the root file system says of a part: Debian source package, licence names, an SPDX expression if it has one."""
+    """A part as described in the root file system: Debian source package, licence names, SPDX expression (or empty)."""
 
     source: str = ""
     source_version: str = ""
@@ -44,7 +44,7 @@ class Origin:
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """One file that went into the image, or built it; ``hashes``: SHA-256 of the file, or of the files it may have been."""
+    """A package file in the image or of the installer; ``hashes``: SHA-256 of the file, or of each file that may fit."""
 
     kind: Kind
     name: str
@@ -56,7 +56,7 @@ class Part:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a lock and a bill must agree on."""
+        """The fields that must be equal in the lock and in the SBOM."""
         return (self.kind.value, self.name, self.version, self.venv, self.purl, *self.hashes)
 
 
@@ -97,7 +97,7 @@ def wheels(venv: str, pins: Iterable[Pin], origins: Mapping[str, Origin] | None 
 
 
 def cyclonedx(bill: Bill) -> dict[str, Any]:
-    """Return the bill as a CycloneDX 1.6 document."""
+    """Return the SBOM as a CycloneDX 1.6 document."""
     parts = sorted(bill.parts)
     image = {
         "type": "operating-system", "bom-ref": "image", "name": bill.name, "version": bill.version,
@@ -117,27 +117,31 @@ def cyclonedx(bill: Bill) -> dict[str, Any]:
 def _component(part: Part) -> dict[str, Any]:
     properties = {KIND: part.kind.value, VENV: part.venv, SOURCE: part.origin.source,
                   SOURCE_VERSION: part.origin.source_version}  # fmt: skip
-    made: dict[str, Any] = {
+    component: dict[str, Any] = {
         "type": "library", "bom-ref": _ref(part), "name": part.name, "version": part.version, "purl": part.purl,
-        # Excluded is what took part in the making and is not in what was made.
+        # "excluded": a tool that took part in the build, and is not in the image.
         "scope": "excluded" if part.kind is Kind.UDEB else "required",
-        "hashes": [{"alg": "SHA-256", "content": one} for one in part.hashes],
+        "hashes": [{"alg": "SHA-256", "content": digest} for digest in part.hashes],
         "properties": [{"name": name, "value": value} for name, value in properties.items() if value],
     }  # fmt: skip
     if part.origin.expression:
-        made["licenses"] = [{"expression": part.origin.expression, "acknowledgement": "declared"}]
+        component["licenses"] = [{"expression": part.origin.expression, "acknowledgement": "declared"}]
     elif part.origin.licences:
         named = [{"license": {"name": name, "acknowledgement": "declared"}} for name in part.origin.licences]
-        made["licenses"] = named
-    return made
+        component["licenses"] = named
+    return component
 
 
 def of_cyclonedx(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the keys of the parts that a document lists. Raises KeyError or TypeError when it is none of ours."""
+    """Return the keys of the parts that a document lists. Raises KeyError or TypeError when Goldsmith did not write it."""
     where = "content"
     return [
-        _key((_property(one, KIND), one["name"], one["version"], _property(one, VENV), one["purl"]), one["hashes"], where)
-        for one in document["components"]
+        _key(
+            (_property(part, KIND), part["name"], part["version"], _property(part, VENV), part["purl"]),
+            part["hashes"],
+            where,
+        )
+        for part in document["components"]
     ]
 
 
@@ -146,11 +150,11 @@ def _key(words: Iterable[Any], hashes: Iterable[Mapping[str, Any]], name: str) -
 
 
 def _property(component: Mapping[str, Any], name: str) -> str:
-    return next((str(one["value"]) for one in component.get("properties", ()) if one["name"] == name), "")
+    return next((str(entry["value"]) for entry in component.get("properties", ()) if entry["name"] == name), "")
 
 
 def _ref(part: Part) -> str:
-    """Return an identifier that is unique within the bill, of the characters that SPDX allows."""
+    """Return an identifier that is unique within the SBOM, with only the characters that SPDX allows."""
     words = [part.kind.value, part.venv.strip("/"), part.name]
     return re.sub(r"[^A-Za-z0-9.-]", "-", "-".join(word for word in words if word).replace("+", ".plus."))
 
@@ -163,7 +167,7 @@ def _uuid(bill: Bill, form: str) -> uuid.UUID:
 
 
 def spdx(bill: Bill) -> dict[str, Any]:
-    """Return the bill as an SPDX 2.3 document."""
+    """Return the SBOM as an SPDX 2.3 document."""
     parts = sorted(bill.parts)
     image = {
         **_package("image", bill.name, bill.version, (bill.sha256,)), "primaryPackagePurpose": "OPERATING-SYSTEM",
@@ -185,38 +189,38 @@ def _package(ref: str, name: str, version: str, hashes: Iterable[str]) -> dict[s
     return {
         "SPDXID": f"SPDXRef-{ref}", "name": name, "versionInfo": version, "downloadLocation": UNKNOWN,
         "filesAnalyzed": False, "licenseConcluded": UNKNOWN, "copyrightText": UNKNOWN,
-        "checksums": [{"algorithm": "SHA256", "checksumValue": one} for one in hashes],
+        "checksums": [{"algorithm": "SHA256", "checksumValue": digest} for digest in hashes],
     }  # fmt: skip
 
 
 def _part(part: Part) -> dict[str, Any]:
-    made = _package(_ref(part), part.name, part.version, part.hashes)
-    # An expression with names of its own needs their texts beside it.
+    package = _package(_ref(part), part.name, part.version, part.hashes)
+    # An expression with non-standard names needs the texts of these licences too.
     known = part.origin.expression and "Ref-" not in part.origin.expression
-    made["licenseDeclared"] = part.origin.expression if known else UNKNOWN
-    made["externalRefs"] = [
+    package["licenseDeclared"] = part.origin.expression if known else UNKNOWN
+    package["externalRefs"] = [
         {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": part.purl}
     ]  # fmt: skip
     if part.origin.licences:
-        made["licenseComments"] = f"names in its own copyright file: {', '.join(part.origin.licences)}"
+        package["licenseComments"] = f"names in its own copyright file: {', '.join(part.origin.licences)}"
     if part.origin.source:
-        made["sourceInfo"] = f"built from Debian's source package {part.origin.source} {part.origin.source_version}"
-    # SPDX has no key of its own for these two.
-    made["comment"] = f"{part.kind.value}: {part.venv}" if part.venv else part.kind.value
-    return made
+        package["sourceInfo"] = f"built from Debian's source package {part.origin.source} {part.origin.source_version}"
+    # SPDX has no separate keys for these two.
+    package["comment"] = f"{part.kind.value}: {part.venv}" if part.venv else part.kind.value
+    return package
 
 
-def _link(one: str, kind: str, other: str) -> dict[str, str]:
-    return {"spdxElementId": f"SPDXRef-{one}", "relationshipType": kind, "relatedSpdxElement": f"SPDXRef-{other}"}
+def _link(subject: str, kind: str, related: str) -> dict[str, str]:
+    return {"spdxElementId": f"SPDXRef-{subject}", "relationshipType": kind, "relatedSpdxElement": f"SPDXRef-{related}"}
 
 
 def of_spdx(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the keys of the parts that a document lists. Raises KeyError or TypeError when it is none of ours."""
-    found = []
-    for one in document["packages"]:
-        if one["SPDXID"] != "SPDXRef-image":
-            kind, _, venv = str(one["comment"]).partition(": ")
-            purl = one["externalRefs"][0]["referenceLocator"]
-            words = (kind, one["name"], one["versionInfo"], venv, purl)
-            found.append(_key(words, one["checksums"], "checksumValue"))
-    return found
+    """Return the keys of the parts that a document lists. Raises KeyError or TypeError when Goldsmith did not write it."""
+    keys = []
+    for part in document["packages"]:
+        if part["SPDXID"] != "SPDXRef-image":
+            kind, _, venv = str(part["comment"]).partition(": ")
+            purl = part["externalRefs"][0]["referenceLocator"]
+            words = (kind, part["name"], part["versionInfo"], venv, purl)
+            keys.append(_key(words, part["checksums"], "checksumValue"))
+    return keys

@@ -1,4 +1,4 @@
-"""The types of what the stages note: how the cache reads the results of earlier builds."""
+"""The types of the stages' facts, with which the cache reads the results of earlier builds."""
 
 from __future__ import annotations
 

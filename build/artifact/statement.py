@@ -1,10 +1,10 @@
-"""What people sign: one small statement that binds an artifact's name to its bytes, and the short form of a signature.
+"""The signed statement, which binds an artifact's name to its content, and the short form of a signature.
 
-The statement is canonical JSON with a line end, a pure function of the artifact: whoever verifies writes it anew, and two
-people who sign the same artifact sign the same bytes. It names the digest of SHA256SUMS, which names every other file.
+The statement is canonical JSON with a newline at the end, and a pure function of the artifact: verification computes it
+again, and all signers of an artifact sign the same bytes. It has the digest of SHA256SUMS, which lists every other file.
 
-A signature is OpenSSH's (PROTOCOL.sshsig): base64 between two lines. A template's description has 8 KiB for everything, so
-there only the base64 stands, without line ends; the rest of the statement follows from the label.
+The signatures have OpenSSH's format (PROTOCOL.sshsig): base64 between two marker lines. A template's description is limited
+to 8 KiB, so it has only the base64, without newlines; the rest of the statement follows from the label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMA = 1
 BEGIN, END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 LINE = 70
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-# Who may sign under which name is decided by the allowed signers; the name is a file's, too.
+# The allowed signers file decides who may sign under which name. The name is also used as a file name.
 IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,99}")
 
 
@@ -38,11 +38,11 @@ class Statement:
     provenance: str
 
     @classmethod
-    def of(cls, found: Artifact) -> Self:
+    def of(cls, signed: Artifact) -> Self:
         """Return the statement about an artifact as its files are now. Raises OSError when one is missing."""
         return cls(
-            found.path.name, found.manifest.image.sha256, files.sha256_file(found.path / artifact.SUMS),
-            files.sha256_file(found.path / artifact.PROVENANCE),
+            signed.path.name, signed.manifest.image.sha256, files.sha256_file(signed.path / artifact.SUMS),
+            files.sha256_file(signed.path / artifact.PROVENANCE),
         )  # fmt: skip
 
     @property
@@ -56,21 +56,21 @@ class Statement:
 
 
 def short(armoured: str) -> str:
-    """Return the base64 of an OpenSSH signature; empty when the text is none."""
-    found = re.fullmatch(rf"{BEGIN}\s+(?P<body>[A-Za-z0-9+/=\s]+?)\s*{END}\s*", armoured)
-    body = re.sub(r"\s", "", found["body"]) if found else ""
+    """Return the base64 of an OpenSSH signature; empty when the text is not a signature."""
+    match = re.fullmatch(rf"{BEGIN}\s+(?P<body>[A-Za-z0-9+/=\s]+?)\s*{END}\s*", armoured)
+    body = re.sub(r"\s", "", match["body"]) if match else ""
     return body if BASE64.fullmatch(body) else ""
 
 
 def armoured(body: str) -> str:
-    """Return an OpenSSH signature as ssh-keygen reads it, from its base64."""
+    """Return an OpenSSH signature in the form that ssh-keygen reads, from its base64."""
     lines = [body[start : start + LINE] for start in range(0, len(body), LINE)]
     return "\n".join([BEGIN, *lines, END, ""])
 
 
 @dataclass(frozen=True)
 class Seal:
-    """A statement's digests and its signatures by identity, as a template's label carries them."""
+    """A statement's digests and its signatures by identity, as they are in a template's label."""
 
     sums: str
     provenance: str
@@ -78,13 +78,13 @@ class Seal:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Self | None:
-        """Read it from a label; None when it is not there, or is not what publish writes."""
+        """Read it from a label; None when it is missing, or does not have the form that ``publish`` writes."""
         signatures = value.get("signatures")
         digests = [value.get(name) for name in ("sums", "provenance")]
-        good = isinstance(signatures, dict) and all(isinstance(one, str) and len(one) == 64 for one in digests)
-        if not good or not all(IDENTITY.fullmatch(str(name)) for name in signatures or {}):
+        valid = isinstance(signatures, dict) and all(isinstance(digest, str) and len(digest) == 64 for digest in digests)
+        if not valid or not all(IDENTITY.fullmatch(str(name)) for name in signatures or {}):
             return None
-        return cls(str(digests[0]), str(digests[1]), {name: str(one) for name, one in (signatures or {}).items()})
+        return cls(str(digests[0]), str(digests[1]), {name: str(body) for name, body in (signatures or {}).items()})
 
     def as_label(self) -> dict[str, Any]:
         """Return it as plain data."""

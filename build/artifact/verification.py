@@ -1,8 +1,8 @@
-"""Whether an artifact, or a template made of one, is what was built and verified, and who vouches for it. Offline.
+"""Verifies offline that an artifact, or a template made from one, is what was built and tested, and who signed it.
 
-An artifact's signatures lie beside it (``<its name>.signatures/<identity>.sig``), because it is immutable and several people
-sign. A template carries digests and signatures in its label: from them and its name the signed statement is written anew,
-so a clone of it can be refused without the artifact at hand.
+The signatures of an artifact are stored beside it (``<its name>.signatures/<identity>.sig``), because it is immutable and
+several people sign. The label of a template has digests and signatures: together with its name they give the signed
+statement, so ``clone`` can refuse a template without access to the artifact.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from build.core.errors import SpecError, VerificationFailed
 from build.spec.release_policy import Policy
 
 SIGNATURE, BUNDLE, STATEMENT = ".sig", ".sigstore.json", "statement.json"
-# Of the 8 KiB that Proxmox keeps of a description; the label itself and the release ledger need the rest.
+# The signatures' part of the 8 KiB of a description in Proxmox; the label and the release ledger need the rest.
 MOST_SIGNATURE_BYTES = 2560
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose signatures count and how many are needed: ``signers`` is OpenSSH's allowed signers file, None for nobody's."""
+    """Whose signatures count, and how many are needed. ``signers``: OpenSSH's allowed signers file (None: not checked)."""
 
     signers: Path | None = None
     signatures: int = 0
@@ -39,28 +39,28 @@ class Trust:
         return cls((root or Path.cwd()) / policy.signers if policy.signers else None, policy.signatures)
 
     def require_files(self) -> None:
-        """Raise SpecError when a file that decides about trust is not there."""
+        """Raise SpecError when a file with signers or revoked keys does not exist."""
         for path, key in ((self.signers, "releases.signers"), (self.revoked, "--revoked")):
             if path is not None and not path.is_file():
                 raise SpecError(
                     f"{path} does not exist",
-                    hint=f"{key} names it: one signer a line, as ssh-keygen(1) says under ALLOWED SIGNERS",
+                    hint=f"it is set by {key}; its format: ssh-keygen(1), section ALLOWED SIGNERS",
                 )
         if self.signatures and self.signers is None:
-            raise SpecError("signatures are asked for, and nobody is allowed to sign", hint="name the file: --signers FILE")
+            raise SpecError("signatures are required, but no allowed signers file is set", hint="set it with --signers FILE")
 
 
 NO_TRUST = Trust()
 
 
 def place(found: Artifact) -> Path:
-    """Return the directory of an artifact's signatures; it need not exist."""
+    """Return the directory of an artifact's signatures; it may not exist yet."""
     path = found.path.resolve()
     return path.with_name(f"{path.name}.signatures")
 
 
 def stored(found: Artifact) -> dict[str, str]:
-    """Return the armoured signatures beside an artifact by the identity they are filed under."""
+    """Return the armoured signatures stored beside an artifact, by identity."""
     return {
         path.name.removesuffix(SIGNATURE): path.read_text(encoding="utf-8", errors="replace")
         for path in sorted(place(found).glob(f"*{SIGNATURE}")) if IDENTITY.fullmatch(path.name.removesuffix(SIGNATURE))
@@ -69,7 +69,7 @@ def stored(found: Artifact) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Signed:
-    """What became of signatures: who signed and may, which are of nobody who may, which are over something else."""
+    """Checked signatures: those of allowed signers, valid ones of other keys, and those that are not of this statement."""
 
     signers: Mapping[str, Signer]
     foreign: tuple[str, ...]
@@ -77,15 +77,15 @@ class Signed:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Different people with different keys: neither two names of one key nor two keys of one name count twice."""
+        """The signers with different names and different keys: two names of one key, or two keys of one name, count once."""
         of_key: dict[str, str] = {}
-        for one in self.signers.values():
-            of_key.setdefault(one.key, one.identity)
+        for signer in self.signers.values():
+            of_key.setdefault(signer.key, signer.identity)
         return tuple(sorted(set(of_key.values())))
 
 
-def judge(statement: Statement, signatures: Mapping[str, str], trust: Trust) -> Signed:
-    """Hold signatures against the statement and the allowed signers."""
+def check(statement: Statement, signatures: Mapping[str, str], trust: Trust) -> Signed:
+    """Check signatures of the statement against the allowed signers."""
     trust.require_files()
     signers: dict[str, Signer] = {}
     foreign, broken = [], []
@@ -102,63 +102,64 @@ def judge(statement: Statement, signatures: Mapping[str, str], trust: Trust) -> 
 
 
 def signature_check(found: Artifact, trust: Trust) -> Check:
-    """Return whether enough of those who may have signed; without allowed signers it is not asked, and says so."""
-    there = stored(found)
+    """Check that enough allowed signers have signed; without an allowed signers file the result is "not checked"."""
+    signatures = stored(found)
     if trust.signers is None:
-        return Check("signatures", f"{len(there)} are there; nobody was named who may sign: --signers FILE", asked=False)
-    signed = judge(Statement.of(found), there, trust)
-    note = f"{len(signed.identities)} of {trust.signatures} needed: {', '.join(signed.identities) or 'nobody'}"
+        note = f"{len(signatures)} stored; the allowed signers are not set: --signers FILE"
+        return Check("signatures", note, checked=False)
+    signed = check(Statement.of(found), signatures, trust)
+    note = f"{len(signed.identities)} of {trust.signatures} needed: {', '.join(signed.identities) or 'none'}"
     return Check("signatures", note, tuple(faults(signed, trust)))
 
 
 def faults(signed: Signed, trust: Trust) -> Iterable[str]:
-    """Yield why these signatures are not enough for a policy; nothing when they are."""
+    """Yield the reasons why the signatures do not satisfy the policy."""
     for identity in signed.broken:
-        yield f"{identity}: a signature over something else, or a damaged one"
+        yield f"{identity}: the signature is damaged, or of another artifact"
     if len(signed.identities) < trust.signatures:
         for identity in signed.foreign:
-            yield f"{identity}: by a key that is not allowed, no longer allowed, or revoked"
-        yield f"{len(signed.identities)} of those who may have signed; {trust.signatures} must"
+            yield f"{identity}: the key is not allowed, no longer allowed, or revoked"
+        yield f"{len(signed.identities)} of {trust.signatures} required signatures are by allowed signers"
 
 
 def verify(found: Artifact, trust: Trust) -> list[Check]:
-    """Return every check of an artifact, the signatures' last."""
+    """Return every check of an artifact; the check of the signatures is the last one."""
     checks = examine(found)
     try:
         return [*checks, signature_check(found, trust)]
     except (OSError, KeyError, TypeError) as error:
-        return [*checks, Check("signatures", "nothing to hold them against", (f"cannot be read: {error}",))]
+        return [*checks, Check("signatures", "they cannot be checked", (f"cannot be read: {error}",))]
 
 
 def require(found: Artifact, trust: Trust) -> None:
-    """Raise VerificationFailed that names each problem, unless the artifact verifies."""
-    if failed := [check for check in verify(found, trust) if check.problems]:
+    """Raise VerificationFailed with each problem, unless the artifact verifies."""
+    if failed := [result for result in verify(found, trust) if result.problems]:
         raise VerificationFailed(
-            f"{found.path} does not verify", details="\n".join(check.render() for check in failed),
-            hint="build it again: nox -s build; where only signatures are missing: nox -s attest",
+            f"{found.path} does not verify", details="\n".join(result.render() for result in failed),
+            hint="build it again: nox -s build; if only signatures are missing: nox -s attest",
         )  # fmt: skip
 
 
 def signatures_of(found: Artifact, policy: Policy, root: Path | None = None) -> tuple[str, ...]:
-    """Return the identities that have signed an artifact and may; the policy is relative to the checkout ``root``."""
-    return judge(Statement.of(found), stored(found), Trust.of(policy, root)).identities
+    """Return the allowed signers of an artifact who have signed; paths of the policy are relative to ``root``."""
+    return check(Statement.of(found), stored(found), Trust.of(policy, root)).identities
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
 
 
 def seal(found: Artifact, trust: Trust) -> Seal:
-    """Return what a template's label carries: of those who may sign when they are named, else every good signature.
+    """Return the content of a template's label: the allowed signers' signatures; without allowed signers all valid ones.
 
-    Raises SpecError when fewer fit into a description than are needed.
+    Raises SpecError when fewer than the required number fit into a description.
     """
-    statement, there = Statement.of(found), stored(found)
-    signed = judge(statement, there, trust)
+    statement, signatures = Statement.of(found), stored(found)
+    signed = check(statement, signatures, trust)
     good = signed.signers if trust.signers else signed.foreign
-    bodies = sorted(((short(there[name]), name) for name in good), key=lambda one: (len(one[0]), one[1]))
+    bodies = sorted(((short(signatures[name]), name) for name in good), key=lambda pair: (len(pair[0]), pair[1]))
     kept: dict[str, str] = {}
     for body, name in bodies:
-        if sum(len(key) + len(one) for key, one in kept.items()) + len(body) + len(name) <= MOST_SIGNATURE_BYTES:
+        if sum(len(key) + len(value) for key, value in kept.items()) + len(body) + len(name) <= MOST_SIGNATURE_BYTES:
             kept[name] = body
     if len(kept) < min(trust.signatures, len(good)):
         raise SpecError(
@@ -169,6 +170,6 @@ def seal(found: Artifact, trust: Trust) -> Seal:
 
 
 def require_verified(found: Artifact, trust: Trust) -> None:
-    """Raise VerificationFailed unless the artifact is whole, free of contradiction, and signed as ``trust`` asks for."""
-    with log.step(f"Verifying {found.path.name}", done="it is what was built and verified"):
+    """Raise VerificationFailed unless the artifact is complete, consistent, and signed as ``trust`` requires."""
+    with log.step(f"Verifying {found.path.name}", done="it verifies"):
         require(found, trust)

@@ -48,7 +48,7 @@ def write_locks(options: Options) -> None:
     """Lock the newest packages of the auditors."""
     image = [entry.package for entry in lock.parse(options.project.rootfs_lock).entries]
     spec = specs.load(options.project.spec)
-    store = build.locksmith_for(options, spec.release).store
+    store = build.lock_resolver_for(options, spec.release).store
     with files.scratch(options.cache.root / "apt") as scratch:
         audit_tools.write_locks(options.project.auditors, store=store, mirrors=options.mirrors, scratch=scratch, image=image)
 
@@ -62,7 +62,7 @@ def audit(options: Options, wanted: Wanted) -> Result:
     out = options.cache.root / "logs" / "audit"
     out.mkdir(parents=True, exist_ok=True)
     spec = specs.load(options.project.spec)
-    store = build.locksmith_for(options, spec.release).store
+    store = build.lock_resolver_for(options, spec.release).store
     with ExitStack() as stack:
         scratch = stack.enter_context(files.scratch(options.cache.root / "clones"))
         with log.step("Fetching the auditors"):

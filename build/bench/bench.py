@@ -222,17 +222,17 @@ def _plain(options: Options, scratch: Path) -> Mapping[str, Any]:
 
 def _plain_installer(options: Options, release: str, scratch: Path) -> tuple[Path, list[Path]]:
     """Return Debian's netboot package and the udebs of the plain installation; raise StepFailed when one is missing."""
-    smith = build.locksmith_for(options, release)
-    entries = plain_install.parts(smith.settle_installer(options.project.installer_lock, locked=False).lock)
+    resolver = build.lock_resolver_for(options, release)
+    entries = plain_install.parts(resolver.settle_installer(options.project.installer_lock, locked=False).lock)
     with apt.private_apt(scratch, options.mirrors, release, components=apt.WITH_UDEBS) as archive:
         more = archive.locate(plain_install.UDEBS)
-    if gone := smith.store.fetch(more, options.mirrors):
+    if gone := resolver.store.fetch(more, options.mirrors):
         raise StepFailed(
             "the mirror lacks installer components of the plain way", details="\n".join(entry.filename for entry in gone),
             hint="use another mirror, or leave out the part plain",
         )  # fmt: skip
     netboot = next(entry for entry in entries if entry.package == NETBOOT)
-    return smith.store.path(netboot), [smith.store.path(entry) for entry in (*entries, *more) if entry is not netboot]
+    return resolver.store.path(netboot), [resolver.store.path(entry) for entry in (*entries, *more) if entry is not netboot]
 
 
 def _memory(checkout: Path, scratch: Path, options: Options) -> Mapping[str, Any]:

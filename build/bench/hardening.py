@@ -89,7 +89,7 @@ def cost(options: Options, scratch: Path) -> dict[str, Any]:
     Emulation would drown the difference: there, a system call and a calculation take other times than on a processor.
     """
     spec = specs.load(options.project.spec)
-    store = build.locksmith_for(options, spec.release).store
+    store = build.lock_resolver_for(options, spec.release).store
     auditors = options.project.root / "tests" / "audit"
     tools = audit_tools.fetch(auditors, store=store, mirrors=options.mirrors, into=scratch / "tools")
     stock = _debians_own(options, store.path, scratch / "stock")

@@ -67,7 +67,7 @@ def attest(project: Project, found: Artifact, keys: Keys) -> list[Path]:
     """
     if keys.key is None and not keys.cosign:
         raise SpecError("there is nothing to sign with", hint="name your key: --key ~/.ssh/id_ed25519")
-    with log.step(f"Verifying {found.path.name}", done="it is what was built and verified"):
+    with log.step(f"Verifying {found.path.name}", done="it verifies"):
         verification.require(found, verification.NO_TRUST)
     statement, home = Statement.of(found), verification.place(found)
     home.mkdir(exist_ok=True)

@@ -78,7 +78,7 @@ def look(options: Options, what: Sequence[str]) -> list[Looked]:
 
 
 def exit_code(looked: Sequence[Looked], *, strict: bool) -> int:
-    """Return 3 when security updates are pending (``strict``: any change), 1 when a set was not looked at, else 0."""
+    """Return 3 when security updates are pending (``strict``: any change), 1 when a set was not checked, else 0."""
     if any(result.security or (strict and (result.updates or result.note)) for result in looked):
         return VerificationFailed.exit_code
     return StepFailed.exit_code if any(result.problem for result in looked) else 0
@@ -97,7 +97,7 @@ def text_of(looked: Sequence[Looked]) -> str:
     lines: list[str] = []
     for result in looked:
         if result.problem:
-            lines.append(f"{result.set}: not looked at: {result.problem}")
+            lines.append(f"{result.set}: not checked: {result.problem}")
         else:
             dates = f"locked as of {result.locked_as_of}, the archive as of {result.archive_as_of}"
             lines.append(f"{result.set}: {_count(result)}; {dates}")
@@ -125,15 +125,15 @@ def write_locks(options: Options, what: Sequence[str]) -> None:
     """
     project = options.project
     spec = specs.load(project.spec)
-    smith = build.locksmith_for(options, spec.release)
+    resolver = build.lock_resolver_for(options, spec.release)
 
     def rootfs() -> None:
         stack = layers.load_stack(project.overlays, spec)
-        fresh = smith.resolve_rootfs(layers.request_digest(spec, stack), layers.requested_packages(spec, stack))
+        fresh = resolver.resolve_rootfs(layers.request_digest(spec, stack), layers.requested_packages(spec, stack))
         _replace(project.rootfs_lock, fresh, resolve.ROOTFS_TITLE)
 
     def installer() -> None:
-        fresh = smith.resolve_installer(lock.parse(project.installer_lock))
+        fresh = resolver.resolve_installer(lock.parse(project.installer_lock))
         _replace(project.installer_lock, fresh, resolve.INSTALLER_TITLE)
 
     def wheel_locks() -> None:

@@ -81,7 +81,7 @@ def verify(found: Artifact, trust: Trust, *, cosign_key: str = "") -> list[Check
 
 def _cosign_check(found: Artifact, key: str) -> Check:
     home = verification.place(found)
-    # Not the statement that lies there, but what it has to be.
+    # The statement is computed: the stored one may have been changed.
     with files.scratch(home.parent) as directory:
         statement = directory / STATEMENT
         statement.write_text(Statement.of(found).text, encoding="utf-8")
@@ -99,7 +99,7 @@ def result_of(path: Path, checks: Sequence[Check], *, as_json: bool) -> tuple[st
             for check in checks
         ]  # fmt: skip
         return json.dumps({"artifact": path.name, "verifies": not failed, "checks": facts}, indent=1), code
-    unasked = [check.name for check in checks if not check.asked]
-    verdict = f"verifies, as far as it was asked: not {', '.join(unasked)}" if unasked else "verifies"
-    last = f"{path}: {'does NOT verify' if failed else verdict}"
+    skipped = [check.name for check in checks if not check.checked]
+    result = f"verifies; not checked: {', '.join(skipped)}" if skipped else "verifies"
+    last = f"{path}: {'does NOT verify' if failed else result}"
     return "\n".join([*(check.render() for check in checks), last]), code

@@ -1,4 +1,4 @@
-"""The machines of a cluster: what each is, and how it differs from its template.
+"""The machines of a cluster: the state of each, and its differences from its template.
 
 Imports from core, spec, report, proxmox, release, clone and replace.
 """

@@ -1,7 +1,7 @@
-"""Every clone on a cluster: its template, channel and state, and what its own checks have found.
+"""Every clone on a cluster: its template, channel and state, and the results of its checks.
 
-Read-only. The cluster's lists and one configuration of each VM say where a machine comes from; of a machine that runs, the
-guest agent reads the results that its own units keep: golden-verify, AIDE, backup, certificate, pending restart.
+Read-only. The cluster's lists and the configuration of each VM show where a machine comes from; on a running machine, the
+guest agent reads the results that its own units store: golden-verify, AIDE, backup, certificate, pending restart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNNING = "running"
 
 @dataclass(frozen=True)
 class Difference:
-    """What is not as the template and the checks say, and since when it is known (UTC; empty if that is not known)."""
+    """A difference from the template, or a failed check, and the time since when it is known (UTC; may be empty)."""
 
     what: str
     since: str = ""
@@ -40,7 +40,7 @@ class Difference:
 
 @dataclass
 class Fact:
-    """A machine. Times are UTC; ``None`` and empty: not known, for example because it is stopped or its agent is silent."""
+    """A machine. Times are UTC; ``None`` and empty: not known, for example if it is stopped or its agent does not answer."""
 
     name: str
     node: str
@@ -90,7 +90,7 @@ def _tags(guest: Mapping[str, Any]) -> frozenset[str]:
 
 
 def templates_of(guests: Sequence[Mapping[str, Any]], product: str, known: Sequence[str], channel: str) -> Templates:
-    """Return what the tags of the templates in the list say."""
+    """Return the templates by the tags in the list."""
     published = [
         guest for guest in guests
         if guest.get("template") and labels.PRODUCT_TAG in _tags(guest) and str(guest.get("name")).startswith(f"{product}-")
@@ -105,7 +105,7 @@ def templates_of(guests: Sequence[Mapping[str, Any]], product: str, known: Seque
 
 
 def _read(api: Api, guest: Mapping[str, Any], templates: Templates) -> Fact:
-    """Return what is known of one machine; what cannot be read is its problem."""
+    """Return the facts about one machine; if some cannot be read, that is its ``problem``."""
     fact = Fact(str(guest.get("name", "")), str(guest["node"]), int(guest["vmid"]), str(guest.get("status", "unknown")))
     fact.kept = settings.KEPT_TAG in _tags(guest)
     path = f"/nodes/{fact.node}/qemu/{fact.vmid}"
@@ -141,7 +141,7 @@ def _origin(fact: Fact, label: CloneLabel | None, tags: frozenset[str], template
 
 
 def _ask(api: Api, path: str, fact: Fact) -> None:
-    """Read through the guest agent what the machine's own checks have found."""
+    """Read the results of the machine's own checks through the guest agent."""
 
     def read(name: str) -> str | None:
         try:
@@ -176,14 +176,14 @@ def _ask(api: Api, path: str, fact: Fact) -> None:
 def _json_of(text: str | None) -> dict[str, Any]:
     """Return the object in a file of a machine; empty if there is none."""
     try:
-        found = json_text.parse(text or "{}")
+        content = json_text.parse(text or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def not_after(text: str) -> str:
-    """Return until when the first certificate of a PEM text is valid, in UTC; empty if it cannot be read."""
+    """Return the expiry time of the first certificate of a PEM text, in UTC; empty if it cannot be read."""
     match = PEM.search(text)
     if not match:
         return ""
@@ -194,12 +194,12 @@ def not_after(text: str) -> str:
 
 
 def attention(facts: Sequence[Fact]) -> list[Fact]:
-    """Return the machines that differ, or cannot be asked; those that are kept are left out."""
+    """Return the machines that differ or cannot be queried, without the kept ones."""
     return [fact for fact in facts if not fact.kept and (fact.differences or fact.problem)]
 
 
 def days_left(text: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> int | None:
-    """Return the days until a time; negative if it is over, None if it is not known."""
+    """Return the days until a time; negative if it is in the past, None if it is not known."""
     try:
         when = datetime.fromisoformat(text)
     except ValueError:

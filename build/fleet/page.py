@@ -1,4 +1,4 @@
-"""The machines as one HTML page for a wall, and as text."""
+"""The machines as one HTML page, for example for a wall display, and as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNKNOWN = "-"
 
 
 def cells(fact: Fact) -> list[str]:
-    """Return what is known of a machine, a text for each column between its name and its differences."""
+    """Return the text of a machine for each column between its name and its differences."""
     checks = {True: "passed", False: "failed", None: UNKNOWN}[fact.healthy]
     left = fleet.days_left(fact.certificate_until)
     age = fleet.days_left(fact.backup)
@@ -48,7 +48,7 @@ def page(product: str, facts: Sequence[Fact], *, time: str) -> str:
 
 
 def text(facts: Sequence[Fact]) -> str:
-    """Return the machines as a table, and below each what differs."""
+    """Return the machines as a table, with the differences below each."""
     rows = [[f"{fact.name} {fact.node}/{fact.vmid}", *cells(fact)] for fact in facts]
     table = [list(TITLES[:-1]), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(TITLES) - 1)]
@@ -60,6 +60,6 @@ def text(facts: Sequence[Fact]) -> str:
 
 
 def differences(fact: Fact) -> list[str]:
-    """Return the lines about what differs on a machine."""
+    """Return the lines with the differences of a machine."""
     since = [f"  {entry.what}" + (f" (known since {entry.since})" if entry.since else "") for entry in fact.differences]
     return since + ([f"  {fact.problem}"] if fact.problem else [])

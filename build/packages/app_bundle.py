@@ -1,8 +1,8 @@
-"""Application bundles: an application's directory and its locked wheels in one deterministic archive, for golden-deploy.
+"""Application bundles: an application's directory and its locked wheels in one reproducible archive, for golden-deploy.
 
 The same directory and the same lock give the same bytes. Every problem that would stop the bundle on the clone is reported
 here, all at once: files, names, lock, wheels, the contract (golden-app.yaml), the callable. The receiver (`golden-deploy`)
-believes nothing but the hash that is printed here.
+relies only on the hash that is printed here.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from build.packages.wheel_lock import GUEST_ENVIRONMENT, GUEST_PYTHON, Pin
 FORMAT = 1
 MANIFEST, LOCK, CODE, WHEELS = "manifest.json", "requirements.lock", "code", "wheels"
 ENTRY = "manage.py"
-# What golden-deploy takes (golden/bundle.py has the same limits; a test compares them). Names in bytes.
+# The limits of golden-deploy (golden/bundle.py has the same; a test compares them). Lengths of names in bytes.
 LONGEST_PART, LONGEST_NAME = 240, 1024
 NEVER_TAKEN = r"\.(env(\..*)?|git|hg|svn|ssh|aws|gnupg|netrc|pgpass)"
 LARGEST_FILE, LARGEST_BUNDLE, MOST_FILES = 512 << 20, 2 << 30, 50_000
 # Without these the image cannot run an application.
 NEEDED = ("django", "gunicorn")
-# What Django's backend for PostgreSQL imports, by the names of packages.
+# The packages of which Django's backend for PostgreSQL imports one.
 DRIVERS = ("psycopg", "psycopg2", "psycopg2-binary")
 PROBLEMS_SHOWN = 100
 
 
 @dataclass
 class _Draft:
-    """What goes into a bundle, and what was found wrong with it."""
+    """The content of a bundle, and its problems."""
 
     content: dict[str, Path]
     left_out: dict[str, str]
@@ -64,14 +64,14 @@ def make(directory: Path, target: Path | None, *, cache: Path, wsgi: str = "") -
     StepFailed when the package index lacks wheels or cannot be reached.
     """
     if not directory.is_dir():
-        raise SpecError(f"{directory} is not a directory", hint="name the directory with the application's manage.py")
+        raise SpecError(f"{directory} is not a directory", hint="use the directory with the application's manage.py")
     draft, contract = _Draft({}, {}, []), app_contract.read(directory)
     _collect(directory, draft)
     draft.problems += contract.problems
     _check_entry(directory, draft, contract, wsgi)
     lock = directory / LOCK
     if not (directory / ENTRY).is_file():
-        draft.problems.append(f"{ENTRY} is missing: an application has it in its directory")
+        draft.problems.append(f"{ENTRY} is missing from the application's directory")
     with tempfile.TemporaryDirectory(prefix="goldsmith-bundle-") as scratch:
         if lock.is_file():
             draft.content[LOCK] = _wheels(directory, draft, contract, cache=cache, scratch=Path(scratch))
@@ -81,11 +81,11 @@ def make(directory: Path, target: Path | None, *, cache: Path, wsgi: str = "") -
         for path, pattern in sorted(draft.left_out.items()):
             log.info(f"left out: {path} ({pattern})")
         if draft.left_out:
-            log.info(f"an own list, {ignore_list.NAME} in {directory}, leaves out more, or takes in with !PATTERN")
+            log.info(f"to leave out more, or to include a file with !PATTERN, write {ignore_list.NAME} in {directory}")
         if draft.problems:
             count = "1 problem" if len(draft.problems) == 1 else f"{len(draft.problems)} problems"
             raise SpecError(f"{directory} cannot be bundled: {count}", details="\n".join(draft.problems[:PROBLEMS_SHOWN]),
-                            hint="correct them and run again; nothing was written")  # fmt: skip
+                            hint="correct them and run the command again; no bundle was written")  # fmt: skip
         return _pack(directory, draft, target) if target else ""
 
 
@@ -141,19 +141,19 @@ def _reason(path: Path, inside: str, patterns: Sequence[ignore_list.Pattern]) ->
 
 
 def _problem(path: Path, inside: str, directory: Path) -> str:
-    """Return why a file cannot travel; empty when it can."""
+    """Return why a file cannot be in a bundle; empty when it can."""
     name = f"{CODE}/{inside}"
     if not inside.isprintable() or "\\" in inside:
-        return f"{inside!r}: a file name has characters that can be printed (UTF-8), and no backslash: rename it"
+        return f"{inside!r}: file names must have only printable characters (UTF-8), and no backslash: rename it"
     if len(path.name.encode()) > LONGEST_PART or len(name.encode()) > LONGEST_NAME:
         return f"{inside!r}: the name is longer than {LONGEST_PART} bytes, or its path than {LONGEST_NAME}: shorten it"
     if any(re.fullmatch(NEVER_TAKEN, part) for part in inside.split("/")):
-        return f"{inside!r}: secrets and repositories are never in a bundle: take the pattern out of {ignore_list.NAME}"
+        return f"{inside!r}: secrets and repositories are never in a bundle: remove the pattern from {ignore_list.NAME}"
     return _content_problem(path, inside, directory)
 
 
 def _content_problem(path: Path, inside: str, directory: Path) -> str:
-    """Return why what is behind a name cannot travel; empty when it can."""
+    """Return why the file with this name cannot be in a bundle; empty when it can."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -184,7 +184,7 @@ def _check_entry(directory: Path, draft: _Draft, contract: AppContract, wsgi: st
     inside = any(name.startswith((f"{CODE}/{settings[0]}/", f"{CODE}/{settings[0]}.py")) for name in draft.content)
     if contract.settings and inside and _module(draft, contract.settings) is None:
         draft.problems.append(
-            f"the settings module is {contract.settings}, and the application has no such file: "
+            f"the settings module is {contract.settings}, but the application has no such file: "
             f"correct manage.py, or entry.settings of {app_contract.NAME}"
         )
 
@@ -206,24 +206,24 @@ def _check_callable(directory: Path, draft: _Draft, entry: str) -> None:
         modules = [other.removesuffix(".py").replace("/", ".") for other in others]
         known = f"; there is {', '.join(f'{other}:application' for other in modules)}" if modules else ""
         draft.problems.append(
-            f"the application server starts {entry}, and the application has no module {module}{known}: "
+            f"the application server starts {entry}, but the application has no module {module}{known}: "
             f"write the callable into {app_contract.NAME} (entry: {{wsgi: MODULE:CALLABLE}})"
         )
         return
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except (SyntaxError, ValueError) as error:
-        draft.problems.append(f"{source.relative_to(directory)}: {error}: it has to be Python")
+        draft.problems.append(f"{source.relative_to(directory)}: {error}: it must be valid Python")
         return
     names = set(_names(tree.body))
     if name not in names and "*" not in names:
         draft.problems.append(
-            f"{source.relative_to(directory)} has no {name}, and the application server starts {entry}: define it there"
+            f"{source.relative_to(directory)} has no {name}, but the application server starts {entry}: define it there"
         )
 
 
 def _names(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Return the names that a module's statements define, also below if and try; ``*`` for what is imported unseen."""
+    """Return the names that a module defines, also below if and try; ``*`` if it imports all names of another module."""
     for statement in body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             yield from ((alias.asname or alias.name).partition(".")[0] for alias in statement.names)
@@ -241,7 +241,7 @@ def _names(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 
 def _wheels(directory: Path, draft: _Draft, contract: AppContract, *, cache: Path, scratch: Path) -> Path:
-    """Put the wheels into the draft; return the lock that travels: only pins for the clone's Python, each with its hash.
+    """Put the wheels into the draft; return the bundle's lock: only pins for the clone's Python, each with its hash.
 
     A wheel in ``wheels/`` of the project is taken for its line of the lock, whatever hash stands there.
     """
@@ -263,10 +263,10 @@ def _wheels(directory: Path, draft: _Draft, contract: AppContract, *, cache: Pat
     for (name, version), wheel in own.items():
         draft.problems.append(f"{WHEELS}/{wheel.name}: the lock has no line {name}=={version}: add it, or remove the wheel")
     missing = [name for name in NEEDED if name not in {pin.name for pin in pins}]
-    draft.problems += [f"{LOCK}: {name} is missing, and the image runs with it: add it to your packages" for name in missing]
+    draft.problems += [f"{LOCK}: {name} is missing, but the image needs it: add it to your packages" for name in missing]
     draft.problems += [f"{LOCK}: {problem}" for problem in contract.missing_packages({pin.name for pin in pins})]
     if not any(pin.name in DRIVERS for pin in pins) and _names_postgresql(draft):
-        draft.problems.append(f"{LOCK}: no driver for PostgreSQL, which the code names: add psycopg[binary]")
+        draft.problems.append(f"{LOCK}: no driver for PostgreSQL, which the code uses: add psycopg[binary]")
     travelling = _write_lock(scratch / LOCK, pins)
     if all(pin.hashes for pin in fetched) and not lock.problems:
         _fetch(_write_lock(scratch / "fetched.lock", fetched, lock.sources), directory / LOCK, draft, cache=cache)
@@ -275,7 +275,7 @@ def _wheels(directory: Path, draft: _Draft, contract: AppContract, *, cache: Pat
 
 
 def _names_postgresql(draft: _Draft) -> bool:
-    """Return True if the code names Django's backend for PostgreSQL."""
+    """Return True if the code contains the name of Django's backend for PostgreSQL."""
     sources = (path for name, path in draft.content.items() if name.startswith(f"{CODE}/") and name.endswith(".py"))
     return any(b"django.db.backends.postgresql" in path.read_bytes() for path in sources)
 
@@ -294,13 +294,15 @@ def _version(text: str) -> str:
 
 
 def _own_wheels(directory: Path, draft: _Draft) -> dict[tuple[str, str], Path]:
-    """Return the project's own wheels by name and version; those that the clone's Python cannot take are problems."""
+    """Return the project's own wheels by name and version; those that the clone's Python cannot use are problems."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(directory.glob("*")) if directory.is_dir() else ():
         try:
             name, version, _build, tags = parse_wheel_filename(path.name)
         except (InvalidWheelFilename, InvalidVersion):
-            draft.problems.append(f"{WHEELS}/{path.name} is not named as a wheel is: pip wheel makes one, or move it away")
+            draft.problems.append(
+                f"{WHEELS}/{path.name} does not have the name of a wheel: build it with pip wheel, or remove it"
+            )
             continue
         if not tags & wheel_lock.guest_tags():
             draft.problems.append(
@@ -314,7 +316,7 @@ def _own_wheels(directory: Path, draft: _Draft) -> dict[tuple[str, str], Path]:
 
 
 def _fetch(lock: Path, shown: Path, draft: _Draft, *, cache: Path) -> None:
-    """Fetch the other wheels; what the index lacks is one more problem when there are others, and the failure otherwise."""
+    """Fetch the other wheels; a failure is added to the other problems, or raised if there are none."""
     try:
         house = wheels.fetch(lock, cache=cache, shown=shown)
     except StepFailed as failure:
@@ -326,7 +328,7 @@ def _fetch(lock: Path, shown: Path, draft: _Draft, *, cache: Path) -> None:
 
 
 def _check_dependencies(pins: Sequence[Pin], draft: _Draft) -> None:
-    """Report what the wheels need on the clone's Python and the lock lacks: a lock that another Python made."""
+    """Report packages that the wheels need on the clone's Python and the lock lacks: it was made for another Python."""
     versions = {pin.name: pin.version for pin in pins}
     extras = {pin.name: pin.extras for pin in pins}
     for path, source in sorted(draft.content.items()):
@@ -334,19 +336,19 @@ def _check_dependencies(pins: Sequence[Pin], draft: _Draft) -> None:
             continue
         name, metadata = wheel_lock.normal(parse_wheel_filename(source.name)[0]), _metadata(source)
         if not _runs_here(metadata.get("Requires-Python", "")):
-            draft.problems.append(f"{path}: it needs Python {metadata['Requires-Python']}, and the clone has {GUEST_PYTHON}")
+            draft.problems.append(f"{path}: it needs Python {metadata['Requires-Python']}, but the clone has {GUEST_PYTHON}")
         for needed in _needs(metadata, extras.get(name, ())):
             locked = versions.get(wheel_lock.normal(needed.name))
             if locked is None or not needed.specifier.contains(locked, prereleases=True):
                 draft.problems.append(
-                    f"{LOCK}: {name} needs {needed.name}{needed.specifier} on Python {GUEST_PYTHON}, and the lock "
+                    f"{LOCK}: {name} needs {needed.name}{needed.specifier} on Python {GUEST_PYTHON}, but the lock "
                     + (f"has {locked}" if locked else "lacks it")
                     + f": write it for that Python (uv pip compile --python-version {GUEST_PYTHON} --generate-hashes)"
                 )
 
 
 def _metadata(wheel: Path) -> email.message.Message:
-    """Return what a wheel says about itself."""
+    """Return the metadata of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         name = next((name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)), "")
         text = archive.read(name).decode(errors="replace") if name else ""
@@ -356,12 +358,12 @@ def _metadata(wheel: Path) -> email.message.Message:
 def _runs_here(needed: str) -> bool:
     try:
         return SpecifierSet(needed).contains(GUEST_ENVIRONMENT["python_full_version"])
-    except InvalidSpecifier:  # pip lets it pass as well
+    except InvalidSpecifier:  # pip accepts it too
         return True
 
 
 def _needs(metadata: email.message.Message, extras: Sequence[str]) -> Iterator[Requirement]:
-    """Return what a wheel needs on the clone."""
+    """Return the packages that a wheel needs on the clone."""
     environments = [{**GUEST_ENVIRONMENT, "extra": extra} for extra in ("", *extras)]
     for line in metadata.get_all("Requires-Dist", []):
         try:
@@ -376,7 +378,7 @@ def _needs(metadata: email.message.Message, extras: Sequence[str]) -> Iterator[R
 
 
 def _write(target: Path, manifest: bytes, content: Mapping[str, Path]) -> None:
-    """Write the archive: uncompressed; names over 100 bytes or beyond ASCII in PAX records."""
+    """Write the archive: uncompressed; names over 100 bytes or with non-ASCII characters are in PAX records."""
     fresh = target.with_name(f".{target.name}.new")
     with fresh.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         _add(archive, MANIFEST, manifest)

@@ -1,8 +1,8 @@
-"""Debian's archive through Debian's own client: the host's mirror, a private apt for trixie, files by hash.
+"""Access to Debian's archive with apt: the host's mirror, a private apt for one release, and files by hash.
 
 The private apt has its own configuration, lists and an empty package database, so that the host's packages and
-settings neither help nor hurt. Signatures are checked against Debian's keyring; a file enters the store only when its
-SHA-256 is the one that signed metadata, or a lock written from it, names.
+settings have no effect. Signatures are checked against Debian's keyring; a file is stored only if its SHA-256 is the one
+in signed metadata, or in a lock written from signed metadata.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 HELPER = Path("/usr/lib/apt/apt-helper")
 UPDATE_SECONDS = 300
-# A look at pending updates is not worth more of a build's time; a mirror that answers sends all lists in a few seconds.
+# The limit for the check of pending updates in a build. A mirror that works sends all lists in a few seconds.
 QUICK_SECONDS = 30
 QUICK_OPTIONS = tuple(
     word for option in ("Retries=0", "http::Timeout=10", "https::Timeout=10") for word in ("-o", f"Acquire::{option}")
@@ -39,26 +39,26 @@ DOWNLOAD_SECONDS = 1800
 FILES_PER_CALL = 150
 POLL_SECONDS = 0.5
 LISTS_LOCK = ".lists.lock"
-# Components of the release. The installer's udebs have an index of their own; the rest does without it, since a mirror
-# may lack it or be out of step with it alone. Updates and security updates have packages in "main" only.
+# Components of the release. The installer's udebs have a separate index, which is used only for the installer: a mirror
+# may lack it, or only this index may be outdated. Updates and security updates have packages in "main" only.
 MAIN = "main"
 WITH_UDEBS = "main main/debian-installer"
 SYNC_HINT = "try again in an hour, or use another mirror: --mirror http://…/debian"
-# How apt (2.6 and 3.0) reports an index that is not the one of the signed Release file, and a mirror that does not answer.
+# The messages of apt (2.6 and 3.0) about an index that differs from the signed Release file, and an unreachable mirror.
 OUT_OF_STEP = re.compile(r"Failed to fetch \S+?/(?P<file>dists/\S+)\s+(?:File has unexpected size|Hash Sum mismatch|404\s)")
 NO_ANSWER = re.compile(
     r"Failed to fetch \S+\s+(?P<why>Could not connect|Unable to connect|Could not resolve|Temporary failure resolving"
     r"|Connection (?:failed|timed out)|Could not wait for server)(?P<rest>.*)"
 )
-MIRROR_HINT = "name them: --mirror http://…/debian --security-mirror http://…/debian-security"
+MIRROR_HINT = "set them: --mirror http://…/debian --security-mirror http://…/debian-security"
 
 
 class MirrorError(StepFailed):
-    """The mirror does not have a complete newest set at present; an older set may still be complete."""
+    """The mirror does not have all files of the newest set at present; an older set may still be complete."""
 
 
 class MirrorChanging(MirrorError):
-    """The mirror is in the middle of its sync: its indexes or its files are out of step with each other."""
+    """The mirror is in the middle of its sync: its indexes or files do not match each other."""
 
 
 class MirrorUnreachable(MirrorError):
@@ -67,7 +67,7 @@ class MirrorUnreachable(MirrorError):
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Base addresses of the two archives, without a slash at the end, and of a snapshot archive if one is set."""
+    """Base URLs of the two archives, without a slash at the end, and of a snapshot archive if one is set."""
 
     debian: str
     security: str
@@ -80,29 +80,27 @@ class Mirrors:
 def host_mirrors() -> Mirrors:
     """Return the mirrors that apt on this host uses.
 
-    Raises HostError when the host's apt names no Debian archive (another distribution, or ``apt-get update`` never ran).
+    Raises HostError when the host's apt has no Debian archive (another distribution, or ``apt-get update`` never ran).
     """
     run.which("apt-get", reason="find the Debian mirror that this host uses")
     done = run.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)\t$(ORIGIN)\t$(LABEL)", "Created-By: Packages"],
         timeout=run.LOCAL_SECONDS,
     )  # fmt: skip
-    found: dict[str, str] = {}
+    addresses: dict[str, str] = {}
     for line in done.stdout.splitlines():
         address, origin, label = line.split("\t")
         if origin == "Debian" and label in ("Debian", "Debian-Security"):
-            found.setdefault(label, address.rstrip("/"))
-    if "Debian" not in found:
-        raise HostError("the host's apt names no Debian mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
-    if "Debian-Security" not in found:
-        raise HostError(
-            "the host's apt names no Debian security mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}"
-        )
-    return Mirrors(found["Debian"], found["Debian-Security"])
+            addresses.setdefault(label, address.rstrip("/"))
+    if "Debian" not in addresses:
+        raise HostError("the host's apt has no Debian mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
+    if "Debian-Security" not in addresses:
+        raise HostError("the host's apt has no Debian security mirror", hint=f"apt-get update   (as root), or {MIRROR_HINT}")
+    return Mirrors(addresses["Debian"], addresses["Debian-Security"])
 
 
 class PrivateApt:
-    """An apt of its own for one release: resolves packages to archive files without touching the host."""
+    """A separate apt for one release: resolves packages to archive files, without any effect on the host's apt."""
 
     def __init__(self, home: Path, mirrors: Mirrors, release: str, *, components: str = MAIN) -> None:
         self.home = home
@@ -118,9 +116,9 @@ class PrivateApt:
         """Write the configuration and fetch the signed lists of packages.
 
         Lists that are in place are only fetched again when the archive has newer ones. A mirror in the middle of its sync
-        is tried again after each of SYNC_PAUSES. ``quick`` is for a look that may fail: one try, at most QUICK_SECONDS.
+        is tried again after each of SYNC_PAUSES. ``quick``: only one attempt, of at most QUICK_SECONDS.
 
-        Raises MirrorChanging, MirrorUnreachable, or CommandFailed with what apt reports.
+        Raises MirrorChanging, MirrorUnreachable, or CommandFailed with the messages of apt.
         """
         self.configure()
         if quick:
@@ -131,7 +129,9 @@ class PrivateApt:
     def _update(self, options: Sequence[str], seconds: float) -> None:
         command = ["apt-get", *options, "update", "--error-on=any", "-qq"]
         try:
-            run.run(command, timeout=seconds, env=self.environment(), hint="is the mirror reachable? try: apt-get update")
+            run.run(
+                command, timeout=seconds, env=self.environment(), hint="check that the mirror is reachable: apt-get update"
+            )
         except CommandFailed as error:
             raise _mirror_error(error, seconds) or error from error
 
@@ -154,36 +154,36 @@ class PrivateApt:
         (self.home / "etc" / "sources.list").write_text(sources(self.mirrors, self.release, components=self.components))
 
     def resolve(self, packages: Sequence[str]) -> tuple[Entry, ...]:
-        """Return every file that installing ``packages`` on an empty system takes, dependencies included.
+        """Return every file that is needed to install ``packages`` on an empty system, dependencies included.
 
-        Raises StepFailed naming the packages when they cannot be installed together.
+        Raises StepFailed with the packages when they cannot be installed together.
         """
         command = ["apt-get", "install", "--print-uris", "-qq", "--yes", "--no-install-recommends", "?essential", *packages]
         return self._uris(command, "resolve the packages")
 
     def locate(self, packages: Sequence[str]) -> tuple[Entry, ...]:
-        """Return the newest file of each of ``packages`` (udebs too), dependencies left out."""
+        """Return the newest file of each of ``packages`` (udebs too), without dependencies."""
         return self._uris(["apt-get", "download", "--print-uris", "-qq", *packages], "locate the installer's files")
 
     def names(self, pattern: str) -> list[str]:
-        """Return the names of the packages in the archive that match the regular expression ``pattern`` whole."""
+        """Return the names of the packages in the archive that match the whole regular expression ``pattern``."""
         done = run.run(["apt-cache", "pkgnames"], timeout=RESOLVE_SECONDS, env=self.environment())
         return sorted(name for name in done.stdout.split() if re.fullmatch(pattern, name))
 
     def security_versions(self, packages: Sequence[str]) -> dict[str, set[str]]:
-        """Return the versions that the security archive has of each of ``packages``; a package without any is left out.
+        """Return the versions of each of ``packages`` in the security archive; packages that it does not have are left out.
 
         The format is that of ``apt-cache madison``: package | version | archive suite/component ….
         """
         if not packages:
             return {}
         done = run.run(["apt-cache", "madison", *packages], timeout=RESOLVE_SECONDS, env=self.environment())
-        found: dict[str, set[str]] = {}
+        versions: dict[str, set[str]] = {}
         for line in done.stdout.splitlines():
             package, version, origin = (part.strip() for part in line.split("|", 2))
             if origin.split()[0].rstrip("/") == self.mirrors.security:
-                found.setdefault(package, set()).add(version)
-        return found
+                versions.setdefault(package, set()).add(version)
+        return versions
 
     def _uris(self, command: list[str], purpose: str) -> tuple[Entry, ...]:
         try:
@@ -205,7 +205,7 @@ class PrivateApt:
                 package, version, _ = urllib.parse.unquote(filename).rsplit("_", 2)
                 path = urllib.parse.unquote(address.removeprefix(base))
                 return Entry(package, version, archive, path, int(size), checksum.removeprefix("SHA256:"))
-        raise StepFailed(f"apt named a file of a foreign archive: {address}")
+        raise StepFailed(f"apt listed a file of an unknown archive: {address}")
 
     def date(self) -> float:
         """Return the newest date of the signed lists, in seconds since 1970."""
@@ -216,26 +216,26 @@ class PrivateApt:
             if line.startswith("Date:")
         ]
         if not dates:
-            raise StepFailed("the archive's lists carry no date", hint="is the mirror complete? try: apt-get update")
+            raise StepFailed("the archive's lists have no date", hint="check that the mirror is complete: apt-get update")
         return max(dates)
 
 
 def _mirror_error(error: CommandFailed, seconds: float) -> MirrorError | None:
-    """Return what an update that failed says about the mirror; None when the cause is another one."""
-    if found := OUT_OF_STEP.search(error.details):
-        brief = f"the mirror is being updated: {found['file']} is not the file that its Release file names"
+    """Return the problem of the mirror that made an update fail; None when the cause is another one."""
+    if match := OUT_OF_STEP.search(error.details):
+        brief = f"the mirror is being updated: {match['file']} differs from its Release file"
         return MirrorChanging(brief, details=error.details, hint=SYNC_HINT)
-    if found := NO_ANSWER.search(error.details):
-        why = f"{found['why']}{found['rest']}".strip(" .:")
+    if match := NO_ANSWER.search(error.details):
+        reason = f"{match['why']}{match['rest']}".strip(" .:")
     elif error.returncode == -1:
-        why = f"no answer within {seconds:.0f} s"
+        reason = f"no answer within {seconds:.0f} s"
     else:
         return None
-    return MirrorUnreachable(f"the mirror cannot be reached: {why}", details=error.details, hint=error.hint)
+    return MirrorUnreachable(f"the mirror cannot be reached: {reason}", details=error.details, hint=error.hint)
 
 
 def patiently(attempt: Callable[[], T]) -> T:
-    """Return what ``attempt`` returns; one that meets a mirror in the middle of its sync is made again after a pause."""
+    """Return the result of ``attempt``; while the mirror is in the middle of its sync, it is repeated after a pause."""
     for pause in SYNC_PAUSES:
         try:
             return attempt()
@@ -250,13 +250,13 @@ def _wait(seconds: float) -> None:
 
 
 def sources(mirrors: Mirrors, release: str, *, components: str = MAIN) -> str:
-    """Return sources.list lines for a release with its updates and security updates, each bound to Debian's keyring."""
+    """Return the sources.list lines of a release, its updates and security updates, each limited to Debian's keyring."""
     options = f"[arch=amd64 signed-by={KEYRING}]"
-    plain = components.split(maxsplit=1)[0]
+    main = components.split(maxsplit=1)[0]
     return (
         f"deb {options} {mirrors.debian} {release} {components}\n"
-        f"deb {options} {mirrors.debian} {release}-updates {plain}\n"
-        f"deb {options} {mirrors.security} {release}-security {plain}\n"
+        f"deb {options} {mirrors.debian} {release}-updates {main}\n"
+        f"deb {options} {mirrors.security} {release}-security {main}\n"
     )
 
 
@@ -264,9 +264,9 @@ def sources(mirrors: Mirrors, release: str, *, components: str = MAIN) -> str:
 def private_apt(
     parent: Path, mirrors: Mirrors, release: str, *, components: str = MAIN, quick: bool = False
 ) -> Iterator[PrivateApt]:
-    """Yield a private apt with fresh lists of these components alone; it is gone afterwards.
+    """Yield a private apt with fresh lists of only these components; it is removed afterwards.
 
-    The lists of the last one are kept below ``parent``, so that only newer lists are fetched. ``quick``, and the errors:
+    Its lists are kept below ``parent``, so that next time only newer lists are fetched. ``quick``, and the errors:
     see :meth:`PrivateApt.set_up`.
     """
     kept = parent / f"lists-{files.digest([release, components, mirrors.debian, mirrors.security])[:16]}"
@@ -282,7 +282,7 @@ def private_apt(
 
 
 def _keep_lists(lists: Path, kept: Path) -> None:
-    """Keep the lists for the next private apt, in place of older ones."""
+    """Keep the lists for the next private apt; they replace older ones."""
     with files.scratch(kept.parent) as hidden, files.lock(kept.parent / LISTS_LOCK):
         names = shutil.ignore_patterns("partial", "lock", "auxfiles")
         shutil.copytree(lists, hidden / "lists", copy_function=os.link, ignore=names)
@@ -292,7 +292,7 @@ def _keep_lists(lists: Path, kept: Path) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """Downloaded files, named by their hash; a file is checked every time it is handed out."""
+    """Downloaded files, named by their hash; the hash of a file is checked at each use."""
 
     root: Path
 
@@ -300,7 +300,7 @@ class Store:
         return self.root / entry.sha256[:2] / entry.sha256
 
     def holds(self, entry: Entry) -> bool:
-        """Return True if the file is here and is what its hash says; a damaged one is removed."""
+        """Return True if the file exists and has its hash; a damaged file is removed."""
         path = self.path(entry)
         if not path.is_file():
             return False
@@ -314,9 +314,9 @@ class Store:
         return tuple(entry for entry in entries if not self.holds(entry))
 
     def fetch(self, entries: Iterable[Entry], mirrors: Mirrors) -> tuple[Entry, ...]:
-        """Bring what is missing from the mirror, then from the snapshot archive if one is set.
+        """Fetch the missing files from the mirror, then from the snapshot archive if one is set.
 
-        Returns the entries that no archive has any more.
+        Returns the entries that no archive has.
         """
         missing = self.missing(entries)
         for base in (mirrors, Mirrors(mirrors.snapshot, mirrors.snapshot)):
@@ -327,8 +327,8 @@ class Store:
 
     def _download(self, entries: Sequence[Entry], mirrors: Mirrors) -> None:
         total = sum(entry.size for entry in entries)
-        say = f"Fetching {len(entries)} files, {total / 1e6:.0f} MB"
-        with log.step(say, done="fetched"), files.scratch(self.root) as scratch:
+        title = f"Fetching {len(entries)} files, {total / 1e6:.0f} MB"
+        with log.step(title, done="fetched"), files.scratch(self.root) as scratch:
             progress = log.Progress("fetching")
             for begin in range(0, len(entries), FILES_PER_CALL):
                 self._download_some(entries[begin : begin + FILES_PER_CALL], mirrors, scratch, progress, total)
@@ -341,8 +341,8 @@ class Store:
         for entry in entries:
             address = f"{mirrors.base(entry.archive)}/{urllib.parse.quote(entry.path)}"
             words += [address, str(scratch / entry.sha256), f"SHA256:{entry.sha256}"]
-        # A file that the archive dropped makes apt-helper fail after it fetched the others: what counts is what came,
-        # and that is kept whatever ends the download.
+        # apt-helper fails if the archive no longer has one of the files, after it fetched the others: files that arrived
+        # are kept, no matter how the download ends.
         try:
             with run.spawn(words, log=scratch / "apt.log", contained=False) as process:
                 _await_download(process, scratch, progress, total)
@@ -359,7 +359,7 @@ class Store:
                 path.chmod(0o644)
                 path.rename(target)
             elif path.is_file():
-                log.warn(f"{entry.filename}: the mirror sent a file with another hash; it is thrown away")
+                log.warn(f"{entry.filename}: the mirror sent a file with another hash; it is deleted")
 
 
 def _await_download(process: run.Process, scratch: Path, progress: log.Progress, total: int) -> None:
@@ -369,7 +369,7 @@ def _await_download(process: run.Process, scratch: Path, progress: log.Progress,
             raise StepFailed(
                 f"the mirror did not send the files within {DOWNLOAD_SECONDS} s",
                 details=run.tail((scratch / "apt.log").read_text(errors="replace")),
-                hint="what came is kept: run the same command again, or use another mirror",
+                hint="the received files are kept: run the same command again, or use another mirror",
             )
-        here = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
-        progress.update(f"{total / 1e6:.0f} MB", min(here / max(total, 1), 1.0))
+        received = sum(path.stat().st_size for path in scratch.glob("*") if path.is_file())
+        progress.update(f"{total / 1e6:.0f} MB", min(received / max(total, 1), 1.0))

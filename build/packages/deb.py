@@ -1,4 +1,4 @@
-"""Debian packages read without dpkg: control files and content, as data.
+"""Reads Debian packages without dpkg: control files and content, as data.
 
 A package is an ar archive of ``debian-binary``, ``control.tar.*`` and ``data.tar.*`` (deb(5)). Only what the archive
 uses for installer packages is read: xz, gzip, or no compression.
@@ -45,7 +45,7 @@ def _find(path: Path, stream: IO[bytes], prefix: str) -> tuple[str, int]:
 
 
 class _Section(io.RawIOBase):
-    """A part of a file that is read as if it were all of it."""
+    """A part of a file, readable like a file."""
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream = stream
@@ -55,25 +55,25 @@ class _Section(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._stream.read(wanted)
+        count = self._left if size < 0 else min(size, self._left)
+        data = self._stream.read(count)
         self._left -= len(data)
         return data
 
 
 def control_files(path: Path) -> dict[str, bytes]:
     """Return the files of the control archive by name: ``control``, ``postinst``, ``templates`` and so on."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with _member(path, "control.tar") as archive:
         for item in archive:
             content = archive.extractfile(item)
             if content is not None:
-                found[item.name.removeprefix("./")] = content.read()
-    return found
+                contents[item.name.removeprefix("./")] = content.read()
+    return contents
 
 
 def content(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Yield what the package installs: each member with the bytes of a regular file (else none), paths without "./"."""
+    """Yield the files of the package: each member with the content of a regular file (else empty), paths without "./"."""
     with _member(path, "data.tar") as archive:
         for item in archive:
             stream = archive.extractfile(item) if item.isreg() else None
@@ -81,29 +81,29 @@ def content(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
             yield item, stream.read() if stream else b""
 
 
-def extract(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
-    """Return the content of the files of the package whose paths are ``wanted``; stop reading after the last.
+def extract(path: Path, paths: frozenset[str]) -> dict[str, bytes]:
+    """Return the content of the files in ``paths`` of the package; stop reading after the last.
 
-    Raises StepFailed naming those that the package does not hold.
+    Raises StepFailed with the paths that the package does not have.
     """
-    found, _links = pick(path, wanted)
-    if missing := wanted - found.keys():
-        raise StepFailed(f"{path.name} does not hold {', '.join(sorted(missing))}")
-    return found
+    contents, _links = pick(path, paths)
+    if missing := paths - contents.keys():
+        raise StepFailed(f"{path.name} does not contain {', '.join(sorted(missing))}")
+    return contents
 
 
-def pick(path: Path, wanted: frozenset[str]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return the files of the package whose paths are ``wanted``, as far as it holds them, and the targets of links."""
-    found: dict[str, bytes] = {}
+def pick(path: Path, paths: frozenset[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the content of those files in ``paths`` that the package has, and the targets of links."""
+    contents: dict[str, bytes] = {}
     links: dict[str, str] = {}
     with _member(path, "data.tar") as archive:
         for item in archive:
             name = item.name.removeprefix("./").rstrip("/")
-            stream = archive.extractfile(item) if name in wanted and item.isreg() else None
+            stream = archive.extractfile(item) if name in paths and item.isreg() else None
             if stream:
-                found[name] = stream.read()
-            elif name in wanted and item.issym():
+                contents[name] = stream.read()
+            elif name in paths and item.issym():
                 links[name] = item.linkname
-            if len(found) + len(links) == len(wanted):
+            if len(contents) + len(links) == len(paths):
                 break
-    return found, links
+    return contents, links

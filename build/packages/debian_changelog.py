@@ -10,13 +10,13 @@ from build.packages import versions
 
 HEADER = re.compile(r"(?P<source>\S+) \((?P<version>[^()\s]+)\)(?P<suites>[^;]*);")
 CVE = re.compile(r"\bCVE-\d{4}-\d{4,}\b")
-# What a rebuild without a change of the source appends to the version.
+# The suffix that a rebuild without a change of the source adds to the version.
 BINARY_ONLY = re.compile(r"\+b\d+$")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One version of a changelog: its suites (such as ``trixie-security``) and what it says, one change a line."""
+    """One version of a changelog: its suites (such as ``trixie-security``) and its changes, one per line."""
 
     source: str
     version: str
@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def cves(self) -> tuple[str, ...]:
-        """The numbers of the vulnerabilities that it names, in order."""
+        """The CVE numbers in it, in order."""
         return tuple(sorted(set(CVE.findall("\n".join(self.lines)))))
 
 
@@ -34,13 +34,13 @@ def parse(text: str) -> Iterator[Entry]:
     head: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.splitlines():
-        if found := HEADER.match(line):
-            head, lines = found, []
+        if match := HEADER.match(line):
+            head, lines = match, []
         elif head and line.startswith(" -- "):
             yield Entry(head["source"], head["version"], head["suites"].strip(), tuple(lines))
             head = None
         elif head and line.startswith("  ") and (words := line.strip()):
-            # A change begins with a star; what follows without one continues it.
+            # A change begins with a star; lines without one continue it.
             if words[0] == "*" or not lines:
                 lines.append(words.removeprefix("*").strip())
             else:
@@ -50,9 +50,9 @@ def parse(text: str) -> Iterator[Entry]:
 def since(text: str, version: str) -> list[Entry]:
     """Return the entries that are newer than ``version``, the newest first."""
     known = BINARY_ONLY.sub("", version)
-    found = []
+    entries = []
     for entry in parse(text):
         if versions.compare(entry.version, known) <= 0:
             break
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries

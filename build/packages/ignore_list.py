@@ -1,8 +1,8 @@
-"""Which files of a project do not belong into its bundle: safe defaults, and the project's own ``.goldenignore``.
+"""Determines the files of a project that do not belong in its bundle: safe defaults, and the project's ``.goldenignore``.
 
-The patterns are those of gitignore(5): one a line, ``#`` for comments, ``!`` takes a file in again, a slash at the end
-means directories, one elsewhere anchors the pattern to the project's directory; the last pattern that fits decides. What
-is in a directory that is left out cannot be taken in again.
+The patterns are those of gitignore(5): one per line, ``#`` for comments, ``!`` includes a file again, a slash at the end
+means directories, a slash elsewhere anchors the pattern to the project's directory; the last matching pattern decides. A
+file in an excluded directory cannot be included again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = ".goldenignore"
-# Secrets, data of a workstation, and what tools leave behind. The order matters: the last pattern that fits decides.
+# Secrets, data of a workstation, and temporary files of tools. The order matters: the last matching pattern decides.
 DEFAULTS = """\
 .*
 !.well-known/
@@ -56,7 +56,7 @@ WILDCARDS = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^
 
 @dataclass(frozen=True)
 class Pattern:
-    """A line of an ignore list; ``taken`` is true for one that begins with ``!``."""
+    """A line of an ignore list; ``taken`` is True if it begins with ``!``."""
 
     text: str
     taken: bool
@@ -64,13 +64,13 @@ class Pattern:
     regex: re.Pattern[str]
 
     def fits(self, path: str, *, directory: bool) -> bool:
-        """Return True if the pattern names this path (POSIX, relative to the project)."""
+        """Return True if the pattern matches this path (POSIX, relative to the project)."""
         return (directory or not self.directories) and self.regex.fullmatch(path) is not None
 
 
 def parse(lines: Iterable[str]) -> tuple[Pattern, ...]:
     """Return the patterns of an ignore list."""
-    found = []
+    patterns = []
     for line in lines:
         text = line.rstrip()
         if not text or text.startswith("#"):
@@ -78,8 +78,8 @@ def parse(lines: Iterable[str]) -> tuple[Pattern, ...]:
         body = text.removeprefix("!").removeprefix("\\")
         anchored = "/" in body.rstrip("/")
         regex = ("" if anchored else "(?:.*/)?") + _translated(body.strip("/"))
-        found.append(Pattern(text, text.startswith("!"), body.endswith("/"), re.compile(regex, re.DOTALL)))
-    return tuple(found)
+        patterns.append(Pattern(text, text.startswith("!"), body.endswith("/"), re.compile(regex, re.DOTALL)))
+    return tuple(patterns)
 
 
 def _translated(body: str) -> str:
@@ -96,14 +96,14 @@ def _token(token: str) -> str:
 
 
 def load(directory: Path) -> tuple[Pattern, ...]:
-    """Return the defaults, and the patterns of the project's own list behind them."""
+    """Return the defaults, followed by the patterns of the project's own list."""
     own = directory / NAME
     text = own.read_text(encoding="utf-8-sig") if own.is_file() else ""
     return parse([*DEFAULTS.splitlines(), *text.splitlines()])
 
 
 def reason(patterns: Iterable[Pattern], path: str, *, directory: bool) -> str:
-    """Return the pattern that leaves a path out; empty when it belongs into the bundle."""
+    """Return the pattern that excludes a path; empty when the path belongs in the bundle."""
     decision = ""
     for pattern in patterns:
         if pattern.fits(path, directory=directory):

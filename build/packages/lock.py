@@ -1,15 +1,15 @@
-"""Lock files: which file of the archive, of which size and hash, a build takes. One format for all of them.
+"""Lock files: the archive files that a build uses, with size and hash. All locks have the same format.
 
 A lock is tab-separated text so that a change reads well in a diff::
 
     # format: 1
     # release: trixie
     # date: 2026-11-20T02:11:10Z        the archive as of this moment; also the build's SOURCE_DATE_EPOCH
-    # request: 5d1c…                    hash of what was asked for; a lock that answers another question does not fit
+    # request: 5d1c…                    hash of the request; a lock with another request is not used
     adduser  3.152  debian  pool/main/a/adduser/adduser_3.152_all.deb  192428  9f0e…
 
-Columns: package, version, archive (``debian`` or ``security``), path in the archive, bytes, SHA-256. No host name:
-the mirror is the host's.
+Columns: package, version, archive (``debian`` or ``security``), path in the archive, bytes, SHA-256. No host name: the
+mirror is the host's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADERS = ("format", "release", "date", "request")
 
 
 class Archive(StrEnum):
-    """The two archives of Debian that a file can come from."""
+    """The two Debian archives."""
 
     DEBIAN = "debian"
     SECURITY = "security"
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lock:
-    """A consistent set of archive files, and the question it answers."""
+    """A consistent set of archive files, and the hash of the request that it was resolved for."""
 
     release: str
     date: str
@@ -63,7 +63,7 @@ class Lock:
 
     @property
     def epoch(self) -> int:
-        """Seconds since 1970 of the archive's date: the newest time stamp that a built file may carry."""
+        """Seconds since 1970 of the archive's date: the newest timestamp that a built file may have."""
         return int(datetime.fromisoformat(self.date).timestamp())
 
     def versions(self) -> dict[str, str]:
@@ -82,7 +82,7 @@ class Lock:
 
 
 def parse(path: Path) -> Lock:
-    """Read a lock file; raise SpecError naming file, line and remedy when it is damaged."""
+    """Read a lock file; raise SpecError with file, line and fix when it is damaged."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
@@ -99,20 +99,20 @@ def parse(path: Path) -> Lock:
     missing = [key for key in HEADERS if key not in headers]
     if missing or headers["format"] != FORMAT:
         raise SpecError(
-            f"{path} is no lock of format {FORMAT}", details=f"missing: {', '.join(missing)}" if missing else "",
+            f"{path} is not a lock of format {FORMAT}", details=f"missing: {', '.join(missing)}" if missing else "",
             hint="write it again: nox -s lock",
         )  # fmt: skip
     if not entries:
-        raise SpecError(f"{path} locks no file", hint="write it again: nox -s lock")
+        raise SpecError(f"{path} has no entries", hint="write it again: nox -s lock")
     return Lock(headers["release"], _date(headers["date"], path), headers["request"], tuple(sorted(entries)))
 
 
 def _date(text: str, path: Path) -> str:
     with suppress(ValueError):
-        # Without a zone it would be another moment on another host.
+        # Without a zone the time would depend on the host.
         if datetime.fromisoformat(text).tzinfo is not None:
             return text
-    raise SpecError(f"{path}: date: {text!r} is no ISO 8601 time with its zone", hint="write it again: nox -s lock")
+    raise SpecError(f"{path}: date: {text!r} is not an ISO 8601 time with a zone", hint="write it again: nox -s lock")
 
 
 def _entry(line: str, *, path: Path, number: int) -> Entry:
@@ -127,14 +127,14 @@ def _entry(line: str, *, path: Path, number: int) -> Entry:
     )
     if not good:
         raise SpecError(
-            f"{path}, line {number}: {line!r} is no entry (package, version, archive, path, bytes, SHA-256)",
+            f"{path}, line {number}: {line!r} is not an entry (package, version, archive, path, bytes, SHA-256)",
             hint="write it again: nox -s lock",
         )
     return Entry(fields[0], fields[1], Archive(fields[2]), fields[3], int(fields[4]), fields[5])
 
 
 def compare(old: Iterable[Entry], new: Iterable[Entry]) -> list[str]:
-    """Return the differences for people, one a line: ``nginx 1.26.3-3 -> 1.26.3-4``."""
+    """Return the differences as text, one per entry: ``nginx 1.26.3-3 -> 1.26.3-4``."""
     before = {entry.package: entry.version for entry in old}
     after = {entry.package: entry.version for entry in new}
     lines = []

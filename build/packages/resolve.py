@@ -1,10 +1,10 @@
-"""Decides which locked set a build takes, and makes new ones.
+"""Chooses the locked set that a build uses, and resolves new ones.
 
-The committed locks are used as long as they answer what the spec asks and the archive still has their files. When not,
+The committed locks are used as long as they match the request of the spec and the archive still has their files. If not,
 a new set is resolved from signed metadata, its differences are printed, and it is kept in the cache so that the next
-build takes the same; ``locked=True`` makes that an error instead, for releases. A build with ``--fresh`` resolves new sets
-first. Each set is resolved from its own indexes. When the mirror has no complete newest set at present, a set whose
-files are all here or in the archive is used instead, with a warning.
+build uses the same; with ``locked=True`` this is an error instead, for releases. A build with ``--fresh`` resolves new
+sets first. Each set is resolved from its own indexes. When the mirror has no complete newest set at present, an older set
+whose files are all in the cache or in the archive is used instead, with a warning.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HOLE_HINT = "keep the committed preseed/installer.lock and set a snapshot archiv
 
 @dataclass(frozen=True)
 class Settled:
-    """The set a build takes: the lock, and how it differs from the committed one (empty when it is that)."""
+    """The set that a build uses: the lock, and its differences from the committed one (empty when it is that one)."""
 
     lock: Lock
     changes: tuple[str, ...] = ()
@@ -55,8 +55,8 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Locksmith:
-    """Settles locks for one host: its mirrors, its store of files, its cache of refreshed locks."""
+class LockResolver:
+    """Chooses and resolves locks on one host, with its mirrors, its store of files, and its cache of refreshed locks."""
 
     mirrors: Mirrors
     store: Store
@@ -64,9 +64,9 @@ class Locksmith:
     release: str
 
     def choose(self, path: Path, request: str, *, locked: bool) -> Settled | None:
-        """Return the set without asking the archive: the committed lock, or the one a former build refreshed.
+        """Return the set without access to the archive: the committed lock, or the one that an earlier build refreshed.
 
-        With ``locked`` only the committed one. None when neither answers the request.
+        With ``locked`` only the committed one. None when neither matches the request.
         """
         committed = lock.parse(path)
         kept = self._kept(path, request)
@@ -76,11 +76,11 @@ class Locksmith:
         return Settled(committed) if committed.request == request else None
 
     def settle_rootfs(self, path: Path, request: str, packages: tuple[str, ...], *, locked: bool) -> Settled:
-        """Return a package set whose every file is in the store; see the module for the rule."""
+        """Return a package set of which every file is in the store; the rules are in the module's docstring."""
         return self._settle(path, request, lambda: self.resolve_rootfs(request, packages), locked=locked)
 
     def settle_installer(self, path: Path, *, locked: bool) -> Settled:
-        """Return an installer set whose every file is in the store."""
+        """Return an installer set of which every file is in the store."""
         committed = lock.parse(path)
         return self._settle(path, committed.request, lambda: self.resolve_installer(committed), locked=locked)
 
@@ -93,7 +93,7 @@ class Locksmith:
         if locked:
             raise SpecError(
                 reason, details=_names(gone),
-                hint="nox -s lock, look at the changes, commit them; or build without --locked; or set a snapshot archive",
+                hint="run nox -s lock, check and commit the changes; or build without --locked; or set a snapshot archive",
             )  # fmt: skip
         log.warn(f"{reason}: a new set is resolved (--locked makes this an error)")
         try:
@@ -102,7 +102,7 @@ class Locksmith:
             return self._complete(path, request, error)
 
     def freshen_rootfs(self, path: Path, request: str, packages: tuple[str, ...]) -> Settled:
-        """Resolve the newest package set and keep it for this build and the next ones, whatever the committed one is.
+        """Resolve the newest package set, and keep it for this build and the next ones instead of the committed one.
 
         Raises MirrorUnreachable when the mirror does not answer, and the errors of :meth:`resolve_rootfs` when no older
         set is complete.
@@ -125,7 +125,7 @@ class Locksmith:
     def _refresh(self, path: Path, request: str, resolve: Callable[[], Lock]) -> Settled:
         fresh, committed, kept = resolve(), lock.parse(path), self._kept(path, request)
         if (committed.request, committed.entries) == (request, fresh.entries):
-            # Nothing is newer than the committed set: its date stays the build's.
+            # The committed set is the newest one: the build keeps its date.
             kept.unlink(missing_ok=True)
             return Settled(committed)
         if kept.is_file() and lock.parse(kept).entries == fresh.entries:
@@ -139,11 +139,11 @@ class Locksmith:
         return Settled(fresh, tuple(changes) or ("request",))
 
     def _complete(self, path: Path, request: str, error: MirrorError) -> Settled:
-        """Return the newest older set that answers the request and whose files are all here; raise ``error`` without one."""
+        """Return the newest older set that matches the request and has all its files; raise ``error`` when there is none."""
         for older in dict.fromkeys(self.choose(path, request, locked=locked) for locked in (False, True)):
             if older and not self.store.fetch(older.lock.entries, self.mirrors):
                 name = "the set of an earlier build" if older.refreshed else path.name
-                log.warn(f"{error.brief}: {name} is used, whose files are all here (archive as of {older.lock.date})")
+                log.warn(f"{error.brief}: {name} is used instead, which is complete (archive as of {older.lock.date})")
                 return older
         raise error
 
@@ -162,9 +162,9 @@ class Locksmith:
         return fresh
 
     def resolve_installer(self, old: Lock) -> Lock:
-        """Resolve the newest installer set of the same make-up with fresh lists, and fetch it.
+        """Resolve the newest installer set of the same composition with fresh lists, and fetch it.
 
-        Raises MirrorError when the lists cannot be read, or the set has a hole.
+        Raises MirrorError when the lists cannot be read, or the set is incomplete.
         """
         with self._apt(WITH_UDEBS) as apt:
             fresh = newest_installer(apt, old)
@@ -175,21 +175,21 @@ class Locksmith:
         return private_apt(self.cache / "apt", self.mirrors, self.release, components=components)
 
     def _demand(self, fresh: Lock, what: str) -> None:
-        """Fetch every file of a new set; raise MirrorChanging when the mirror lacks some, after it was tried a few times."""
+        """Fetch every file of a new set; raise MirrorChanging when the mirror still lacks some after several attempts."""
 
         def fetch() -> None:
             if gone := self.store.fetch(fresh.entries, self.mirrors):
                 raise MirrorChanging(
-                    f"the mirror lacks {len(gone)} files of its own newest {what}", details=_names(gone), hint=SYNC_HINT
+                    f"the mirror lacks {len(gone)} files of its newest {what}", details=_names(gone), hint=SYNC_HINT
                 )
 
         patiently(fetch)
 
 
 def write_each(writers: Mapping[str, Callable[[], None]]) -> None:
-    """Write each lock by its writer; one that cannot be written costs only itself.
+    """Write each lock by its writer; a failure does not stop the others.
 
-    Raises the error of a single writer as it is; of several, StepFailed naming those that failed, after the others are done.
+    With one writer its error is raised as it is; with several, StepFailed with those that failed, after all have run.
     """
     failed: dict[str, GoldsmithError] = {}
     for name, write in writers.items():
@@ -222,7 +222,7 @@ def newest_installer(apt: PrivateApt, old: Lock) -> Lock:
     absent = sorted(set(names) - set(apt.names(".*")))
     if absent:
         raise MirrorError(
-            f"the archive's newest installer set (kernel {kernel}) has a hole", details="\n".join(absent), hint=HOLE_HINT
+            f"the archive's newest installer set (kernel {kernel}) is incomplete", details="\n".join(absent), hint=HOLE_HINT
         )
     return replace(old, date=stamp_of(apt.date()), entries=apt.locate(names))
 
@@ -234,21 +234,21 @@ def _netboot_kernel(apt: PrivateApt) -> str:
     shown = run.run(query, timeout=run.LOCAL_SECONDS, env=apt.environment()).stdout
     match = re.search(r"^Built-Using:.*[ ,]linux(?:-signed-amd64)? \(= ([0-9.]+)", shown, re.MULTILINE)
     if not match:
-        raise StepFailed(f"{NETBOOT} does not say which kernel it was built with")
-    kernels = {found["kernel"] for name in apt.names(MODULES.pattern) if (found := MODULES.fullmatch(name))}
-    fitting = sorted(kernel for kernel in kernels if kernel.split("+")[0] == match[1])
-    if not fitting:
+        raise StepFailed(f"the control file of {NETBOOT} does not contain the kernel that it was built with")
+    kernels = {parts["kernel"] for name in apt.names(MODULES.pattern) if (parts := MODULES.fullmatch(name))}
+    matching = sorted(kernel for kernel in kernels if kernel.split("+")[0] == match[1])
+    if not matching:
         raise MirrorError(
             f"the archive has no kernel modules for the newest installer (kernel {match[1]})",
             details="it has: " + ", ".join(sorted(kernels)),
             hint=HOLE_HINT,
         )
-    return fitting[-1]
+    return matching[-1]
 
 
 def _reason(path: Path, chosen: Settled | None, gone: tuple[Entry, ...]) -> str:
     if chosen is None:
-        return f"{path.name} answers another list of packages than the spec asks for"
+        return f"{path.name} was resolved for another list of packages than that of the spec"
     return f"the archive no longer has {len(gone)} of the {len(chosen.lock.entries)} files in {path.name}"
 
 

@@ -1,8 +1,9 @@
-"""From which source packages a binary package was made: what Debian's security data speaks of.
+"""Determines the source packages of a binary package: Debian's security data is about source packages.
 
-A binary's own control file says it (deb-control(5)): ``Source`` when name or version differ, ``Built-Using`` and
-``Static-Built-Using`` for sources whose content is inside as well (the kernel in linux-signed-amd64, libraries in a Go
-program). Without the file, the archive's path names the source; its version is then the binary's, and may be wrong.
+They are in the control file of the binary package (deb-control(5)): ``Source`` when name or version differ, ``Built-Using``
+and ``Static-Built-Using`` for sources whose content is also inside (the kernel in linux-signed-amd64, libraries in a Go
+program). Without the file, the source's name is read from the path in the archive; its version is then assumed to be the
+binary's, which may be wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a binary was made from; ``certain`` is False when only the archive's path told it."""
+    """The sources of a binary package; ``certain`` is False when they come only from the path in the archive."""
 
     source: Source
     built_using: tuple[Source, ...] = ()
@@ -39,7 +40,7 @@ class Origin:
 
 
 def origins(entries: Iterable[Entry], file_of: Callable[[Entry], Path]) -> dict[str, Origin]:
-    """Return the origin of each locked package, from its file where that is here."""
+    """Return the origin of each locked package, from its file if that is in the cache."""
     return {entry.package: _origin(entry, file_of(entry)) for entry in entries}
 
 
@@ -51,10 +52,10 @@ def _origin(entry: Entry, path: Path) -> Origin:
 
 
 def of_control(text: str) -> Origin:
-    """Return the origin that a control file tells."""
+    """Return the origin from a control file."""
     unfolded = re.sub(r"\n[ \t]+", " ", text)
     fields = {name: value for name, _, value in (line.partition(":") for line in unfolded.splitlines())}
-    # A binary that was only rebuilt (+b1) says its source's version in Source.
+    # A binary that was only rebuilt (+b1) has its source's version in Source.
     package, version = fields["Package"].strip(), fields["Version"].strip()
     own = _sources(fields.get("Source", package), version)[0]
     using = (*_sources(fields.get("Built-Using", "")), *_sources(fields.get("Static-Built-Using", "")))
@@ -62,12 +63,12 @@ def of_control(text: str) -> Origin:
 
 
 def _sources(text: str, version: str = "") -> list[Source]:
-    found = (_SOURCE.fullmatch(part.strip()) for part in text.split(","))
-    return [Source(match["name"], match["version"] or version) for match in found if match]
+    matches = (_SOURCE.fullmatch(part.strip()) for part in text.split(","))
+    return [Source(match["name"], match["version"] or version) for match in matches if match]
 
 
 _PAIR = {"type": "array", "prefixItems": [{"type": "string"}, {"type": "string"}], "minItems": 2, "maxItems": 2}
-# What :func:`read` takes: source packages as pairs of name and version.
+# The JSON Schema of the data for :func:`read`: source packages as pairs of name and version.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": {
@@ -79,21 +80,21 @@ SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def facts(found: Mapping[str, Origin]) -> dict[str, Any]:
-    """Return the origins as plain data for a manifest (key ``sources``): what :func:`read` takes."""
+def facts(packages: Mapping[str, Origin]) -> dict[str, Any]:
+    """Return the origins as plain data for a manifest (key ``sources``), which :func:`read` reads."""
     return {
         name: {
             "source": [origin.source.name, origin.source.version],
-            "built_using": [[one.name, one.version] for one in origin.built_using],
+            "built_using": [[source.name, source.version] for source in origin.built_using],
             "certain": origin.certain,
         }
-        for name, origin in sorted(found.items())
+        for name, origin in sorted(packages.items())
     }
 
 
 def read(plain: Mapping[str, Any]) -> dict[str, Origin]:
-    """Return the origins that a manifest tells."""
+    """Return the origins from the data of a manifest."""
     return {
-        name: Origin(Source(*one["source"]), tuple(Source(*pair) for pair in one["built_using"]), one["certain"])
-        for name, one in plain.items()
+        name: Origin(Source(*entry["source"]), tuple(Source(*pair) for pair in entry["built_using"]), entry["certain"])
+        for name, entry in plain.items()
     }

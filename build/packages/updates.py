@@ -1,10 +1,10 @@
-"""Pending updates: what apt would install in place of what a lock names. Looks, and writes no lock.
+"""Pending updates: the packages that apt would install instead of the locked ones. No lock is written.
 
 An update is a security update when Debian's security archive has a version of the package that is newer than the locked
-one, wherever apt would take the newest from: a point release carries older fixes into the main archive.
+one, even if apt would install another version from the main archive: a point release adds older fixes there.
 
-A build looks with fresh lists when something is built. What was found is kept in the cache for KEPT_HOURS, so that a plan
-and an unchanged build show it without network.
+A build checks with fresh lists when a stage is built. The result is kept in the cache for KEPT_HOURS, so that a plan
+and an unchanged build can show it without network access.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from build.packages.apt import MAIN, WITH_UDEBS, MirrorError, Mirrors, MirrorUnr
 from build.packages.lock import Entry, Lock
 
 KEPT_HOURS = 6
-NOT_KEPT = f"not in the last {KEPT_HOURS} hours (a build that makes something looks, and nox -s lock -- --check)"
-OTHER_QUESTION = "the lock answers another list of packages than the spec asks for: nox -s lock"
+NOT_KEPT = f"not checked in the last {KEPT_HOURS} hours (a build of changed stages checks, and nox -s lock -- --check)"
+OTHER_REQUEST = "the lock was resolved for another list of packages than that of the spec: nox -s lock"
 
 
 @dataclass(frozen=True, order=True)
 class Update:
-    """One package; ``locked`` is empty when the lock has none of it, ``candidate`` when the newest set has none."""
+    """One package; ``locked`` is empty if it is not in the lock, ``candidate`` if it is not in the newest set."""
 
     package: str
     locked: str
@@ -39,7 +39,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was found out about one locked set; with a ``problem`` it was not looked at, and nothing is known."""
+    """The result of the check of one locked set; if there is a ``problem``, the set could not be checked."""
 
     set: str
     locked_as_of: str
@@ -61,7 +61,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class PendingUpdates:
-    """What a build knows of pending updates: of each set, or for what ``reason`` nothing was looked at."""
+    """The pending updates of each set at a build, or the ``reason`` why they were not checked."""
 
     looked: bool
     reason: str | None = None
@@ -70,7 +70,7 @@ class PendingUpdates:
 
 @dataclass(frozen=True)
 class Question:
-    """A package lock, and what the spec asks for: the digest of the question and the packages."""
+    """A package lock, and the request of the spec: its digest and the packages."""
 
     lock: Lock
     request: str
@@ -79,7 +79,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look: the directory of the private apts, and the archive. ``quick``: a look that may fail, and soon."""
+    """Where to check: the directory of the private apts, and the archive. ``quick``: with a short time limit."""
 
     parent: Path
     mirrors: Mirrors
@@ -89,7 +89,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Look:
-    """How one set is looked at: its indexes, and the newest set by them."""
+    """How to check one set: its indexes, and the newest set according to them."""
 
     place: Place
     set: str
@@ -100,25 +100,25 @@ class _Look:
 
     @property
     def note(self) -> str:
-        return "" if self.lock.request == self.request else OTHER_QUESTION
+        return "" if self.lock.request == self.request else OTHER_REQUEST
 
     def now(self) -> Looked:
-        """Return what is pending by fresh lists; raise StepFailed when they cannot be read or resolved. Keeps the result."""
+        """Check with fresh lists and keep the result; raise StepFailed when they cannot be read or resolved."""
         place = self.place
         with private_apt(place.parent, place.mirrors, place.release, components=self.components, quick=place.quick) as apt:
-            found = _differences(apt, self.lock.entries, self.newest(apt))
-            looked = Looked(self.set, self.lock.date, stamp_of(apt.date()), found, self.note, looked_at=stamp_now())
+            differences = _differences(apt, self.lock.entries, self.newest(apt))
+            looked = Looked(self.set, self.lock.date, stamp_of(apt.date()), differences, self.note, looked_at=stamp_now())
         return self._keep(looked)
 
     def last(self) -> Looked | None:
-        """Return what the last look found, or why it failed, without network; None when none was within KEPT_HOURS."""
+        """Return the result of the last check, failed or not, without network; None when it is older than KEPT_HOURS."""
         if not self._kept.is_file() or not _is_recent(self._kept):
             return None
         facts = json_text.parse(self._kept.read_text(encoding="utf-8"))
         return Looked(**{**facts, "updates": tuple(Update(**update) for update in facts["updates"])})
 
     def failed(self, error: StepFailed) -> Looked:
-        """Return that the set was not looked at, and why; keep that for plans, unless they have something better."""
+        """Return the failed check; keep it for plans, unless the kept result is a successful one."""
         looked, last = self.without(error), self.last()
         return looked if last and not last.problem else self._keep(looked)
 
@@ -130,8 +130,8 @@ class _Look:
         return looked
 
     def without(self, error: StepFailed) -> Looked:
-        """Return that the set was not looked at, and why."""
-        # The brief of a mirror's error names the index; what apt reports beside it is for those who can act on it.
+        """Return the failed check."""
+        # The brief of a mirror's error contains the index; apt's messages are useful only for the mirror's operator.
         parts = (error.brief,) if isinstance(error, MirrorError) else (error.brief, " ".join(error.details.split()))
         return Looked(self.set, self.lock.date, note=self.note, problem=": ".join(filter(None, parts)))
 
@@ -159,17 +159,17 @@ def _installer(place: Place, lock: Lock) -> _Look:
 
 
 def look_rootfs(place: Place, question: Question) -> Looked:
-    """Compare the lock of the root file system with what apt resolves now; nothing is fetched but lists."""
+    """Compare the lock of the root file system with what apt resolves now; only lists are fetched."""
     return _look(_rootfs(place, question))
 
 
 def look_installer(place: Place, lock: Lock) -> Looked:
-    """Compare the lock of the installer with the newest set of the same make-up."""
+    """Compare the lock of the installer with the newest set of the same composition."""
     return _look(_installer(place, lock))
 
 
 def _look(look: _Look) -> Looked:
-    """Look at one set; one that cannot be read or resolved does not hide the other."""
+    """Check one set; a failure is returned, so that the other set is still checked."""
     try:
         return look.now()
     except StepFailed as error:
@@ -182,26 +182,26 @@ def _differences(apt: PrivateApt, old: Iterable[Entry], new: Iterable[Entry]) ->
     same = {name for name in before.keys() & after.keys() if before[name].sha256 == after[name].sha256}
     changed = sorted((before.keys() | after.keys()) - same)
     fixes = apt.security_versions([name for name in changed if name in after])
-    found = []
+    pending = []
     for name in changed:
         locked, candidate = (side[name].version if name in side else "" for side in (before, after))
-        found.append(Update(name, locked, candidate, _is_fix(locked, candidate, fixes.get(name, set()))))
-    return tuple(found)
+        pending.append(Update(name, locked, candidate, _is_fix(locked, candidate, fixes.get(name, set()))))
+    return tuple(pending)
 
 
 def _is_fix(locked: str, candidate: str, fixes: set[str]) -> bool:
-    """Return True if a change is a security update; a package that is new in the set is one when it comes from there."""
+    """Return True if a change is a security update; for a package that is new in the set: if it is from that archive."""
     return any(versions.newer(version, locked) for version in fixes) if locked else candidate in fixes
 
 
 def at_build(place: Place, question: Question, installer: Lock) -> PendingUpdates:
-    """Return what the manifest says of pending updates, by fresh lists; a build never fails for it.
+    """Return the manifest's record of pending updates, from fresh lists; errors do not make the build fail.
 
-    Nothing was looked at when the mirror cannot be reached. For a set that cannot be looked at now the last look within
-    KEPT_HOURS is returned, if there was one.
+    If the mirror cannot be reached, nothing is checked. For a set that cannot be checked now, the last result within
+    KEPT_HOURS is returned, if there is one.
     """
     try:
-        with log.step("Looking for pending updates", done="looked"):
+        with log.step("Checking for pending updates", done="checked"):
             looks = (_rootfs(place, question), _installer(place, installer))
             return _pending([_now_or_last(look) for look in looks])
     except GoldsmithError as error:
@@ -210,7 +210,7 @@ def at_build(place: Place, question: Question, installer: Lock) -> PendingUpdate
 
 
 def _now_or_last(look: _Look) -> Looked:
-    """Look at one set; raise MirrorUnreachable, which the other set would only wait for again."""
+    """Check one set; raise MirrorUnreachable, because the check of the other set would only wait again."""
     try:
         return look.now()
     except MirrorUnreachable:
@@ -221,18 +221,18 @@ def _now_or_last(look: _Look) -> Looked:
 
 
 def at_plan(place: Place, question: Question, installer: Lock) -> PendingUpdates:
-    """Return the same by the last look at exactly these locks, without network and without starting a program."""
+    """Return the same from the last check of exactly these locks, without network and without starting a program."""
     looks = (_rootfs(place, question), _installer(place, installer))
     return _pending([look.last() or look.without(StepFailed(NOT_KEPT)) for look in looks])
 
 
-def _pending(looked: Sequence[Looked]) -> PendingUpdates:
-    problems = {one.problem for one in looked}
+def _pending(results: Sequence[Looked]) -> PendingUpdates:
+    problems = {result.problem for result in results}
     if len(problems) == 1 and (reason := problems.pop()):
         return PendingUpdates(looked=False, reason=reason)
-    return PendingUpdates(looked=True, sets=tuple(looked))
+    return PendingUpdates(looked=True, sets=tuple(results))
 
 
-def facts(looked: Iterable[Looked]) -> list[dict[str, Any]]:
+def facts(results: Iterable[Looked]) -> list[dict[str, Any]]:
     """Return the sets as plain data."""
-    return [asdict(one) for one in looked]
+    return [asdict(result) for result in results]

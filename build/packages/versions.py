@@ -1,6 +1,6 @@
-"""Debian version numbers in order, by the rules of Debian Policy 5.6.12 (deb-version(7)); held against dpkg by a test.
+"""Compares Debian version numbers by the rules of Debian Policy 5.6.12 (deb-version(7)); a test compares it with dpkg.
 
-Own code because a report compares thousands of them, and a process for each comparison takes longer than the report.
+Not done with dpkg, because a report compares thousands of them: a process for each comparison would take too long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def compare(a: str, b: str) -> int:
 
 
 def newer(a: str, b: str) -> bool:
-    """Return True if version ``a`` is later than ``b``; every version is later than none (an empty text)."""
+    """Return True if version ``a`` is later than ``b``; every version is later than an empty one."""
     return compare(a, b) > 0 if a and b else bool(a)
 
 
@@ -36,7 +36,7 @@ def _compare_part(a: str, b: str) -> int:
         for x, y in zip_longest(text_a, text_b, fillvalue=""):
             if order := _weight(x) - _weight(y):
                 return order
-        # By their texts: a version of another's data may have more digits than Python turns into a number.
+        # Compared as text: a version in foreign data may have more digits than Python converts to a number.
         digits_a, digits_b = number_a.lstrip("0"), number_b.lstrip("0")
         if digits_a != digits_b:
             return -1 if (len(digits_a), digits_a) < (len(digits_b), digits_b) else 1
@@ -44,7 +44,7 @@ def _compare_part(a: str, b: str) -> int:
 
 
 def _weight(character: str) -> int:
-    """Return the place of a character: ``~`` before the end, the end before letters, letters before the rest."""
+    """Return the rank of a character: ``~`` before the end, the end before letters, letters before the rest."""
     if character == "~":
         return -1
     if not character:

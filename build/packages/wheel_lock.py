@@ -16,13 +16,13 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from build.core.errors import SpecError
 
 GUEST_PYTHON = "3.13"
-# What the markers of PEP 508 are on a clone: Debian 13's CPython 3.13.5.
+# The values of the markers of PEP 508 on a clone: Debian 13's CPython 3.13.5.
 GUEST_ENVIRONMENT = {
     "implementation_name": "cpython", "implementation_version": "3.13.5", "os_name": "posix", "platform_machine": "x86_64",
     "platform_python_implementation": "CPython", "platform_release": "", "platform_system": "Linux", "platform_version": "",
     "python_full_version": "3.13.5", "python_version": GUEST_PYTHON, "sys_platform": "linux",
 }  # fmt: skip
-# What Debian 13's glibc 2.41 runs, the newest first (PEP 600), and wheels that were built on such a machine itself.
+# The platforms that Debian 13's glibc 2.41 supports, the newest first (PEP 600), and wheels built on such a system.
 GUEST_PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(41, 4, -1)),
     "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64",
@@ -31,7 +31,7 @@ PIN = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[(?P<extras>[^]]*)\])?\s*===?\s*(?P<version>[^\s;,*]+)"
     r"(\s*;\s*(?P<marker>.+?))?(?P<hashes>(\s+--hash=\S+)*)"
 )
-# Lines for pip that say where packages come from; the others of the second list change nothing here.
+# Lines for pip with the sources of packages; the options in the second list have no effect here.
 SOURCES = ("--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--trusted-host", "--no-index")
 WITHOUT_EFFECT = ("--only-binary", "--prefer-binary", "--pre", "--require-hashes", "--use-feature")
 REMEDY = "write it with: pip-compile --generate-hashes, or: nox -s lock -- wheels"
@@ -48,7 +48,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Pin:
-    """A line of a requirements.lock: ``hashes`` are those of the files that pip may take, mostly of one."""
+    """A line of a requirements.lock: ``hashes``: those of the files that pip may use, usually one."""
 
     name: str
     version: str
@@ -58,12 +58,14 @@ class Pin:
     def line(self) -> str:
         """Return the line for pip."""
         extras = f"[{','.join(self.extras)}]" if self.extras else ""
-        return " \\\n    ".join([f"{self.name}{extras}=={self.version}", *(f"--hash=sha256:{one}" for one in self.hashes)])
+        return " \\\n    ".join(
+            [f"{self.name}{extras}=={self.version}", *(f"--hash=sha256:{digest}" for digest in self.hashes)]
+        )
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A requirements.lock as the guest's Python sees it: ``sources`` are its lines that say where packages come from."""
+    """A requirements.lock as the guest's Python sees it: ``sources``: its lines with the sources of packages."""
 
     pins: tuple[Pin, ...]
     sources: tuple[str, ...]
@@ -77,7 +79,7 @@ def render(wheels: Sequence[Wheel]) -> str:
 
 
 def parse(path: Path) -> tuple[Pin, ...]:
-    """Read a layer's requirements.lock; raise SpecError naming every line that cannot be used."""
+    """Read a layer's requirements.lock; raise SpecError with every line that cannot be used."""
     lock = read(path)
     problems = [*lock.problems, *(f"{pin.name}=={pin.version} has no hash: {REMEDY}" for pin in lock.pins if not pin.hashes)]
     if problems:
@@ -106,7 +108,7 @@ def read(path: Path) -> Lock:
 
 
 def _option(text: str, directory: Path, sources: list[str], problems: list[str]) -> None:
-    """Keep a line for pip that says where packages come from; explain one that cannot be used."""
+    """Keep a line for pip with a source of packages; explain one that cannot be used."""
     option, _space, value = re.sub(r"^(--[a-z-]+)=|^(-[a-z])(?=[^\s-])", r"\1\2 ", text).partition(" ")
     value = value.strip()
     if option in SOURCES:
@@ -114,42 +116,44 @@ def _option(text: str, directory: Path, sources: list[str], problems: list[str])
             value = str((directory / value).resolve())
         sources.append(f"{option} {value}".strip())
     elif option in ("-r", "--requirement", "-c", "--constraint"):
-        problems.append(f"{text!r} names another file, and a lock is one file: {REMEDY}")
+        problems.append(f"{text!r} refers to another file, but a lock is one file: {REMEDY}")
     elif option in ("-e", "--editable"):
-        problems.append(f"{text!r} is no wheel: build one into wheels/ (pip wheel --no-deps), and write NAME==VERSION here")
+        problems.append(
+            f"{text!r} is not a wheel: build one into wheels/ (pip wheel --no-deps), and write NAME==VERSION here"
+        )
     elif option == "--no-binary":
         problems.append(f"{text!r}: only wheels are installed on a clone: remove the line, and build the wheel into wheels/")
     elif option not in WITHOUT_EFFECT:
-        problems.append(f"{text!r} is an option that is not known here: remove the line")
+        problems.append(f"{text!r} is an unknown option: remove the line")
 
 
 def _pin(text: str) -> tuple[Pin | None, str]:
-    """Return the pin of a line, None when it is not for the guest; and what is wrong with the line."""
-    found = PIN.fullmatch(text)
-    if found is None:
+    """Return the pin of a line, None when it is not for the guest; and the problem of the line."""
+    match = PIN.fullmatch(text)
+    if match is None:
         if re.match(r"[\w.-]+\s*(\[[^]]*\])?\s*@|\S+://|\.{0,2}/", text):
             return None, f"{text!r} is an address: build or put its wheel into wheels/, and write NAME==VERSION here"
         return None, f"{text!r} is not NAME==VERSION with its --hash=sha256: {REMEDY}"
     try:
-        applies = not found["marker"] or Marker(found["marker"]).evaluate({**GUEST_ENVIRONMENT, "extra": ""})
+        applies = not match["marker"] or Marker(match["marker"]).evaluate({**GUEST_ENVIRONMENT, "extra": ""})
     except InvalidMarker as error:
         return None, f"{text!r}: {str(error).splitlines()[0]}"
     if not applies:
         return None, ""
-    hashes = tuple(sorted(re.findall(r"--hash=sha256:([0-9a-f]{64})(?!\S)", found["hashes"])))
-    if found["hashes"].strip() and not hashes:
-        return None, f"{text!r} has no hash of the kind sha256: {REMEDY}"
-    extras = tuple(sorted(part.strip().lower() for part in (found["extras"] or "").split(",") if part.strip()))
-    return Pin(normal(found["name"]), found["version"], hashes, extras), ""
+    hashes = tuple(sorted(re.findall(r"--hash=sha256:([0-9a-f]{64})(?!\S)", match["hashes"])))
+    if match["hashes"].strip() and not hashes:
+        return None, f"{text!r} has no SHA-256 hash: {REMEDY}"
+    extras = tuple(sorted(part.strip().lower() for part in (match["extras"] or "").split(",") if part.strip()))
+    return Pin(normal(match["name"]), match["version"], hashes, extras), ""
 
 
 def normal(name: str) -> str:
-    """Return a package's name as indexes write it (PEP 503)."""
+    """Return a package's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def guest_tags() -> frozenset[Tag]:
-    """Return the tags of the wheels that the guest's Python takes."""
+    """Return the tags of the wheels that the guest's Python accepts."""
     python = tuple(int(part) for part in GUEST_PYTHON.split("."))
     abi = f"cp{python[0]}{python[1]}"
     return frozenset([

@@ -1,6 +1,6 @@
 """The application's Python packages: a lock with hashes, and a wheelhouse fetched from the package index by pip.
 
-The guest never asks the index: wheels for its Python are fetched on the host, checked against the lock by pip itself,
+The guest never uses the index: wheels for its Python are fetched on the host, checked against the lock by pip itself,
 and installed in the image offline.
 """
 
@@ -21,7 +21,7 @@ GUEST_TARGET = (
     *(word for platform in (*GUEST_PLATFORMS, "any") for word in ("--platform", platform)),
 )  # fmt: skip
 PIP_SECONDS = 600
-# pip takes wheels for another Python, and yet evaluates environment markers for the one that it runs with.
+# pip can fetch wheels for another Python, but evaluates environment markers for the one that it runs with.
 GUEST_PIP = f"""
 import sys
 from pip._vendor.packaging import markers
@@ -30,7 +30,7 @@ from pip._internal.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 NO_MATCH = re.compile(r"No matching distribution found for ([A-Za-z0-9][A-Za-z0-9._-]*)")
-OWN_WHEELS = "build one (pip wheel --no-deps NAME==VERSION) and put it into wheels/ of the project, or take another package"
+OWN_WHEELS = "build one (pip wheel --no-deps NAME==VERSION) and put it into wheels/ of the project, or use another package"
 
 
 def pip(*words: str) -> list[str]:
@@ -59,8 +59,8 @@ def resolve(requirements: Path, *, scratch: Path) -> tuple[Wheel, ...]:
 def fetch(lock: Path, *, cache: Path, shown: Path | None = None) -> Path:
     """Return a directory with every wheel of the lock, fetched if it is not in the cache yet.
 
-    ``shown`` is the file that errors name, when ``lock`` was made from it. Raises StepFailed when the index lacks wheels
-    (all of them are named) or serves another one than the lock names.
+    ``shown`` is the file named in errors, if ``lock`` was made from it. Raises StepFailed when the index lacks wheels
+    (all of them are listed), or has a wheel with another hash.
     """
     wheelhouse = cache / "wheels" / files.sha256_file(lock)
     if wheelhouse.is_dir():
@@ -76,13 +76,13 @@ def _download(lock: Path, wheelhouse: Path, *, shown: Path) -> None:
     with log.step("Fetching the application's wheels"), files.scratch(wheelhouse.parent) as scratch:
         content = read(lock)
         pins = list(content.pins)
-        house, wanted = scratch / "wheels", scratch / "requirements.lock"
+        house, requirements = scratch / "wheels", scratch / "requirements.lock"
         house.mkdir()
         while pins:
-            wanted.write_text("\n".join([*content.sources, *(pin.line() for pin in pins)]) + "\n", encoding="utf-8")
+            requirements.write_text("\n".join([*content.sources, *(pin.line() for pin in pins)]) + "\n", encoding="utf-8")
             done = run.run(
                 pip("download", "--quiet", "--no-deps", "--require-hashes", "--cache-dir", str(scratch / "pip"),
-                    *GUEST_TARGET, "--requirement", str(wanted), "--dest", str(house)),
+                    *GUEST_TARGET, "--requirement", str(requirements), "--dest", str(house)),
                 timeout=PIP_SECONDS, check=False,
             )  # fmt: skip
             if done.returncode == 0:
@@ -92,10 +92,10 @@ def _download(lock: Path, wheelhouse: Path, *, shown: Path) -> None:
                 last = run.tail(done.stderr.strip() or done.stdout)
                 raise StepFailed(
                     f"pip cannot fetch the wheels of {shown}", details="\n".join([*missing, last]),
-                    hint="is the package index reachable? a hash that does not match means another file: nox -s lock",
+                    hint="check that the package index is reachable; if a hash differs, write the lock again: nox -s lock",
                 )  # fmt: skip
             missing.append(f"{absent.name} {absent.version} has no wheel for CPython {GUEST_PYTHON} on x86_64")
-            # Without it pip names the next one.
+            # Without it, pip reports the next one.
             pins.remove(absent)
         if missing:
             raise StepFailed(
@@ -107,8 +107,8 @@ def _download(lock: Path, wheelhouse: Path, *, shown: Path) -> None:
 
 def _without_wheel(stderr: str, pins: Sequence[Pin], sources: Sequence[str]) -> Pin | None:
     """Return the pin that pip found no wheel for, if the index has the version in another form; None for other failures."""
-    found = NO_MATCH.search(stderr)
-    pin = next((pin for pin in pins if found and pin.name == normal(found[1])), None)
+    match = NO_MATCH.search(stderr)
+    pin = next((pin for pin in pins if match and pin.name == normal(match[1])), None)
     if pin is None:
         return None
     options = [word for source in sources for word in source.split(" ", 1)]

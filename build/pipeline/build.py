@@ -77,9 +77,9 @@ class PlanLine:
     reason: str
 
 
-def locksmith_for(options: Options, release: str) -> resolve.Locksmith:
+def lock_resolver_for(options: Options, release: str) -> resolve.LockResolver:
     """Return the resolver of locks for this build's mirrors and cache."""
-    return resolve.Locksmith(options.mirrors, Store(options.cache.root / "files"), options.cache.root, release)
+    return resolve.LockResolver(options.mirrors, Store(options.cache.root / "files"), options.cache.root, release)
 
 
 def gather(options: Options, *, settle: bool) -> Gathered:
@@ -90,16 +90,16 @@ def gather(options: Options, *, settle: bool) -> Gathered:
     project = options.project
     spec = spec_of(options)
     stack = layers.load_stack(project.overlays, spec)
-    smith = locksmith_for(options, spec.release)
+    resolver = lock_resolver_for(options, spec.release)
     request = layers.request_digest(spec, stack)
     if settle:
         packages = layers.requested_packages(spec, stack)
-        rootfs_set = smith.settle_rootfs(project.rootfs_lock, request, packages, locked=options.locked)
-        installer_set = smith.settle_installer(project.installer_lock, locked=options.locked)
+        rootfs_set = resolver.settle_rootfs(project.rootfs_lock, request, packages, locked=options.locked)
+        installer_set = resolver.settle_installer(project.installer_lock, locked=options.locked)
     else:
-        rootfs_set = _as_they_are(smith, project.rootfs_lock, request, locked=options.locked)
+        rootfs_set = _as_they_are(resolver, project.rootfs_lock, request, locked=options.locked)
         question = locks.parse(project.installer_lock).request
-        installer_set = _as_they_are(smith, project.installer_lock, question, locked=options.locked)
+        installer_set = _as_they_are(resolver, project.installer_lock, question, locked=options.locked)
     for venv in stack.venvs:
         # A lock from which no SBOM can be written is reported now, not after an hour.
         wheel_lock.parse(venv.requirements)
@@ -109,8 +109,8 @@ def gather(options: Options, *, settle: bool) -> Gathered:
     return Gathered(gathered, inputs.stage_keys(gathered), rootfs_set.changes + installer_set.changes)
 
 
-def _as_they_are(smith: resolve.Locksmith, path: Path, request: str, *, locked: bool) -> resolve.Settled:
-    return smith.choose(path, request, locked=locked) or resolve.Settled(locks.parse(path))
+def _as_they_are(resolver: resolve.LockResolver, path: Path, request: str, *, locked: bool) -> resolve.Settled:
+    return resolver.choose(path, request, locked=locked) or resolve.Settled(locks.parse(path))
 
 
 def plan(options: Options, gathered: Gathered, until: str = "artifact") -> list[PlanLine]:
@@ -163,13 +163,13 @@ def _freshen(options: Options) -> None:
     """Resolve the newest package sets; :func:`gather` uses them afterwards."""
     project, spec = options.project, spec_of(options)
     stack = layers.load_stack(project.overlays, spec)
-    smith = locksmith_for(options, spec.release)
+    resolver = lock_resolver_for(options, spec.release)
     host.ensure(host.needed((host.LOCKS,)), install=options.install)
     host.require_space(options.cache.root)
     with programs.recorded(host.LOCKS, options.cache.root / "logs"), log.step("Resolving the newest packages"):
         packages = layers.requested_packages(spec, stack)
-        smith.freshen_rootfs(project.rootfs_lock, layers.request_digest(spec, stack), packages)
-        smith.freshen_installer(project.installer_lock)
+        resolver.freshen_rootfs(project.rootfs_lock, layers.request_digest(spec, stack), packages)
+        resolver.freshen_installer(project.installer_lock)
 
 
 def build(options: Options) -> Artifact:

@@ -21,7 +21,7 @@ def require_template(label: Label, trust: verification.Trust, *, where: str) -> 
         if statement is None:
             problems.append("its description has no signatures")
         else:
-            signed = verification.judge(statement, bodies, trust)
+            signed = verification.check(statement, bodies, trust)
             identities = signed.identities
             problems += verification.faults(signed, trust)
     if problems:

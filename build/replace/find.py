@@ -1,4 +1,4 @@
-"""Finds the VMs of a machine: the one that has its name, the new one of a replacement, and those that are kept."""
+"""Finds the VMs of a machine: the current one, the new one of a replacement, and the kept ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Pair:
     new: Machine | None = None
 
     def active(self) -> Record:
-        """Return the record, which a replacement that has begun has."""
+        """Return the record of a replacement that has begun."""
         assert self.record is not None
         return self.record
 
     def require_new(self) -> Machine:
         """Return the new VM. Raises StepFailed if it is gone."""
         if self.new is None:
-            raise StepFailed(f"the new VM of {self.name} is gone", hint="somebody removed it: run the same command again")
+            raise StepFailed(f"the new VM of {self.name} is gone", hint="it was removed: run the same command again")
         return self.new
 
 
@@ -50,7 +50,7 @@ def label_of(config: Mapping[str, Any]) -> CloneLabel:
 
 
 def pair(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Pair:
-    """Return the machine of a name; with a replacement that is under way, old and new VM.
+    """Return the machine with a name; during a replacement, its old and new VM.
 
     Raises SpecError if there is none, StepFailed if it may be on a node that does not answer.
     """
@@ -71,13 +71,16 @@ def pair(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Pair:
 
 
 def kept(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Pair:
-    """Return the VM that was replaced last, as old, and the one that has its name now, as new. Raises SpecError."""
+    """Return the VM that was replaced last as ``old``, and the current one as ``new``. Raises SpecError."""
     current = pair(api, guests, name)
-    found = [(machine, config, record) for machine, config, record in all_kept(api, guests)
+    candidates = [(machine, config, record) for machine, config, record in all_kept(api, guests)
              if record.name == name and not record.undo and record.peer == current.old.vmid]  # fmt: skip
-    if not found:
-        raise SpecError(f"{name} has no VM to go back to", hint="it was removed when its time was over, or never replaced")
-    machine, config, record = max(found, key=lambda entry: entry[2].begun)
+    if not candidates:
+        raise SpecError(
+            f"{name} has no VM to go back to",
+            hint="the old VM was removed after its retention time, or the machine was never replaced",
+        )
+    machine, config, record = max(candidates, key=lambda entry: entry[2].begun)
     return Pair(name, machine, config, record, current.old)
 
 
@@ -103,17 +106,17 @@ def all_kept(api: Api, guests: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Ma
 
 def names(guests: Sequence[Mapping[str, Any]], *, tag: str = "", pool: str = "") -> list[str]:
     """Return the names of the machines with a tag, in a pool, or all; without the kept ones."""
-    found = set()
+    selected = set()
     for guest in guests:
         tags = labels.split_tags(str(guest.get("tags", "")))
         chosen = (not tag or tag in tags) and (not pool or guest.get("pool") == pool)
         if chosen and labels.CLONE_TAG in tags and settings.KEPT_TAG not in tags and "name" in guest:
-            found.add(str(guest["name"]))
-    return sorted(found)
+            selected.add(str(guest["name"]))
+    return sorted(selected)
 
 
 def _read(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[Machine, Mapping[str, Any]]]:
-    """Yield the VMs whose names a replacement of this machine gives, with their configurations."""
+    """Yield the VMs with the names that a replacement of this machine uses, with their configurations."""
     for guest in guests:
         vmid = int(guest["vmid"])
         if guest.get("template") or str(guest.get("type", "qemu")) != "qemu":

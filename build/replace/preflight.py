@@ -1,4 +1,4 @@
-"""What is checked before a machine is replaced; nothing is changed, and every problem is reported at once."""
+"""Checks before a machine is replaced: nothing is changed, and all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from build.proxmox.client import Api, ApiError
 from build.replace import settings, switch
 from build.replace.find import Pair
 
-# What the last backup on the machine did (overlays/70-backup).
+# The result of the last backup on the machine (overlays/70-backup).
 BACKUP = "/var/backups/golden/last.json"
-# pve-storage: the plug-ins that rename a volume (volume_has_feature, rename).
+# pve-storage: the plugins that can rename a volume (volume_has_feature, rename).
 RENAMING = frozenset({"btrfs", "cephfs", "cifs", "dir", "glusterfs", "lvm", "lvmthin", "nfs", "rbd", "zfspool"})
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the machine is before: its SSH host key, and which system uses the data disk in which layout."""
+class Before:
+    """The state of the machine before: its SSH host key, the system that uses the data disk, and the disk's layout."""
 
     host_key: str
     system: str
     layout: str
 
 
-def require(api: Api, pair: Pair, *, timeout: float, backup_hours: int) -> Found:
-    """Return what the machine is now. Raises SpecError that lists everything that prevents its replacement."""
+def require(api: Api, pair: Pair, *, timeout: float, backup_hours: int) -> Before:
+    """Return the current state of the machine. Raises SpecError with everything that prevents its replacement."""
     problems = settings.problems(pair.config)
-    problems += [f"lock: {pair.config['lock']}: a task works on the VM: wait for its end"] if "lock" in pair.config else []
+    problems += (
+        [f"lock: {pair.config['lock']}: a task is running on the VM: wait until it has ended"]
+        if "lock" in pair.config
+        else []
+    )
     problems += _snapshots(api, pair)
     problems += _storage(api, pair)
     state: Mapping[str, Any] = api.get(f"{pair.old.path}/status/current")
     if (state.get("ha") or {}).get("managed"):
         problems.append("it is managed by HA, which would start it again: remove it there first (ha-manager remove)")
-    found = None
+    before = None
     if state["status"] != switch.RUNNING:
-        problems.append(f"it is {state['status']}: start it, so that its health before is known")
+        problems.append(f"it is {state['status']}: start it, so that its health can be checked first")
     elif not problems:
-        found = _running(api, pair, problems, timeout=timeout, backup_hours=backup_hours)
-    if problems or found is None:
+        before = _running(api, pair, problems, timeout=timeout, backup_hours=backup_hours)
+    if problems or before is None:
         raise SpecError(
             f"{pair.name} (VM {pair.old.vmid} on {pair.old.node}) cannot be replaced",
             details="\n".join(problems),
             hint="nothing was changed",
         )
-    return found
+    return before
 
 
 def _snapshots(api: Api, pair: Pair) -> list[str]:
@@ -67,10 +71,12 @@ def _storage(api: Api, pair: Pair) -> list[str]:
     return [f"{key}: the storage {name} ({kinds[name]}) cannot give a disk to another VM: move it: qm disk move"]
 
 
-def _running(api: Api, pair: Pair, problems: list[str], *, timeout: float, backup_hours: int) -> Found | None:
+def _running(api: Api, pair: Pair, problems: list[str], *, timeout: float, backup_hours: int) -> Before | None:
     adopted = switch.adopted(api, pair.old)
     if adopted is None:
-        problems.append("data disk: the machine does not use it, or its guest agent is silent: golden-data status on it")
+        problems.append(
+            "data disk: the machine does not use it, or its guest agent does not answer: run golden-data status on it"
+        )
     if backup_hours and (problem := backup_problem(api, pair, hours=backup_hours)):
         problems.append(problem)
     if problems or adopted is None:
@@ -80,16 +86,16 @@ def _running(api: Api, pair: Pair, problems: list[str], *, timeout: float, backu
     except GoldsmithError as error:
         problems.append(f"it is not healthy now: {error.brief}; {error.details}")
         return None
-    return Found(reached.host_key, adopted.system, adopted.layout)
+    return Before(reached.host_key, adopted.system, adopted.layout)
 
 
 def backup_problem(api: Api, pair: Pair, *, hours: int) -> str:
     """Return a problem if the newest backup of the machine is older than ``hours``, or unknown."""
-    advice = f"systemctl start golden-backup on it, or --backup-age 0 to go on without (now: --backup-age {hours})"
+    advice = f"run systemctl start golden-backup on it, or skip this check with --backup-age 0 (now: --backup-age {hours})"
     try:
         last = json_text.parse(str(api.get(f"{pair.old.path}/agent/file-read", file=BACKUP).get("content", "")))
-        made = datetime.fromisoformat(str(last["manifest"]["made"]))
+        time = datetime.fromisoformat(str(last["manifest"]["made"]))
     except (ApiError, ValueError, KeyError, TypeError):
-        return f"backup: there is none that is known ({BACKUP}): {advice}"
-    age = (datetime.now(UTC) - (made if made.tzinfo else made.replace(tzinfo=UTC))).total_seconds() / 3600
+        return f"backup: no backup is recorded ({BACKUP}): {advice}"
+    age = (datetime.now(UTC) - (time if time.tzinfo else time.replace(tzinfo=UTC))).total_seconds() / 3600
     return f"backup: the newest one is {age:.0f} hours old: {advice}" if age > hours else ""

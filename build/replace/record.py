@@ -1,7 +1,7 @@
-"""The record of a replacement, in the description of the old VM: what is under way, so that any later run can go on with it.
+"""The record of a replacement in the description of the old VM: its progress, so that any later run can continue it.
 
 A run that begins or continues writes its own id into the record, with Proxmox's digest of the configuration as a condition:
-of two runs one succeeds, and a run whose id is no longer there stops without a further change.
+of two concurrent runs one succeeds, and a run whose id is no longer in the record stops without a further change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHANGED = "file change by other user"
 
 
 class Phase(StrEnum):
-    """What is under way: the new VM is made, the machine goes to it or back, or the old VM is only kept."""
+    """The progress: the new VM is created, the machine is switched to it or back, or the old VM is only kept."""
 
     MAKING = "making"
     SWITCHING = "switching"
@@ -32,16 +32,16 @@ class Phase(StrEnum):
     KEPT = "kept"
 
 
-class Overtaken(StepFailed):
+class ConcurrentRun(StepFailed):
     """Another run continues with the replacement."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A replacement of the machine ``name``. ``made``: the run id in the label of the new VM; ``run``: who works on it.
+    """A replacement of the machine ``name``. ``made``: the run id in the label of the new VM; ``run``: the current run.
 
     ``key`` is the drive of the data disk; ``onboot`` and ``protection`` are those of the old VM before. ``layout`` is the
-    content of the data disk's site.json that says which systems can read it, empty if it could not be read.
+    part of the data disk's site.json that decides which systems can read it; empty if it could not be read.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Record:
     layout: str = ""
     keep_until: str = ""
     failed: str = ""
-    # The VM id of the new VM, when it is known; and whether an accepted replacement is undone.
+    # The VM id of the new VM if it is known; ``undo`` is True if an accepted replacement is undone.
     peer: int = 0
     undo: bool = False
 
@@ -89,7 +89,7 @@ def inscribed(description: str, record: Record | None) -> str:
 
 
 def take(api: Api, path: str, config: Mapping[str, Any], record: Record, **keys: Any) -> None:
-    """Write a record, unless the configuration was changed since it was read. Raises Overtaken if it was, ApiError."""
+    """Write a record. Raises ConcurrentRun if the configuration was changed since it was read; ApiError."""
     description = inscribed(str(config.get("description", "")), record)
     try:
         api.put(f"{path}/config", description=description, digest=config.get("digest"), **keys)
@@ -97,24 +97,25 @@ def take(api: Api, path: str, config: Mapping[str, Any], record: Record, **keys:
         if error.status == 0 and parse(str(api.get(f"{path}/config").get("description", ""))) == record:
             return
         if CHANGED in f"{error.brief} {error.details}":
-            raise Overtaken(
-                f"another run has changed the VM of {record.name}", hint="wait for its end, then run the same command again"
+            raise ConcurrentRun(
+                f"another run has changed the VM of {record.name}",
+                hint="wait until it has ended, then run the same command again",
             ) from error
         raise
 
 
 def write(api: Api, path: str, record: Record | None, *, run: str, **keys: Any) -> None:
-    """Replace the record of a run that still works on it; further ``keys`` are set in the same call. Raises Overtaken."""
+    """Replace the record of this run, and set further ``keys`` in the same call. Raises ConcurrentRun."""
     config = require_ours(api, path, run)
     api.configure(path, description=inscribed(str(config.get("description", "")), record), **keys)
 
 
 def require_ours(api: Api, path: str, run: str) -> Mapping[str, Any]:
-    """Return the configuration of the old VM. Raises Overtaken unless its record has this run's id."""
+    """Return the configuration of the old VM. Raises ConcurrentRun unless its record has this run's id."""
     config: Mapping[str, Any] = api.get(f"{path}/config")
-    found = parse(str(config.get("description", "")))
-    if found is None or found.run != run:
-        raise Overtaken(
+    record = parse(str(config.get("description", "")))
+    if record is None or record.run != run:
+        raise ConcurrentRun(
             "another run continues with this replacement", hint="wait until it is done, then run the same command again"
         )
     return config

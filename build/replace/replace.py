@@ -1,9 +1,9 @@
-"""Replaces the system of a machine by that of a newer template, and takes it back when the new one is not healthy.
+"""Replaces the system of a machine by that of a newer template, and rolls back when the new system is not healthy.
 
-The new VM is cloned while the old one serves. Then the old one is shut down, its data disk moves, the names are exchanged
-and the new one starts. It is accepted when it answers, has the host key of the site and uses the data disk; whatever fails
-before that is rolled back. The record in the old VM's description (record.py) says how far it is: after a kill the same
-command goes on.
+The new VM is cloned while the old one serves. Then the old one is shut down, its data disk is moved, the names are exchanged
+and the new one starts. It is accepted when it answers, has the host key of the site and uses the data disk; a failure
+before that is rolled back. The record in the old VM's description (record.py) has the progress: if a run is killed, the
+same command continues it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from build.proxmox.vms import Undo
 from build.replace import find, preflight, settings, switch
 from build.replace import record as records
 from build.replace.find import Pair
-from build.replace.record import Overtaken, Phase, Record
+from build.replace.record import ConcurrentRun, Phase, Record
 from build.spec.cluster import Settings
 
 HEALTH_SECONDS = 900.0
@@ -42,8 +42,8 @@ HEALTH_SECONDS = 900.0
 class Job:
     """Parameters of a replacement.
 
-    ``to``: a channel or a version; ``keep_days``: how long the old VM is kept; ``backup_hours``: how old the newest backup
-    may be, 0 to skip that check; ``timeout``: the seconds that a system has to become healthy.
+    ``to``: a channel or a version; ``keep_days``: how long the old VM is kept; ``backup_hours``: the maximum age of the
+    newest backup, 0 to skip that check; ``timeout``: the seconds that a system has to become healthy.
     """
 
     api: Api
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Replaced:
-    """The result: where the machine is now, its template, the VM that is kept, and the seconds without service."""
+    """The result: the machine's current VM and template, the VM that is kept, and the seconds without service."""
 
     name: str
     machine: Machine
@@ -83,7 +83,7 @@ def replace_machine(job: Job, name: str) -> Replaced:
     if pair.record is None:
         label = find.label_of(pair.config)
         if label.template == source.label.template:
-            log.info(f"{name} has the system of {label.template} already")
+            log.info(f"{name} already has the system of {label.template}")
             return Replaced(name, pair.old, label.template, changed=False)
         pair = _begin(job, pair, source)
     else:
@@ -91,8 +91,8 @@ def replace_machine(job: Job, name: str) -> Replaced:
     if pair.active().phase is Phase.BACK:
         _back(job, job.api, pair)
         raise RolledBack(
-            f"{name}: an earlier replacement failed and is rolled back now: {pair.active().failed or 'it was interrupted'}",
-            hint="find the cause, then run the same command again",
+            f"{name}: an earlier replacement failed and was rolled back now: {pair.active().failed or 'it was interrupted'}",
+            hint="correct the cause, then run the same command again",
         )
     return _forward(job, pair, source)
 
@@ -110,23 +110,24 @@ def _source(job: Job, guests: Sequence[Mapping[str, Any]], pair: Pair) -> Source
 
 
 def _begin(job: Job, pair: Pair, source: Source) -> Pair:
-    """Check everything, and write the record. Nothing is changed before."""
-    found = preflight.require(job.api, pair, timeout=job.timeout, backup_hours=job.backup_hours)
+    """Check everything, then write the record. Nothing is changed before."""
+    before = preflight.require(job.api, pair, timeout=job.timeout, backup_hours=job.backup_hours)
     record = Record(
         name=pair.name, template=source.label.template, phase=Phase.MAKING, made=secrets.token_hex(8), run=job.run,
         begun=stamp_now(), key=data_disk.key_of(pair.config), onboot=int(pair.config.get("onboot", 0)),
-        protection=int(pair.config.get("protection", 0)), host_key=found.host_key, system=found.system, layout=found.layout,
+        protection=int(pair.config.get("protection", 0)), host_key=before.host_key, system=before.system,
+        layout=before.layout,
     )  # fmt: skip
     records.take(job.api, pair.old.path, pair.config, record)
     return replace(pair, record=record, new=None)
 
 
 def _take_over(job: Job, pair: Pair, source: Source | None) -> Pair:
-    """Go on with what an earlier run began. Raises SpecError if it began something else."""
+    """Continue the replacement of an earlier run. Raises SpecError if it is to another template."""
     record = pair.active()
     if source is not None and record.phase is not Phase.BACK and record.template != source.label.template:
         raise SpecError(
-            f"{pair.name} is being replaced by {record.template}, since {record.begun}",
+            f"a replacement of {pair.name} by {record.template} is in progress since {record.begun}",
             hint=f"finish it with --to and that version, or roll it back: nox -s replace -- {pair.name} --undo",
         )
     log.info(f"{pair.name}: continuing with the replacement of {record.begun} ({record.phase})")
@@ -136,11 +137,11 @@ def _take_over(job: Job, pair: Pair, source: Source | None) -> Pair:
 
 
 def _forward(job: Job, pair: Pair, source: Source) -> Replaced:
-    """Do the steps; roll back if one fails, also after Ctrl-C. Another run that took over is left alone."""
+    """Do the steps; roll back if one fails, also after Ctrl-C, but not if another run has taken over."""
     step = ["creating the new VM"]
     try:
         return _steps(job, pair, source, step)
-    except Overtaken:
+    except ConcurrentRun:
         raise
     except BaseException as error:
         reason = error.brief if isinstance(error, GoldsmithError) else f"{type(error).__name__} {error}".strip()
@@ -183,7 +184,7 @@ def _steps(job: Job, pair: Pair, source: Source, step: list[str]) -> Replaced:
     without_service = job.clock() - stopped
     _require_adopted(job, pair)
     begin("accepting the new system")
-    # Somebody may have started it by hand meanwhile.
+    # It may have been started manually in the meantime.
     switch.stop(api, old)
     return _accept(job, pair, without_service)
 
@@ -231,15 +232,15 @@ def _clone(job: Job, pair: Pair, source: Source, label: CloneLabel) -> Machine:
 
 def _require_adopted(job: Job, pair: Pair) -> None:
     """Raise StepFailed unless the new system uses the data disk."""
-    found, record = switch.adopted(job.api, pair.require_new()), pair.active()
-    if found is None or found.system == record.system:
+    adopted, record = switch.adopted(job.api, pair.require_new()), pair.active()
+    if adopted is None or adopted.system == record.system:
         raise StepFailed(
-            "the new system does not use the data disk", hint="read its console; golden-data status on it says why"
+            "the new system does not use the data disk", hint="read its console; golden-data status on it shows the reason"
         )
 
 
 def _accept(job: Job, pair: Pair, without_service: float) -> Replaced:
-    """Label both VMs: the new one is the machine from now on, the old one is kept."""
+    """Label both VMs: the new one is now the machine's current VM, the old one is kept."""
     new, record = pair.require_new(), pair.active()
     config = job.api.get(f"{new.path}/config")
     label = find.label_of(config)
@@ -252,7 +253,7 @@ def _accept(job: Job, pair: Pair, without_service: float) -> Replaced:
     return Replaced(pair.name, new, record.template, pair.old.vmid, until, without_service)
 
 
-# --- the way back -------------------------------------------------------------------------------------------------------
+# --- rollback -------------------------------------------------------------------------------------------------------
 
 
 def _roll_back(job: Job, pair: Pair, failed: str) -> None:
@@ -266,7 +267,7 @@ def _roll_back(job: Job, pair: Pair, failed: str) -> None:
             back = replace(pair, new=new, record=(current or pair.active()).become(Phase.BACK, failed=failed))
             records.write(api, pair.old.path, back.record, run=job.run)
             _back(job, api, back)
-        except Overtaken:
+        except ConcurrentRun:
             raise
         except GoldsmithError as error:
             raise StepFailed(
@@ -277,9 +278,9 @@ def _roll_back(job: Job, pair: Pair, failed: str) -> None:
 
 
 def _back(job: Job, api: Api, pair: Pair) -> None:
-    """Let the old VM be the machine again, whatever was reached; remove the new VM unless an accepted one is undone."""
+    """Make the old VM the current one again, from any step; remove the new VM unless an accepted replacement is undone."""
     old, record = pair.old, pair.active()
-    # The clone of a killed run may not be visible yet.
+    # The clone of a killed run may not be listed yet.
     vms.settle_clones(api, old.node, timeout=clone_machine.CLONE_SECONDS)
     new = pair.new or find.made_by(api, guest_list.listed(api), record)
     if new is not None:
@@ -316,7 +317,7 @@ def _remove(api: Api, new: Machine, record: Record) -> None:
 
 
 def _keep(job: Job, api: Api, new: Machine, record: Record) -> None:
-    """Label the VM that was undone: it is stopped, and removed later."""
+    """Label the new VM of an undone replacement: it is stopped, and will be removed later."""
     until = stamp(datetime.now(UTC) + timedelta(days=job.keep_days))
     config = api.get(f"{new.path}/config")
     kept = record.become(Phase.KEPT, keep_until=until, undo=True, peer=0)
@@ -326,9 +327,9 @@ def _keep(job: Job, api: Api, new: Machine, record: Record) -> None:
 
 
 def undo(job: Job, name: str) -> Replaced:
-    """Go back to the VM that was replaced, with the data as they are; also roll back a replacement that is under way.
+    """Go back to the VM that was replaced, with the current data; or roll back a replacement in progress.
 
-    Raises SpecError if there is no such VM, or if the old system cannot read what the new one wrote.
+    Raises SpecError if there is no such VM, or if the old system cannot read the data that the new one wrote.
     """
     guests = guest_list.listed(job.api)
     pair = find.pair(job.api, guests, name)
@@ -342,25 +343,25 @@ def undo(job: Job, name: str) -> Replaced:
         pair = _take_over(job, pair, None)
         if pair.active().phase is not Phase.BACK:
             pair = _mark(job, pair, Phase.BACK, failed="it was undone")
-    begun = job.clock()
+    start = job.clock()
     _back(job, job.api, pair)
     kept = pair.new.vmid if pair.new and pair.active().undo else 0
-    return Replaced(name, pair.old, find.label_of(pair.config).template, kept, without_service=job.clock() - begun)
+    return Replaced(name, pair.old, find.label_of(pair.config).template, kept, without_service=job.clock() - start)
 
 
 def _require_readable(job: Job, pair: Pair) -> None:
-    """Raise SpecError if the new system has changed the layout of the data, as far as its agent shows it."""
-    found, record = switch.adopted(job.api, pair.require_new()), pair.active()
-    if found is not None and record.layout and found.layout != record.layout:
+    """Raise SpecError if the new system has changed the layout of the data, according to its agent."""
+    adopted, record = switch.adopted(job.api, pair.require_new()), pair.active()
+    if adopted is not None and record.layout and adopted.layout != record.layout:
         raise SpecError(
             f"{pair.name} cannot go back: the new system has changed the layout of the data",
             hint="restore a backup",
-            details=f"before: {record.layout}\nnow:    {found.layout}",
+            details=f"before: {record.layout}\nnow:    {adopted.layout}",
         )
 
 
 def clean(job: Job, *, now: datetime) -> list[str]:
-    """Remove the kept VMs whose time is over; return their names."""
+    """Remove the kept VMs after their retention time; return their names."""
     removed = []
     for machine, config, record in find.all_kept(job.api, guest_list.listed(job.api)):
         if not record.keep_until or stamp(now) < record.keep_until:

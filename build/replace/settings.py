@@ -1,4 +1,4 @@
-"""What a new VM takes over from the one that it replaces: name, addresses, hardware address, keys, sizes, site settings."""
+"""Settings that a new VM takes over from the old one: name, addresses, MAC address, keys, sizes, site settings."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from build.proxmox.labels import CloneLabel
 from build.proxmox.vms import DRIVE
 from build.replace import record as records
 
-# The label of a VM that was replaced, and is kept stopped for a while.
+# The tag of a VM that was replaced, and is kept stopped for some days.
 KEPT_TAG = "golden-replaced"
 # Part of the template, or written by the replacement itself.
 OWN = frozenset({
     "arch", "bios", "boot", "bootdisk", "cipassword", "description", "digest", "lock", "machine", "meta", "name", "onboot",
     "ostype", "parent", "protection", "scsihw", "serial0", "smbios1", "tags", "template", "vga", "vmgenid",
 })  # fmt: skip
-# A VM of the template has these drives; every other one but the data disk has to be moved by its owner.
+# The drives of the template. Other drives, except for the data disk, have to be moved by the operator.
 OWN_DRIVES = frozenset({"scsi0", "efidisk0", "ide2", "tpmstate0"})
-# Only root@pam may set them, or they belong to a device of the node.
+# Only root@pam may set these, or they are devices of the node.
 FIXED = re.compile(r"args|hookscript|(hostpci|usb|parallel|virtiofs)\d+")
 LABEL_LENGTH = 63
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-    """Return what prevents a VM with this configuration from being replaced."""
-    found = [
+    """Return the problems that prevent a VM with this configuration from being replaced."""
+    reasons = [
         f"{key}: it cannot be taken over by another VM: remove it from the VM, and set it again afterwards"
         for key in sorted(config) if FIXED.fullmatch(key)
     ]  # fmt: skip
     key = data_disk.key_of(config)
     if not key:
-        found.append(f"it has no data disk: add one (docs/how-to/replacing.md): a disk with serial={data_disk.SERIAL}")
+        reasons.append(f"it has no data disk: add one (docs/how-to/replacing.md): a disk with serial={data_disk.SERIAL}")
     others = [name for name in sorted(config) if DRIVE.fullmatch(name) and name not in OWN_DRIVES | {key}]
-    found += [f"{name}: only the data disk is moved: detach this disk" for name in others]
+    reasons += [f"{name}: only the data disk is moved: detach this disk" for name in others]
     if key in OWN_DRIVES:
-        found.append(f"{key}: the data disk has the slot of a disk of the template: attach it as scsi1")
-    return found
+        reasons.append(f"{key}: the data disk has the slot of a disk of the template: attach it as scsi1")
+    return reasons
 
 
 def taken_over(old: Mapping[str, Any], new: Mapping[str, Any], label: CloneLabel) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def taken_over(old: Mapping[str, Any], new: Mapping[str, Any], label: CloneLabel
 
 
 def tags(old: Mapping[str, Any], label: CloneLabel) -> str:
-    """Return the tags of the new VM: those of its template, and the operator's own of the old one."""
+    """Return the tags of the new VM: those of its template, and the operator's tags of the old VM."""
     own = {
         tag for tag in labels.split_tags(str(old.get("tags", "")))
         if not labels.VERSION.fullmatch(tag) and not tag.startswith("sha256-") and tag not in (labels.CLONE_TAG, KEPT_TAG)
@@ -67,7 +67,7 @@ def tags(old: Mapping[str, Any], label: CloneLabel) -> str:
 
 
 def description(old: Mapping[str, Any], label: CloneLabel) -> str:
-    """Return the description of the new VM: its label, and the operator's own text of the old one."""
+    """Return the description of the new VM: its label, and the operator's text of the old VM."""
     plain = records.inscribed(str(old.get("description", "")), None)
     former = labels.parse_clone(plain)
     if former is not None and former.describe() in plain:
@@ -108,5 +108,5 @@ def _suffixed(name: str, suffix: str) -> str:
 
 
 def more_disk_gib(old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
-    """Return how many GiB the disk of the system has to grow to be as large as the old one."""
+    """Return the GiB by which the system disk has to grow to be as large as the old one."""
     return max(0, -(-(clone_machine.disk_kib(old) - clone_machine.disk_kib(new)) >> 20))

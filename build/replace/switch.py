@@ -1,6 +1,6 @@
-"""The steps that exchange two VMs: each looks at what there is first, so that any of them can be repeated after a cut.
+"""The steps that exchange two VMs: each checks the current state first, so that it can be repeated after an interruption.
 
-At no time do both run: one is started only when the other was seen to be stopped, and both are not started at boot
+The two VMs never run at the same time: one is started only after the other one is stopped, and neither starts at boot
 until the exchange is accepted.
 """
 
@@ -30,7 +30,7 @@ RUNNING, STOPPED = "running", "stopped"
 
 @dataclass(frozen=True)
 class Adopted:
-    """What the guest agent shows of a data disk in use: the system that uses it, and what a system must be able to read."""
+    """A data disk in use, as read by the guest agent: the system that uses it, and the layout that a system must support."""
 
     site: str
     system: str
@@ -43,7 +43,7 @@ def status(api: Api, machine: Machine) -> str:
 
 
 def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) -> None:
-    """Shut a VM down, so that everything is written; one that does not obey is switched off. Raises TaskFailed, ApiError."""
+    """Shut a VM down, so that everything is written; switch it off if it does not stop. Raises TaskFailed, ApiError."""
     if status(api, machine) == STOPPED:
         return
     tell(f"shutting VM {machine.vmid} down")
@@ -56,7 +56,7 @@ def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) 
 
 
 def _write(api: Api, machine: Machine, action: str, wanted: str, **parameters: Any) -> None:
-    """Change the state of a VM; a lost answer or a failed task is no error if the VM is in that state then."""
+    """Change the state of a VM; a lost answer or a failed task is ignored if the VM then has that state."""
     try:
         api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
     except TaskFailed as error:
@@ -84,7 +84,7 @@ def start(api: Api, machine: Machine, other: Machine | None) -> None:
 
 
 def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
-    """Move the data disk from a stopped VM to another one of the node; it may be there already. Raises StepFailed.
+    """Move the data disk from a stopped VM to another one of the node, unless it is already moved. Raises StepFailed.
 
     The volume is renamed by the storage: nothing is copied. After a lost answer the configurations show where the disk is.
     """
@@ -96,7 +96,7 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
         if not current:
             raise StepFailed(
                 f"neither VM {source.vmid} nor VM {target.vmid} has the data disk",
-                hint=f"look for an unused disk: qm config {source.vmid}; attach it as {key} with serial={data_disk.SERIAL}",
+                hint=f"find the unused disk: qm config {source.vmid}; attach it as {key} with serial={data_disk.SERIAL}",
             )
         stop(api, source)
         try:
@@ -106,12 +106,12 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
         except ApiError as error:
             if error.status != 0 or attempt == 2:
                 raise
-            # Proxmox may be at it: the task holds the lock of both configurations.
+            # The task may still run: it holds the lock of both configurations.
             clone_machine.wait_unlocked(api, source, tell=log.debug)
 
 
 def rename(api: Api, machine: Machine, name: str, **keys: Any) -> None:
-    """Give a VM its name, and further keys, unless it has them."""
+    """Set the name of a VM, and further keys, unless it already has them."""
     config = api.get(f"{machine.path}/config")
     changed = {key: value for key, value in {"name": name, **keys}.items() if str(config.get(key, "")) != str(value)}
     if changed:
@@ -119,7 +119,7 @@ def rename(api: Api, machine: Machine, name: str, **keys: Any) -> None:
 
 
 def adopted(api: Api, machine: Machine) -> Adopted | None:
-    """Return what a running machine uses as its data disk, or None if its agent cannot be asked, or shows none."""
+    """Return the data disk that a running machine uses, or None if its agent cannot be reached or reports none."""
     try:
         marker = json_text.parse(str(api.get(f"{machine.path}/agent/file-read", file=MARKER).get("content", "")))
         layout = {"layout": marker["layout"], "versions": marker.get("versions", {})}

@@ -1,4 +1,4 @@
-"""What people read about an image: report, comparison, release notes, requirements.
+"""Documents about an image: report, comparison, release notes, requirements.
 
 Imports from artifact and below.
 """

@@ -1,6 +1,6 @@
-"""Which requirements apply to an image: those with a test that the image's layers bring.
+"""Determines the requirements that apply to an image: those with a test that belongs to the image's layers.
 
-A test of ``tests/image`` belongs to the layers whose ``layer.yaml`` names its file, and needs the layers of its mark
+A test of ``tests/image`` belongs to the layers whose ``layer.yaml`` lists its file, and needs the layers of its mark
 (``@pytest.mark.layers``).
 """
 
@@ -21,17 +21,17 @@ TESTS = Path("tests/image")
 
 @dataclass(frozen=True)
 class Owner:
-    """A layer, or a part of one, that names a file of tests; ``needs``: layers, or what layers provide."""
+    """A layer, or a part of one, that lists a test file; ``needs``: layers, or features that layers provide."""
 
     name: str
     needs: tuple[str, ...]
 
 
 def absent(root: Path, layers: Collection[str]) -> dict[str, str]:
-    """Return the requirements that do not apply to an image of these layers, and why: id -> reason.
+    """Return the requirements that do not apply to an image with these layers: id -> reason.
 
-    Of such a requirement (not of a fault: those have separate tests) every test of ``tests/image`` needs a layer that the
-    image does not have. A requirement without a test there applies.
+    A requirement does not apply if each of its tests in ``tests/image`` needs a layer that the image does not have. A
+    requirement without a test there applies. Faults have separate tests, and always apply.
     """
     overlays = root / "overlays"
     words = {*layers, *(word for name in layers for word in _provided(overlays / name))}
@@ -56,7 +56,7 @@ def _provided(directory: Path) -> tuple[str, ...]:
 
 
 def _owners(overlays: Path) -> Mapping[str, list[Owner]]:
-    """Return the layers and parts that name each file of tests."""
+    """Return the layers and parts that list each test file."""
     owners: dict[str, list[Owner]] = {}
     for path in (*overlays.glob("*/layer.yaml"), *overlays.glob(f"*/{PARTS}/*/layer.yaml")):
         name = path.parent.relative_to(overlays).as_posix()
@@ -75,6 +75,6 @@ def _needed(tree: ast.Module) -> dict[str, set[str]]:
 
 
 def _words(decorator: ast.expr) -> Iterator[str]:
-    # The mark of the test itself; those of single parameters leave the others.
+    # Only the mark of the test itself: a mark of one parameter set does not apply to the others.
     if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute) and decorator.func.attr == MARK:
         yield from (str(word.value) for word in decorator.args if isinstance(word, ast.Constant))

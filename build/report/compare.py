@@ -1,7 +1,7 @@
-"""What differs between two artifacts: sections of changes, from what lies in the artifacts and nothing else.
+"""Compares two artifacts: sections of changes, computed only from the files of the artifacts.
 
-An artifact of an older Goldsmith may lack a part; its section says so and is not taken for equal. What is measured anew in
-each build (times) is told, and is no difference.
+An artifact of an older Goldsmith may lack a part; then the section is reported as missing, not as equal. Values that are
+measured in each build (times) are listed, but do not count as differences.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from build.verify.inventory import Inventory
 
 DIGEST_HEX = 12
 SETUID, SETGID = 0o4000, 0o2000
-# Package, version before and after (empty: not there) -> what its changelog says of that.
+# Package, version before and after (empty: not installed) -> the changelog's lines about that.
 Explain = Callable[[str, str, str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that differs; an empty ``before`` or ``after`` says that it was not there, or is not any more."""
+    """One difference; an empty ``before`` means that it was added, an empty ``after`` that it was removed."""
 
     name: str
     before: str
@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Section:
-    """The changes of one kind; ``missing`` says why they could not be told, ``measured`` that they are no difference."""
+    """The changes of one kind; ``missing``: why they are not known; ``measured``: they do not count as differences."""
 
     key: str
     title: str
@@ -48,13 +48,13 @@ class Section:
     measured: bool = False
 
     def count(self, kind: str) -> int:
-        """Return how many things were ``added``, ``removed`` or ``changed``."""
+        """Return the number of changes of a kind: ``added``, ``removed`` or ``changed``."""
         return sum(change.kind == kind for change in self.changes)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two artifacts and all sections, in the order in which they are told."""
+    """Two artifacts and all sections, in the order of the output."""
 
     before: Side
     after: Side
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether anything differs that is not only measured anew."""
+        """True if anything differs, other than values that are measured in each build."""
         return any(section.changes and not section.measured for section in self.sections)
 
     def section(self, key: str) -> Section:
@@ -77,9 +77,9 @@ def _no_explanation(_package: str, _before: str, _after: str) -> tuple[str, ...]
 def compare(
     before: Side, after: Side, *, requirements: Sequence[Requirement] = (), explain: Explain = _no_explanation
 ) -> Comparison:
-    """Compare two artifacts. ``requirements`` lend their texts, ``explain`` the changelogs of packages."""
+    """Compare two artifacts. ``requirements``: for their texts; ``explain`` returns lines of a package's changelog."""
     pair = (before, after)
-    texts = {one.name: one.text for one in requirements}
+    texts = {requirement.name: requirement.text for requirement in requirements}
     old, new = before.manifest, after.manifest
     packages = [
         Change(change.name, change.before, change.after, explain(change.name, change.before, change.after))
@@ -101,18 +101,18 @@ def compare(
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[Change]:
-    """Return what differs between two mappings of text, by name."""
-    found = []
+    """Return the differences between two mappings of text, by name."""
+    differences = []
     for name in sorted(before.keys() | after.keys(), key=_order):
         was, now = before.get(name), after.get(name)
         if was != now:
             note = (notes or {}).get(name)
-            found.append(Change(name, _shown(was), _shown(now), (note,) if note else ()))
-    return found
+            differences.append(Change(name, _shown(was), _shown(now), (note,) if note else ()))
+    return differences
 
 
 def _order(name: str) -> list[tuple[int, str]]:
-    """Return the order of people: R9 stands before R10."""
+    """Return the key for natural order: R9 before R10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -124,7 +124,7 @@ def _both(
     key: str, title: str, pair: tuple[Side, Side], ask: Callable[[Side], Mapping[str, str] | None], source: str,
     *, notes: Mapping[str, str] | None = None,
 ) -> Section:  # fmt: skip
-    """Return the section of what both sides answer; one that has no answer makes it a section that is missing."""
+    """Return the section of a value that both artifacts have; a missing one if an artifact does not have it."""
     was, now = (ask(side) for side in pair)
     if was is None or now is None:
         return Section(key, title, missing=_lacking(pair, (was, now), source))
@@ -143,35 +143,35 @@ def _inventories(pair: tuple[Side, Side]) -> Iterable[Section]:
 
         return _both(key, title, pair, ask, inventory.FILE)
 
-    yield part("units", "Units", lambda found: {
-        name: f"{unit.state}, preset {unit.preset or 'none'}" for name, unit in found.units.items()
+    yield part("units", "Units", lambda content: {
+        name: f"{unit.state}, preset {unit.preset or 'none'}" for name, unit in content.units.items()
     })  # fmt: skip
-    yield part("exposure", "Exposure of services (systemd-analyze security, 10 is worst)", lambda found: {
-        name: f"{unit.exposure:.1f}" for name, unit in found.units.items() if unit.exposure is not None
+    yield part("exposure", "Exposure of services (systemd-analyze security, 10 is worst)", lambda content: {
+        name: f"{unit.exposure:.1f}" for name, unit in content.units.items() if unit.exposure is not None
     })  # fmt: skip
-    yield part("listening", "Listening sockets", lambda found: found.listening)
+    yield part("listening", "Listening sockets", lambda content: content.listening)
     if any(side.inventory is None for side in pair):
-        yield _both("privileged", "Set-uid and set-gid files (capabilities are not known)", pair, _setuid, artifact.TREE)
+        yield _both("privileged", "Setuid and setgid files (capabilities are not known)", pair, _setuid, artifact.TREE)
     else:
-        title = "Files with set-uid, set-gid or capabilities"
-        yield part("privileged", title, lambda found: found.privileged)
-    yield part("sysctl", "Kernel settings", lambda found: found.sysctl)
-    yield part("modules", "Kernel modules", lambda found: {
-        **dict.fromkeys(found.modules.loaded, "loaded"), **dict.fromkeys(found.modules.denied, "denied"),
+        title = "Files with setuid, setgid or capabilities"
+        yield part("privileged", title, lambda content: content.privileged)
+    yield part("sysctl", "Kernel settings", lambda content: content.sysctl)
+    yield part("modules", "Kernel modules", lambda content: {
+        **dict.fromkeys(content.modules.loaded, "loaded"), **dict.fromkeys(content.modules.denied, "denied"),
     })  # fmt: skip
-    yield part("users", "Users", lambda found: {
-        name: f"uid {one.uid}, gid {one.gid}, {one.home}, {one.shell}, password {one.password}"
-        for name, one in found.users.items()
+    yield part("users", "Users", lambda content: {
+        name: f"uid {account.uid}, gid {account.gid}, {account.home}, {account.shell}, password {account.password}"
+        for name, account in content.users.items()
     })  # fmt: skip
-    yield part("groups", "Groups", lambda found: {
-        name: f"gid {one.gid}" + (f": {', '.join(one.members)}" if one.members else "")
-        for name, one in found.groups.items()
+    yield part("groups", "Groups", lambda content: {
+        name: f"gid {account.gid}" + (f": {', '.join(account.members)}" if account.members else "")
+        for name, account in content.groups.items()
     })  # fmt: skip
-    yield part("mounts", "Mounts", lambda found: found.mounts)
+    yield part("mounts", "Mounts", lambda content: content.mounts)
 
 
 def _setuid(side: Side) -> Mapping[str, str] | None:
-    """Return the set-uid and set-gid files by the list of files, which every artifact has."""
+    """Return the setuid and setgid files from the list of files, which every artifact has."""
     if side.paths is None:
         return None
     return {
@@ -181,17 +181,17 @@ def _setuid(side: Side) -> Mapping[str, str] | None:
 
 
 def _files(pair: tuple[Side, Side]) -> Section:
-    """Return the paths that differ; of one that is on both sides only the columns that differ are told."""
+    """Return the paths that differ; for a path that is in both artifacts, only the columns that differ."""
     was, now = (side.paths for side in pair)
     if was is None or now is None:
         return Section("files", "Files", missing=_lacking(pair, (was, now), artifact.TREE))
-    found = []
+    differences = []
     for path in sorted(was.keys() | now.keys()):
         old, new = was.get(path), now.get(path)
         if old != new:
             differing = [number for number in range(len(COLUMNS)) if not old or not new or old[number] != new[number]]
-            found.append(Change(path, _columns(old, differing), _columns(new, differing)))
-    return Section("files", "Files", tuple(found))
+            differences.append(Change(path, _columns(old, differing), _columns(new, differing)))
+    return Section("files", "Files", tuple(differences))
 
 
 def _columns(columns: tuple[str, ...] | None, numbers: Sequence[int]) -> str:
@@ -214,8 +214,8 @@ def _audit(pair: tuple[Side, Side]) -> Section:
     title = "Auditors"
     if was is None or now is None:
         return Section("audit", title, missing=_lacking(pair, (was, now), "audit"))
-    limits = {name: f"must be {one.limit}" for name, one in now.items() if one.limit}
-    shown = [{name: one.shown for name, one in side.items()} for side in (was, now)]
+    limits = {name: f"must be {metric.limit}" for name, metric in now.items() if metric.limit}
+    shown = [{name: metric.shown for name, metric in side.items()} for side in (was, now)]
     return Section("audit", title, tuple(changes(shown[0], shown[1], limits)))
 
 
@@ -239,22 +239,22 @@ def _flat(value: object, name: str) -> dict[str, str]:
 
 def _sizes(side: Side) -> dict[str, str]:
     image, rootfs = side.manifest.image, side.manifest.stage("rootfs")
-    found = {"image": f"{image.bytes:,} bytes", "disk": f"{image.virtual_mib} MiB"}
+    sizes = {"image": f"{image.bytes:,} bytes", "disk": f"{image.virtual_mib} MiB"}
     if rootfs and "squashfs_bytes" in rootfs.facts:
-        found["squashfs"] = f"{rootfs.facts['squashfs_bytes']:,} bytes"
-    found["packages"] = str(len(side.manifest.packages))
+        sizes["squashfs"] = f"{rootfs.facts['squashfs_bytes']:,} bytes"
+    sizes["packages"] = str(len(side.manifest.packages))
     if side.paths is not None:
-        found["paths"] = str(len(side.paths))
-        found["files"] = f"{sum(int(one[3]) for one in side.paths.values()):,} bytes"
-    return found
+        sizes["paths"] = str(len(side.paths))
+        sizes["files"] = f"{sum(int(columns[3]) for columns in side.paths.values()):,} bytes"
+    return sizes
 
 
 def _boot(side: Side) -> dict[str, str]:
     clones = side.manifest.verification.boot
-    found = {f"clone {name}, {what}": f"{value} s" for name, times in clones.items() for what, value in times.items()}
+    shown = {f"clone {name}, {what}": f"{value} s" for name, times in clones.items() for what, value in times.items()}
     if side.inventory is not None:
-        found |= {f"systemd, {part}": f"{value} s" for part, value in side.inventory.boot.startup.items()}
-    return found
+        shown |= {f"systemd, {part}": f"{value} s" for part, value in side.inventory.boot.startup.items()}
+    return shown
 
 
 def _stages(manifest: Manifest) -> dict[str, str]:

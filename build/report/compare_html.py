@@ -1,4 +1,4 @@
-"""A comparison as HTML: a page of its own, or a part of another one."""
+"""A comparison as HTML: a separate page, or a part of another page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from build.report import html
 from build.report.compare import Comparison
 from build.report.compare_text import counts, groups, missing
 
-# A browser shows more of them, and nobody reads them.
+# A browser could show more, but longer tables are not useful to the reader.
 MOST_ROWS = 2000
 _BODY = """
-{% for section in told %}
-<section id="diff-{{ section.key }}"><h{{ level }}>{{ section.title }}: {{ counts(section) }}{{ " (measured anew)" if section.measured }}</h{{ level }}>
+{% for section in shown %}
+<section id="diff-{{ section.key }}"><h{{ level }}>{{ section.title }}: {{ counts(section) }}{{ " (measured in each build)" if section.measured }}</h{{ level }}>
 {% if section.key == "files" and section.changes | length > 40 %}
 <div class="wide"><table><caption>Changed paths by directory</caption>
 <thead><tr><th scope="col">Directory</th><th scope="col">Changes</th></tr></thead><tbody>
@@ -33,7 +33,7 @@ _BODY = """
 {% endfor %}
 {% if same %}<p>The same: {{ same | join(", ") }}.</p>{% endif %}
 {% for why, titles in missing.items() %}<p>Not compared: {{ titles | join(", ") }}: {{ why }}.</p>{% endfor %}
-{% if not told %}<p>Nothing differs.</p>{% endif %}
+{% if not shown %}<p>Nothing differs.</p>{% endif %}
 """
 _HEAD = """<h1>{{ before }} → {{ after }}</h1>
 <div class="wide"><table><caption>The two artifacts</caption>
@@ -46,7 +46,7 @@ _HEAD = """<h1>{{ before }} → {{ after }}</h1>
 
 
 def page(comparison: Comparison) -> str:
-    """Return the comparison as a page of its own."""
+    """Return the comparison as a separate page."""
     before, after = comparison.before, comparison.after
     head = html.environment().from_string(_HEAD).render(
         before=before.name, after=after.name, old=before.manifest, new=after.manifest
@@ -55,9 +55,9 @@ def page(comparison: Comparison) -> str:
 
 
 def part(comparison: Comparison, *, level: int, most: int = MOST_ROWS) -> str:
-    """Return the sections as HTML with headings of ``level``; of each at most ``most`` changes."""
+    """Return the sections as HTML with headings of ``level``, and at most ``most`` changes of each section."""
     return html.environment().from_string(_BODY).render(
-        told=[section for section in comparison.sections if section.changes],
+        shown=[section for section in comparison.sections if section.changes],
         same=[section.title for section in comparison.sections if not section.changes and not section.missing],
         missing=missing(comparison), counts=counts, groups=groups, level=level, most=most,
         before=comparison.before.name, after=comparison.after.name,

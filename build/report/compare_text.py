@@ -1,4 +1,4 @@
-"""A comparison as text for people and as data for programs: terse, grouped, and readable with ten thousand changed files."""
+"""A comparison as text and as JSON data: grouped, and so short that ten thousand changed files stay readable."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from build.artifact.contents import Side
 from build.report.compare import Change, Comparison, Section
 
-# So many lines of a section are told; the rest is counted.
+# The number of lines that are printed of a section; the rest is counted.
 LINES = 12
 GROUPS = 24
-# A directory has a line of its own when it holds at least such a part of the changes above it.
+# A directory has a separate line when it has at least 1/SHARE of the changes of its parent group.
 SHARE = 30
 NOTES = 3
 SIGN = {"added": "+", "removed": "-", "changed": "~"}
@@ -20,7 +20,7 @@ SIGN = {"added": "+", "removed": "-", "changed": "~"}
 
 @dataclass(frozen=True)
 class Group:
-    """Changed paths that lie below one directory, or the ``rest`` of them; a single path is a group of its own."""
+    """Changed paths below one directory, or the ``rest`` of them; a single path is a separate group."""
 
     path: str
     changes: tuple[Change, ...]
@@ -28,34 +28,34 @@ class Group:
 
     @property
     def place(self) -> str:
-        """The directory for people."""
+        """The directory as shown to the user."""
         return f"{self.path.rstrip('/')}/, the rest" if self.rest else self.path
 
     @property
     def shown(self) -> str:
-        """The counts for people: ``+812 -3 ~40``."""
+        """The counts as shown to the user: ``+812 -3 ~40``."""
         counts = {kind: sum(change.kind == kind for change in self.changes) for kind in SIGN}
         return " ".join(f"{SIGN[kind]}{count}" for kind, count in counts.items() if count)
 
 
 def groups(changes: Sequence[Change], most: int = GROUPS) -> list[Group]:
-    """Return the changed paths as at most ``most`` groups (or a few more): the largest are taken apart first."""
+    """Return the changed paths as at most ``most`` groups (or a few more): the largest are split first."""
     todo = [Group("/", tuple(changes))] if changes else []
     done: list[Group] = []
     while todo and len(todo) + len(done) < most:
-        whole = max(todo, key=lambda one: len(one.changes))
+        whole = max(todo, key=lambda group: len(group.changes))
         todo.remove(whole)
-        parts = _take_apart(whole) if len(whole.changes) > 1 and not whole.rest else [whole]
-        # A directory with very many entries says more than a part of them would.
+        parts = _split(whole) if len(whole.changes) > 1 and not whole.rest else [whole]
+        # A directory with very many entries is more informative than some of its entries.
         if len(parts) == 1 or len(todo) + len(done) + len(parts) > 1.5 * most:
             done.append(whole)
         else:
             todo += parts
-    return sorted(todo + done, key=lambda one: one.path)
+    return sorted(todo + done, key=lambda group: group.path)
 
 
-def _take_apart(whole: Group) -> list[Group]:
-    """Return the group's changes by the next part of their paths that tells them apart."""
+def _split(whole: Group) -> list[Group]:
+    """Return the group's changes, grouped by the first part of their paths that differs."""
     depth = whole.path.count("/") if whole.path == "/" else whole.path.count("/") + 1
     while True:
         parts: dict[str, list[Change]] = {}
@@ -64,21 +64,23 @@ def _take_apart(whole: Group) -> list[Group]:
         if len(parts) > 1:
             break
         depth += 1
-    # Few among many are told together: a line for each would hide the others.
+    # Directories with few changes are combined: a line for each would hide the large ones.
     own = {path: inside for path, inside in parts.items() if len(inside) * SHARE >= len(whole.changes)}
     rest = [change for path, inside in parts.items() if path not in own for change in inside]
-    found = [Group(path, tuple(inside)) for path, inside in own.items()]
+    groups_of_own = [Group(path, tuple(inside)) for path, inside in own.items()]
     parent = "/".join(next(iter(parts)).split("/")[:depth]) or "/"
-    return found + ([Group(parent, tuple(rest), rest=bool(own) or len(rest) < len(whole.changes))] if rest else [])
+    return groups_of_own + ([Group(parent, tuple(rest), rest=bool(own) or len(rest) < len(whole.changes))] if rest else [])
 
 
 def text_of(comparison: Comparison, *, whole: bool = False) -> str:
-    """Return what there is to tell; ``whole`` tells every change."""
+    """Return the comparison as text; ``whole``: with every change."""
     lines = [f"{_headline(comparison.before)} -> {_headline(comparison.after)}"]
-    told = [section for section in comparison.sections if section.changes]
-    width = max((len(section.title) for section in told), default=0)
-    for section in told:
-        lines.append(f"{section.title:<{width}}  {counts(section)}{'  (measured anew)' if section.measured else ''}")
+    shown = [section for section in comparison.sections if section.changes]
+    width = max((len(section.title) for section in shown), default=0)
+    for section in shown:
+        lines.append(
+            f"{section.title:<{width}}  {counts(section)}{'  (measured in each build)' if section.measured else ''}"
+        )
         lines += [f"  {line}" for line in _lines(section, whole=whole)]
     same = [section.title for section in comparison.sections if not section.changes and not section.missing]
     if same:
@@ -88,17 +90,17 @@ def text_of(comparison: Comparison, *, whole: bool = False) -> str:
 
 
 def counts(section: Section) -> str:
-    """Return the counts of a section for people: ``2 added, 1 changed``."""
+    """Return the counts of a section as text: ``2 added, 1 changed``."""
     return ", ".join(f"{count:,} {kind}" for kind in SIGN if (count := section.count(kind)))
 
 
 def missing(comparison: Comparison) -> dict[str, list[str]]:
     """Return the sections that could not be compared, by the reason."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for section in comparison.sections:
         if section.missing:
-            found.setdefault(section.missing, []).append(section.title)
-    return found
+            reasons.setdefault(section.missing, []).append(section.title)
+    return reasons
 
 
 def _headline(side: Side) -> str:
@@ -127,7 +129,7 @@ def line_of(change: Change) -> str:
 
 
 def data_of(comparison: Comparison) -> dict[str, Any]:
-    """Return the whole comparison for programs."""
+    """Return the whole comparison as JSON data."""
     return {
         "before": _identity(comparison.before), "after": _identity(comparison.after), "differs": comparison.differs,
         "sections": {section.key: _section(section) for section in comparison.sections},
@@ -135,15 +137,18 @@ def data_of(comparison: Comparison) -> dict[str, Any]:
 
 
 def _identity(side: Side) -> dict[str, Any]:
-    made = side.manifest
-    return {"artifact": side.name, "name": made.name, "version": made.version, "sha256": made.image.sha256}
+    manifest = side.manifest
+    return {"artifact": side.name, "name": manifest.name, "version": manifest.version, "sha256": manifest.image.sha256}
 
 
 def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title, "missing": section.missing, "measured": section.measured,
         "changes": [
-            {"name": one.name, "kind": one.kind, "before": one.before, "after": one.after, "notes": list(one.notes)}
-            for one in section.changes
+            {
+                "name": change.name, "kind": change.kind, "before": change.before, "after": change.after,
+                "notes": list(change.notes),
+            }
+            for change in section.changes
         ],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What comparisons, notes and reports are made from: stored artifacts, the list of requirements, the cache's packages."""
+"""Loads the data for comparisons, release notes and reports: artifacts, requirements, changelogs from the cache."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class ReportContext:
         self.store = Store(cache / "files")
 
     def find(self, word: str | None) -> Artifact:
-        """Return the artifact that a word names, or the newest one. Raises SpecError when there is none."""
+        """Return the artifact that ``word`` selects, by default the newest. Raises SpecError when there is none."""
         return find.find(self.project, word) if word else find.newest(self.project)
 
     def previous(self, side: Side) -> Artifact | None:
-        """Return what a release is compared with, or None for the first."""
+        """Return the artifact that a release is compared with, or None for the first."""
         return find.previous(self._earlier(side), side.manifest.version)
 
     def changelogs(self, found: Artifact) -> Changelogs:
         """Return the changelogs of an artifact's packages."""
         return Changelogs(locks.parse(found.path / artifact.ROOTFS_LOCK), self.store)
 
-    def compare(self, before: Side, after: Side, told: Changelogs) -> Comparison:
-        """Compare two artifacts; ``told`` are the changelogs of the second."""
-        return compare.compare(before, after, requirements=self._requirements(), explain=told.explain)
+    def compare(self, before: Side, after: Side, changelogs: Changelogs) -> Comparison:
+        """Compare two artifacts; ``changelogs`` are those of the second."""
+        return compare.compare(before, after, requirements=self._requirements(), explain=changelogs.explain)
 
     def report(self, side: Side, lock: Lock) -> str:
-        """Return the report of an artifact, which may not be stored yet, with those that are stored now.
+        """Return the report of an artifact, which may not be stored yet; it is compared with the stored ones.
 
-        An artifact before it that cannot be read is told, and is no reason to have no report.
+        If the earlier artifact cannot be read, a warning is printed, and the report has no comparison.
         """
         earlier = self._earlier(side)
         before = find.previous(earlier, side.manifest.version)
@@ -54,10 +54,10 @@ class ReportContext:
             try:
                 changes = self.compare(contents.side_of(before), side, Changelogs(lock, self.store))
             except GoldsmithError as error:
-                log.warn(f"the report compares nothing: {before.path.name}: {error.brief}")
+                log.warn(f"the report has no comparison: {before.path.name}: {error.brief}")
         return report.render(
-            side, earlier=[contents.side_of(one) for one in earlier], comparison=changes, requirements=self._requirements(),
-            absent=self._absent(side),
+            side, earlier=[contents.side_of(entry) for entry in earlier], comparison=changes,
+            requirements=self._requirements(), absent=self._absent(side),
         )  # fmt: skip
 
     def _earlier(self, side: Side) -> list[Artifact]:

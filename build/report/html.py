@@ -1,4 +1,4 @@
-"""What our HTML pages share: one file each, nothing from a network, nothing that acts; light, dark, and on paper."""
+"""Common parts of the HTML pages: single files without scripts and network access; light, dark, and for print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from build.core.log import seconds
 
-# The page may use its own style and nothing else, whatever text it was made of.
+# The page may use only its inline style: text from other sources in it cannot load or run anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1c; --back: #fff; --faint: #5c5c5c; --rule: #d8d8d8; --bar: #3b6ea5;
@@ -50,14 +50,14 @@ svg.plot .line { fill: none; stroke: var(--bar); stroke-width: 1.5; }
 
 
 def environment() -> jinja2.Environment:
-    """Return the templates' environment: everything is escaped, and a name that is not there is an error."""
-    made = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    made.filters["seconds"] = seconds
-    return made
+    """Return the templates' environment: everything is escaped, and an undefined name is an error."""
+    result = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    result.filters["seconds"] = seconds
+    return result
 
 
 def document(title: str, body: str) -> str:
-    """Return a whole page; ``body`` is HTML that was escaped where it was made."""
+    """Return a whole page; ``body`` is HTML that is already escaped."""
     head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{html.escape(title)}</title>'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -67,5 +67,5 @@ def document(title: str, body: str) -> str:
 
 
 def trusted(markup: str) -> Markup:
-    """Return HTML or SVG of our own making for a template, which escapes everything else."""
-    return Markup(markup)  # noqa: S704 (only what build/report/plots.py, build/verify/boot_plot.py and our templates made)
+    """Mark HTML or SVG that Goldsmith made as safe for a template, which escapes everything else."""
+    return Markup(markup)  # noqa: S704 (only for output of build/report/plots.py, build/verify/boot_plot.py and the templates)

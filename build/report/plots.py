@@ -1,8 +1,8 @@
 """Plots as SVG text: pure functions of numbers, for pages without a network.
 
-Each plot has a title and a description (they are what a screen reader says), takes its colours from the page, and places no
-text on another: a row for each thing, its label in a column of its own, and marks of an axis only as close as their texts
-allow. Lengths are pixels.
+Each plot has a title and a description for screen readers, and takes its colours from the page. Texts never overlap: each
+item has a row, labels have a separate column, and the marks of an axis are far enough apart for their texts. Lengths are in
+pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Bar:
-    """One row: its label, its value, and the value as people read it."""
+    """One row: its label, its value, and the value as text."""
 
     label: str
     value: float
@@ -75,14 +75,14 @@ def timeline(rows: Sequence[Span], *, title: str, description: str) -> str:
         parts += [
             _text(labels, top, _short(row.label), "end"),
             _rect(x, top, length, row.label, row.shown),
-            # Behind its end there is always room: the axis ends where the last span does.
+            # There is always room behind its end: the axis ends with the last span.
             _text(x + length + GAP, top, row.shown, "start"),
         ]
     return _svg(left + BAR_WIDTH + GAP + max(values, 40), height, parts, title=title, description=description)
 
 
 def marks(end: float) -> list[float]:
-    """Return where an axis from 0 to ``end`` is marked: round numbers, so far apart that their texts have room."""
+    """Return the marks of an axis from 0 to ``end``: round numbers, far enough apart for their texts."""
     room = len(f"{end:g} s") * LETTER + 2 * GAP + 2 * LETTER
     least = end * room / BAR_WIDTH
     power = 10 ** math.floor(math.log10(least))
@@ -91,7 +91,7 @@ def marks(end: float) -> list[float]:
 
 
 def sparkline(values: Sequence[tuple[str, float]], *, shown: tuple[str, str], title: str, description: str) -> str:
-    """Return a line through the values with the first and the last one's text at its ends; one value is a dot.
+    """Return a line through the values, with the texts of the first and last value at its ends; one value is a dot.
 
     ``values`` are pairs of a name (of a release) and a number, the oldest first.
     """
@@ -133,10 +133,10 @@ def _text(x: float, top: float, text: str, anchor: str) -> str:
 
 
 def _rect(x: float, top: float, width: float, label: str, shown: str) -> str:
-    says = html.escape(f"{label}: {shown}")
+    tooltip = html.escape(f"{label}: {shown}")
     return (
         f'<rect class="bar" x="{x:.1f}" y="{top + 4}" width="{width:.1f}" height="{ROW - 8}" rx="2">'
-        f"<title>{says}</title></rect>"
+        f"<title>{tooltip}</title></rect>"
     )
 
 

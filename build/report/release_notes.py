@@ -1,4 +1,4 @@
-"""A release note that writes itself: Markdown from the comparison with the artifact before."""
+"""Generates release notes: Markdown from the comparison with the previous artifact."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from build.packages.changelogs import Changelogs
 from build.report.compare import Change, Comparison, Section
 from build.report.compare_text import counts, missing
 
-# Beyond these a list is no reading; the comparison has all of it.
+# Longer lists are cut; `nox -s diff` shows all of them.
 MOST_CHANGES = 40
 MOST_LINES = 4
 LEFT_OUT = ("packages", "files", "requirements", "tests", "audit", "sizes", "boot", "stages", "installer")
 
 
 def render(new: Side, comparison: Comparison | None, changelogs: Changelogs) -> str:
-    """Return the note for ``new``; without a comparison it is the first release."""
-    made = new.manifest
-    parts = [f"# {_plain(made.name)} {_plain(made.version)}", _summary(new, comparison)]
+    """Return the release note for ``new``; without a comparison it is the first release."""
+    manifest = new.manifest
+    parts = [f"# {_plain(manifest.name)} {_plain(manifest.version)}", _summary(new, comparison)]
     if comparison is not None:
         parts += [
             _security(comparison.section("packages"), changelogs), _packages(comparison.section("packages")),
@@ -29,36 +29,36 @@ def render(new: Side, comparison: Comparison | None, changelogs: Changelogs) -> 
             *(_list(section) for section in comparison.sections if section.key not in LEFT_OUT and section.changes),
             _files(comparison),
         ]  # fmt: skip
-    parts += [_audit(made, comparison), _measures(new, comparison), _verify(new)]
+    parts += [_audit(manifest, comparison), _measures(new, comparison), _verify(new)]
     if comparison is not None:
         parts += [f"_Not compared: {', '.join(titles)}: {_plain(why)}._" for why, titles in missing(comparison).items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _summary(new: Side, comparison: Comparison | None) -> str:
-    made = new.manifest
-    passed, clones = made.verification.passed, len(made.verification.clones)
-    verified = f"It passed {passed} tests on {clones} clones; packages as of {made.inputs.archive_date[:10]}."
+    manifest = new.manifest
+    passed, clones = manifest.verification.passed, len(manifest.verification.clones)
+    verified = f"It passed {passed} tests on {clones} clones; packages as of {manifest.inputs.archive_date[:10]}."
     if comparison is None:
-        return f"The first release: nothing is here to compare it with. {verified}"
+        return f"The first release: there is no earlier artifact to compare it with. {verified}"
     if not comparison.differs:
         return f"Nothing differs from `{comparison.before.name}`. {verified}"
-    told = [f"{section.title.split(' (')[0].lower()}: {counts(section)}" for section in comparison.sections
+    shown = [f"{section.title.split(' (')[0].lower()}: {counts(section)}" for section in comparison.sections
             if section.changes and not section.measured]  # fmt: skip
-    return f"Compared with `{comparison.before.name}`: {'; '.join(told)}. {verified}"
+    return f"Compared with `{comparison.before.name}`: {'; '.join(shown)}. {verified}"
 
 
 def _security(packages: Section, changelogs: Changelogs) -> str:
-    """Return the vulnerabilities that the changelogs of changed packages name."""
+    """Return the vulnerabilities that are listed in the changelogs of changed packages."""
     sources: dict[str, tuple[str, set[str]]] = {}
     unknown = []
     for change in packages.changes:
         if change.kind != "changed":
             continue
-        found = changelogs.entries(change.name, change.before, change.after)
-        if found is None:
+        entries = changelogs.entries(change.name, change.before, change.after)
+        if entries is None:
             unknown.append(change.name)
-        elif cves := {cve for entry in found for cve in entry.cves}:
+        elif cves := {cve for entry in entries for cve in entry.cves}:
             _, known = sources.setdefault(changelogs.source(change.name), (f"{change.before} → {change.after}", set()))
             known |= cves
     lines = [
@@ -66,8 +66,8 @@ def _security(packages: Section, changelogs: Changelogs) -> str:
         for source, (versions, cves) in sorted(sources.items())
     ]
     if unknown:
-        lines.append(f"- No changelog is here for {', '.join(_plain(name) for name in unknown)}.")
-    return _titled("Security fixes, by Debian's changelogs", lines or ["None is named."] if packages.changes else [])
+        lines.append(f"- No changelog is available for {', '.join(_plain(name) for name in unknown)}.")
+    return _titled("Security fixes, by Debian's changelogs", lines or ["None is listed."] if packages.changes else [])
 
 
 def _packages(packages: Section) -> str:
@@ -99,33 +99,33 @@ def _files(comparison: Comparison) -> str:
     return _titled("Files", [f"{counts(section)}. All of it: `{command}`"]) if section.changes else ""
 
 
-def _audit(made: Manifest, comparison: Comparison | None) -> str:
-    figures = made.audit or {}
+def _audit(manifest: Manifest, comparison: Comparison | None) -> str:
+    figures = manifest.audit or {}
     if not figures:
         return _titled("Auditors", ["No audit is recorded for this image."])
     before = (comparison.before.manifest.audit or {}) if comparison is not None else {}
-    lines = ["| figure | is | was | must be |", "|---|---|---|---|"]
-    for name, one in sorted(figures.items()):
+    lines = ["| metric | is | was | must be |", "|---|---|---|---|"]
+    for name, metric in sorted(figures.items()):
         was = before[name].shown if name in before else ""
-        lines.append(f"| {_plain(name)} | {_plain(one.shown)} | {_plain(was)} | {_plain(one.limit)} |")
+        lines.append(f"| {_plain(name)} | {_plain(metric.shown)} | {_plain(was)} | {_plain(metric.limit)} |")
     return _titled("Auditors", lines)
 
 
 def _measures(new: Side, comparison: Comparison | None) -> str:
-    made = new.manifest
-    lines = [f"- image: {_megabytes(made)}{_was(comparison, _megabytes)}"]
-    boot = _ready(made)
+    manifest = new.manifest
+    lines = [f"- image: {_megabytes(manifest)}{_was(comparison, _megabytes)}"]
+    boot = _ready(manifest)
     if boot:
-        lines.append(f"- first boot of a clone, {made.accelerator.kind}: {boot}{_was(comparison, _ready)}")
+        lines.append(f"- first boot of a clone, {manifest.accelerator.kind}: {boot}{_was(comparison, _ready)}")
     return _titled("Size and boot", lines)
 
 
-def _megabytes(made: Manifest) -> str:
-    return f"{made.image.bytes / 1e6:.1f} MB"
+def _megabytes(manifest: Manifest) -> str:
+    return f"{manifest.image.bytes / 1e6:.1f} MB"
 
 
-def _ready(made: Manifest) -> str:
-    times = made.verification.ready_seconds
+def _ready(manifest: Manifest) -> str:
+    times = manifest.verification.ready_seconds
     return seconds(max(times)) if times else ""
 
 
@@ -134,10 +134,10 @@ def _was(comparison: Comparison | None, ask: Callable[[Manifest], str]) -> str:
 
 
 def _verify(new: Side) -> str:
-    made = new.manifest
+    manifest = new.manifest
     return _titled("How to verify it", [
-        f"The image's SHA-256 is `{made.image.sha256}`. Every file of the artifact is in `SHA256SUMS`; Goldsmith",
-        "verifies the rest offline too: signatures, provenance, bills of materials, locks, tests.",
+        f"The image's SHA-256 is `{manifest.image.sha256}`. Every file of the artifact is in `SHA256SUMS`; Goldsmith",
+        "verifies the rest offline too: signatures, provenance, SBOMs, locks, tests.",
         "",
         "```sh",
         f"(cd artifacts/{new.name} && sha256sum --check --strict SHA256SUMS)",
@@ -157,7 +157,7 @@ def _line(change: Change) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return text so that Markdown shows it as it is."""
+    """Return text escaped for Markdown."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 

@@ -1,8 +1,7 @@
-"""The requirements and what proves them: tests/requirements.yaml, the tests that carry the ids, the newest results.
+"""Requirements and their proof: tests/requirements.yaml, the tests with their ids, and the newest results.
 
-A test carries an id with ``@pytest.mark.req("R59")`` on itself, its class, its module (``pytestmark``) or one of its
-parameter sets. Tests are read, not run: the table needs no image. Results come from JUnit files in which the tests wrote
-their ids.
+A test has an id by ``@pytest.mark.req("R59")`` on itself, its class, its module (``pytestmark``) or one of its
+parameter sets. Tests are parsed, not run: the table needs no image. Results come from JUnit files that contain the ids.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from the results of {source}. Tests of `tests/image` run on booted clones in eve
 
 @dataclass(frozen=True)
 class Requirement:
-    """One line of the list. ``decision``: our reading of it; ``deviation``: why we deliberately do otherwise."""
+    """One entry of the list. ``decision``: how it is interpreted; ``deviation``: why Goldsmith deliberately differs."""
 
     name: str
     section: str
@@ -43,34 +42,34 @@ class Requirement:
 
 
 def load(path: Path) -> tuple[Requirement, ...]:
-    """Read the list. Raises SpecError naming every entry that is not as described."""
+    """Read the list. Raises SpecError with every invalid entry."""
     problems: list[str] = []
-    found = []
+    entries = []
     for name, entry in load_yaml(path).items():
         if not ID.fullmatch(str(name)):
             problems.append(f"{path.name}: {name!r}: write an id such as R7 or F07")
             continue
         table = Table(entry, where=f"{path.name}: {name}", problems=problems)
-        found.append(
+        entries.append(
             Requirement(
-                str(name), table.text("section", r".+", "name the section of the guide"),
-                table.text("text", r".{10,}", "say what is required"),
-                table.text("decision", r".*", "say how it is read", default=""),
-                table.text("deviation", r".*", "say why", default=""),
+                str(name), table.text("section", r".+", "write the section of the guide"),
+                table.text("text", r".{10,}", "write the requirement"),
+                table.text("decision", r".*", "write the interpretation", default=""),
+                table.text("deviation", r".*", "write the reason", default=""),
             )
         )  # fmt: skip
         table.finish()
     raise_problems(path, problems)
-    return tuple(found)
+    return tuple(entries)
 
 
 def marks(root: Path) -> dict[str, list[str]]:
-    """Return which tests below ``root``/tests carry which id: id -> ``tests/image/test_x.py::test_y``, sorted."""
-    found: dict[str, set[str]] = {}
+    """Return the tests below ``root``/tests by id: id -> ``tests/image/test_x.py::test_y``, sorted."""
+    tests_of: dict[str, set[str]] = {}
     for path in sorted((root / "tests").rglob("test_*.py")):
         for name, test in marks_of(ast.parse(path.read_text(encoding="utf-8"))):
-            found.setdefault(name, set()).add(f"{path.relative_to(root).as_posix()}::{test}")
-    return {name: sorted(tests) for name, tests in found.items()}
+            tests_of.setdefault(name, set()).add(f"{path.relative_to(root).as_posix()}::{test}")
+    return {name: sorted(tests) for name, tests in tests_of.items()}
 
 
 def marks_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -78,11 +77,11 @@ def marks_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
     marks_of_module = [node.value for node in tree.body if isinstance(node, ast.Assign) and _is_pytestmark(node)]
     whole = [name for mark in marks_of_module for name in _ids(mark)]
     for node in tree.body:
-        inherited = whole + [name for one in getattr(node, "decorator_list", []) for name in _ids(one)]
+        inherited = whole + [name for decorator in getattr(node, "decorator_list", []) for name in _ids(decorator)]
         functions = node.body if isinstance(node, ast.ClassDef) else [node]
         for function in functions:
             if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
-                own = [name for one in function.decorator_list for name in _ids(one)]
+                own = [name for decorator in function.decorator_list for name in _ids(decorator)]
                 yield from ((name, function.name) for name in dict.fromkeys([*inherited, *own]))
 
 
@@ -99,13 +98,15 @@ def _ids(node: ast.AST) -> Iterator[str]:
 def render(
     requirements: Iterable[Requirement], tests: Mapping[str, list[str]], outcome: Mapping[str, str], *, source: str
 ) -> str:
-    """Return docs/reference/requirements.md; ``outcome`` says the result of each id, ``source`` whose results these are."""
+    """Return docs/reference/requirements.md; ``outcome``: the result of each id; ``source``: where the results come from."""
     lines = [_HEAD.format(source=source), "| id | requirement | proven by | result |\n|---|---|---|---|\n"]
-    for one in requirements:
-        read = f". Decision: {one.decision}." if one.decision else ""
-        otherwise = f". **Deviation:** {one.deviation}." if one.deviation else ""
-        proof = "<br>".join(f"`{_short(test)}`" for test in tests.get(one.name, [])) or "**nothing yet**"
-        lines.append(f"| {one.name} | {one.text}{read}{otherwise} | {proof} | {outcome.get(one.name, '')} |\n")
+    for requirement in requirements:
+        read = f". Decision: {requirement.decision}." if requirement.decision else ""
+        otherwise = f". **Deviation:** {requirement.deviation}." if requirement.deviation else ""
+        proof = "<br>".join(f"`{_short(test)}`" for test in tests.get(requirement.name, [])) or "**nothing yet**"
+        lines.append(
+            f"| {requirement.name} | {requirement.text}{read}{otherwise} | {proof} | {outcome.get(requirement.name, '')} |\n"
+        )
     return "".join(lines)
 
 

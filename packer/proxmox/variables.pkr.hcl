@@ -45,7 +45,7 @@ variable "storage" {
 
 variable "storage_type" {
   type        = string
-  description = "Its type, for example lvmthin or dir: Packer 1.6.6 wants to be told."
+  description = "Its type, for example lvmthin or dir: required by Packer 1.6.6."
 }
 
 variable "disk_size" {

@@ -368,7 +368,7 @@ def test_a_build_looks_for_pending_updates(line: Line, capsys: pytest.CaptureFix
 def test_a_build_without_lists_says_so(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     line.forget("verify")
     assert line.run(capsys) == 0, line.err
-    assert pending(line).startswith("not looked at: apt-get failed with status 100: ")
+    assert pending(line).startswith("not checked: apt-get failed with status 100: ")
 
 
 def test_a_build_without_network_works_and_says_so(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +377,7 @@ def test_a_build_without_network_works_and_says_so(line: Line, capsys: pytest.Ca
     line.forget("base")
     begun = time.monotonic()
     assert line.run(capsys, *words) == 0, line.err
-    assert pending(line).startswith("not looked at: the mirror cannot be reached: Could not connect to 127.0.0.1:9")
+    assert pending(line).startswith("not checked: the mirror cannot be reached: Could not connect to 127.0.0.1:9")
     assert time.monotonic() - begun < apt.QUICK_SECONDS
 
 
@@ -388,7 +388,7 @@ def test_fresh_builds_with_the_newest_packages(line: Line, lists: Lists, capsys:
     files.remove_tree(line.project.artifacts)
     assert line.run(capsys, "--fresh") == 0, line.err
     assert "warning: the mirror is being updated: " in line.err
-    assert "installer.lock is used, whose files are all here" in line.err
+    assert "installer.lock is used instead, which is complete" in line.err
     (path,) = line.published()
     made = artifact.load(path)
     assert made.manifest.packages["nginx"] == "2.0-1"
@@ -441,7 +441,7 @@ def test_a_file_with_another_checksum_is_never_built_from(
     assert line.run(capsys, "--locked") == 2
     assert (
         "error: the archive no longer has 1 of the 1 files in rootfs.lock\n    nginx_1.0-1_amd64.deb\n"
-        "  -> nox -s lock, look at the changes, commit them; or build without --locked; or set a snapshot archive\n"
+        "  -> run nox -s lock, check and commit the changes; or build without --locked; or set a snapshot archive\n"
     ) in line.err
     assert calls(line) == 0 or not (line.fakes.directory / "mmdebstrap.calls").exists()
     assert not line.stored(gone).exists()
@@ -452,7 +452,7 @@ def test_an_archive_that_cannot_be_read_is_told(line: Line, gone: Entry, capsys:
     line.fakes.command("apt-get", stderr="E: Failed to fetch InRelease: Connection refused\n", status=100)
     assert line.run(capsys) == 1
     assert "E: Failed to fetch InRelease: Connection refused" in line.err
-    assert line.err.endswith("  -> is the mirror reachable? try: apt-get update\n")
+    assert line.err.endswith("  -> check that the mirror is reachable: apt-get update\n")
     line.assert_nothing_came_of_it()
 
 

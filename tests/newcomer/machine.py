@@ -59,7 +59,7 @@ def make_tree(suite: str, tar: Path) -> None:
         run.run(
             ["mmdebstrap", "--quiet", f"--variant={VARIANT}", f"--include={','.join(PACKAGES)}", *keyrings, suite, fresh,
              *sources],
-            timeout=MAKE_SECONDS, contained=True, hint="is the mirror reachable? try: apt-get update",
+            timeout=MAKE_SECONDS, contained=True, hint="check that the mirror is reachable: apt-get update",
         )  # fmt: skip
         fresh.rename(tar)
 

@@ -56,11 +56,11 @@ def test_an_artifact_that_nobody_signed_is_not_published_when_somebody_must(
     found = make_artifact(bench.place)
     with pytest.raises(VerificationFailed, match="does not verify") as caught:
         bench.publish(found, trust=trust)
-    assert "0 of those who may have signed; 1 must" in caught.value.details
+    assert "0 of 1 required signatures are by allowed signers" in caught.value.details
     sign(found, keys[BOB])
     with pytest.raises(VerificationFailed) as caught:
         bench.publish(found, trust=trust)
-    assert f"{BOB}: by a key that is not allowed" in caught.value.details
+    assert f"{BOB}: the key is not allowed" in caught.value.details
     assert bench.proxmox.calls.total() == 0
 
 
@@ -130,7 +130,7 @@ def test_a_template_that_nobody_vouches_for_is_not_cloned(field: Field, keys: di
     before = field.proxmox.inventory()
     with pytest.raises(VerificationFailed, match=r"golden-1.2.3 on pve1 \(VM 9000\) does not verify") as caught:
         field.clone(trust)
-    assert caught.value.details == "0 of those who may have signed; 1 must"
+    assert caught.value.details == "0 of 1 required signatures are by allowed signers"
     assert field.proxmox.inventory() == before
     found = make_artifact(field.bench.place)
     sign(found, keys[ALICE])
@@ -179,7 +179,7 @@ def test_golden_yaml_says_who_must_sign(
     monkeypatch.setenv("GOLDSMITH_PVE_TOKEN", f"{TOKEN.identity}={TOKEN.secret}")
     words = ["publish", "--project", str(root), "--cache", str(tmp_path / "cache")]
     assert main.main(words) == 3
-    assert "where only signatures are missing: nox -s attest" in capsys.readouterr().err
+    assert "if only signatures are missing: nox -s attest" in capsys.readouterr().err
     assert bench.proxmox.calls.total() == 0
     assert main.main(["attest", str(found.path), "--project", str(root), "--key", str(keys[ALICE])]) == 0
     monkeypatch.setattr(node_verify.NodeVerifier, "verify", lambda _self, _subject: None)

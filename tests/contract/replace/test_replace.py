@@ -212,7 +212,7 @@ def under_a_task(ground: Ground) -> None:
 @pytest.mark.parametrize(("arrange", "named"), [
     (without_data, "no data disk"), (with_another_disk, "scsi2: only the data disk is moved"), (with_a_device, "hostpci0"),
     (with_a_snapshot, "snapshots: before"), (stopped, "it is stopped"), (unused_disk, "does not use it"),
-    (no_backup, "backup: there is none"), (old_backup, "hours old"), (sick_before, "not healthy now"),
+    (no_backup, "backup: no backup is recorded"), (old_backup, "hours old"), (sick_before, "not healthy now"),
     (unmovable, "cannot give a disk to another VM"), (under_a_task, "lock: backup"),
 ])  # fmt: skip
 def test_what_cannot_be_replaced_is_left_alone(ground: Ground, arrange: Any, named: str) -> None:
@@ -252,7 +252,7 @@ def test_two_replacements_at_once(ground: Ground) -> None:
             vm.config["description"] = records.inscribed(vm.config["description"], theirs)
 
     ground.proxmox.on_task = begin
-    with pytest.raises(records.Overtaken, match="another run"):
+    with pytest.raises(records.ConcurrentRun, match="another run"):
         ground.replace()
     assert ground.running() == [(ground.old, "web1")]
     # The other run, or this one again, completes it.

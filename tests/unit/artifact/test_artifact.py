@@ -153,7 +153,7 @@ def test_a_manifest_without_its_keys_is_never_committed(tmp_path: Path) -> None:
     del broken["packages"], broken["retries"]
     with pytest.raises(SpecError) as caught:
         artifact.commit(tmp_path / "artifacts", contents=contents(tmp_path), manifest=parsed(broken))
-    assert caught.value.brief == "manifest.json is no manifest of schema 2"
+    assert caught.value.brief == "manifest.json is not a manifest of schema 2"
     assert caught.value.details == "missing: packages, retries"
     assert not (tmp_path / "artifacts").exists()
 
@@ -206,14 +206,14 @@ def test_an_artifact_of_another_schema_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(SpecError) as caught:
         artifact.load(made.path)
     assert caught.value.render() == (
-        f"{made.path}/manifest.json is no manifest of schema 2\n"
-        "  -> it was written by another version of Goldsmith, or damaged: build it again"
+        f"{made.path}/manifest.json is not a manifest of schema 2\n"
+        "  -> it is damaged, or another version of Goldsmith wrote it: build the artifact again"
     )
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
 def test_what_is_no_artifact_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SpecError, match="is no artifact: "):
+    with pytest.raises(SpecError, match="is not an artifact: "):
         artifact.load(tmp_path / name)
 
 

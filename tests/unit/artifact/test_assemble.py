@@ -149,7 +149,7 @@ def test_the_manifest_tells_everything_about_the_image(options: Options) -> None
         "retries": 1, "panics": ["a panic"], "steps": {"partitioning": 1.5}, "image_bytes": 5, "packer": "Packer 1.6.6",
     }  # fmt: skip
     assert manifest["updates"] == {"looked": False, "reason": "the mirror cannot be reached"}
-    assert "not looked at: the mirror cannot be reached" in (made.path / "verification" / "report.html").read_text()
+    assert "not checked: the mirror cannot be reached" in (made.path / "verification" / "report.html").read_text()
 
 
 def test_the_locks_in_the_artifact_can_be_built_from(options: Options) -> None:
@@ -205,5 +205,5 @@ def test_a_stage_that_is_needed_and_gone_is_told(options: Options, stage: str) -
     gathered = finish(options, leave_out=stage)
     with pytest.raises(StepFailed) as caught:
         put_together(options, gathered)
-    assert caught.value.render() == f"stage {stage} vanished from the cache\n  -> run the build again"
+    assert caught.value.render() == f"the result of stage {stage} is no longer in the cache\n  -> run the build again"
     assert not options.project.artifacts.exists()

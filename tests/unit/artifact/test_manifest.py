@@ -93,13 +93,13 @@ def test_file_and_key_are_named(tmp_path: Path, key: str, value: object, problem
     (tmp_path / "manifest.json").write_text(json.dumps({**SECOND, key: value}))
     with pytest.raises(SpecError) as caught:
         artifact.load(tmp_path)
-    assert caught.value.brief == f"{tmp_path}/manifest.json is no manifest of schema 2"
+    assert caught.value.brief == f"{tmp_path}/manifest.json is not a manifest of schema 2"
     assert caught.value.details == problem
-    assert caught.value.hint == "it was written by another version of Goldsmith, or damaged: build it again"
+    assert caught.value.hint == "it is damaged, or another version of Goldsmith wrote it: build the artifact again"
 
 
 def test_the_first_schema_is_read_and_not_committed(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"manifest\.json is no manifest of schema 2"):
+    with pytest.raises(SpecError, match=r"manifest\.json is not a manifest of schema 2"):
         artifact.commit(tmp_path / "artifacts", contents={}, manifest=parsed(FIRST))
     assert not (tmp_path / "artifacts").exists()
 
@@ -124,5 +124,5 @@ def test_no_module_reads_a_manifest_by_string_keys(path: Path) -> None:
 def test_a_manifest_is_one_object() -> None:
     values: tuple[object, ...] = ([], "x", None)
     for value in values:
-        with pytest.raises(SpecError, match=r"^x is no manifest of schema 2"):
+        with pytest.raises(SpecError, match=r"^x is not a manifest of schema 2"):
             Manifest.read(value, "x")

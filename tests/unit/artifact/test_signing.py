@@ -94,7 +94,7 @@ def test_a_passphrase_without_a_terminal_is_told(tmp_path: Path) -> None:
     key = proven.make_key(tmp_path / "keys", ALICE, passphrase=PASSPHRASE)
     with pytest.raises(StepFailed) as caught:
         signing.sign("text\n", key)
-    assert caught.value.hint == "a key with a passphrase needs a terminal, or an agent that holds it: ssh-add"
+    assert caught.value.hint == "a key with a passphrase needs a terminal, or must be in the agent: ssh-add"
 
 
 def test_a_passphrase_is_asked_for_on_the_terminal(tmp_path: Path, found: Artifact) -> None:
@@ -122,7 +122,7 @@ def test_a_passphrase_is_asked_for_on_the_terminal(tmp_path: Path, found: Artifa
 def test_what_is_no_key_is_told(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("no key")
     for path in (tmp_path / "key", tmp_path / "nowhere"):
-        with pytest.raises(SpecError, match="is no SSH key"):
+        with pytest.raises(SpecError, match="is not an SSH key"):
             signing.fingerprint(path)
 
 
@@ -186,7 +186,7 @@ def test_what_was_not_asked_does_not_look_like_an_answer(found: Artifact, capsys
     assert verify(found) == 0
     said = capsys.readouterr().out
     assert "not checked  signatures: " in said
-    assert said.endswith("verifies, as far as it was asked: not signatures\n")
+    assert said.endswith("verifies; not checked: signatures\n")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"schema": 2}', '{"schema": 9}', ""])

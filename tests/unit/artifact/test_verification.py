@@ -231,7 +231,7 @@ def test_a_manifest_of_the_first_schema_is_told_to_build_anew(found: Artifact) -
         edit(path, "manifest.json", lambda content: content.update(schema=1))
     [check, *_] = verification.verify(artifact.load(found.path), NO_TRUST)
     assert check.render() == (
-        "FAILED       manifest: made by Goldsmith 0.1.0 before there was provenance: build it again\n"
+        "FAILED       manifest: Goldsmith 0.1.0 wrote it, without provenance: build the artifact again\n"
         "             schema 1, not 2"
     )
     with pytest.raises(VerificationFailed):
@@ -245,7 +245,7 @@ def test_several_people_sign_and_are_counted(found: Artifact, keys: dict[str, Pa
     both = Trust(trust.signers, 2)
     sign(found, keys[ALICE])
     assert failed(found, trust) == {}
-    assert failed(found, both) == {"signatures": ("1 of those who may have signed; 2 must",)}
+    assert failed(found, both) == {"signatures": ("1 of 2 required signatures are by allowed signers",)}
     sign(found, keys[BOB])
     assert failed(found, both) == {}
     policy = Policy(signers=Path("signers"), signatures=2)
@@ -272,7 +272,9 @@ def test_one_key_under_two_names_counts_once(found: Artifact, keys: dict[str, Pa
     (tmp_path / "signers").write_text(f"{ALICE} {public}\n{BOB} {public}\n")
     path = sign(found, keys[ALICE], ALICE)
     shutil.copyfile(path, path.with_name(f"{BOB}.sig"))
-    assert failed(found, Trust(tmp_path / "signers", 2)) == {"signatures": ("1 of those who may have signed; 2 must",)}
+    assert failed(found, Trust(tmp_path / "signers", 2)) == {
+        "signatures": ("1 of 2 required signatures are by allowed signers",)
+    }
 
 
 def test_two_keys_of_one_person_count_once(found: Artifact, keys: dict[str, Path], tmp_path: Path) -> None:
@@ -288,7 +290,8 @@ def test_a_signature_by_a_key_that_nobody_knows(found: Artifact, keys: dict[str,
     trust = Trust(proven.allow(tmp_path / "signers", keys[ALICE]), 1)
     assert failed(found, trust) == {
         "signatures": (
-            f"{BOB}: by a key that is not allowed, no longer allowed, or revoked", "0 of those who may have signed; 1 must",
+            f"{BOB}: the key is not allowed, no longer allowed, or revoked",
+            "0 of 1 required signatures are by allowed signers",
         )
     }  # fmt: skip
     sign(found, keys[ALICE])
@@ -309,7 +312,7 @@ def test_a_signature_over_another_statement(found: Artifact, keys: dict[str, Pat
     shutil.copyfile(path, place / path.name)
     # Not even beside enough good ones: somebody has put it there.
     sign(found, keys[BOB])
-    assert failed(found, trust) == {"signatures": (f"{ALICE}: a signature over something else, or a damaged one",)}
+    assert failed(found, trust) == {"signatures": (f"{ALICE}: the signature is damaged, or of another artifact",)}
 
 
 def test_a_signature_made_for_another_purpose(found: Artifact, keys: dict[str, Path], trust: Trust, tmp_path: Path) -> None:
@@ -346,7 +349,7 @@ def test_a_revoked_key_does_not_count(found: Artifact, keys: dict[str, Path], tr
 def test_a_file_that_decides_about_trust_must_be_there(found: Artifact, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="nowhere does not exist"):
         verification.verify(found, Trust(tmp_path / "nowhere", 1))
-    with pytest.raises(SpecError, match="nobody is allowed to sign"):
+    with pytest.raises(SpecError, match="no allowed signers file is set"):
         template_trust.require_template(label_of(found), Trust(None, 1), where="it")
 
 
@@ -374,7 +377,7 @@ def test_a_template_without_signatures_is_refused_when_they_are_asked_for(found:
     assert template_trust.require_template(label, NO_TRUST, where="it") == ()
     with pytest.raises(VerificationFailed, match="on pve1 does not verify") as caught:
         template_trust.require_template(label, trust, where="golden-1.2.3 on pve1")
-    assert caught.value.details == "0 of those who may have signed; 1 must"
+    assert caught.value.details == "0 of 1 required signatures are by allowed signers"
     bare = labels.of(found, state=State.TEMPLATE, published="", run="r")
     with pytest.raises(VerificationFailed) as caught:
         template_trust.require_template(bare, trust, where="it")

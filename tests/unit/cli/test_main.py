@@ -260,7 +260,7 @@ def test_words_come_before_the_environment(asked: list[str], monkeypatch: pytest
 
 @pytest.mark.parametrize("install", [True, False])
 def test_lists_are_updated_only_when_that_is_allowed(monkeypatch: pytest.MonkeyPatch, *, install: bool) -> None:
-    answers: list[Mirrors | HostError] = [HostError("the host's apt names no Debian mirror"), HOST_MIRRORS]
+    answers: list[Mirrors | HostError] = [HostError("the host's apt has no Debian mirror"), HOST_MIRRORS]
     updates: list[str] = []
 
     def answer() -> Mirrors:
@@ -279,7 +279,7 @@ def test_lists_are_updated_only_when_that_is_allowed(monkeypatch: pytest.MonkeyP
         assert options().mirrors == HOST_MIRRORS
         assert updates == ["update"]
     else:
-        with pytest.raises(HostError, match="names no Debian mirror"):
+        with pytest.raises(HostError, match="has no Debian mirror"):
             options("--no-install")
         assert updates == []
 
@@ -356,7 +356,7 @@ def test_a_plan_is_a_result_and_touches_nothing(
         "RUN    disk      not cached",
         "RUN    verify    not cached",
         "RUN    artifact  not in artifacts/",
-        f"NOTE   updates   not looked at: {updates.NOT_KEPT}",
+        f"NOTE   updates   not checked: {updates.NOT_KEPT}",
     ]
     assert lines[7:9] == ["", "Missing on this host:"]
     assert lines[-1].startswith("    apt-get update && apt-get install --yes --no-install-recommends ")

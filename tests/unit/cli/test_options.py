@@ -157,7 +157,7 @@ def test_boot_needs_no_debian_mirror(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
     def none() -> Any:
-        raise HostError("the host's apt names no Debian mirror")
+        raise HostError("the host's apt has no Debian mirror")
 
     monkeypatch.setattr("build.packages.apt.host_mirrors", none)
     project = make_checkout(tmp_path / "checkout")

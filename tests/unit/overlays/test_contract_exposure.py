@@ -150,9 +150,9 @@ def test_a_machine_that_grants_the_contract(machine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("run/golden/app/locations.conf", "locations.conf is not what the contract says"),
+    [("run/golden/app/locations.conf", "locations.conf differs from the contract"),
      ("run/golden/app/more.conf", "more.conf is not of the contract"),
-     ("opt/app/current/grants/environment", "environment is not what the contract says"),
+     ("opt/app/current/grants/environment", "environment differs from the contract"),
      ("opt/app/current/grants/systemd/application-worker.service", "application-worker.service is not what"),
      ("run/golden/site.json", "destinations: smtp.example.org:587")],
 )  # fmt: skip

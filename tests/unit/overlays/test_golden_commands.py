@@ -354,7 +354,7 @@ def test_alert_raises_once_in_half_an_hour(
         monkeypatch.setattr(alerts, name, functools.partial(getattr(alerts, name), spool=tmp_path))
     assert "x.service failed" in command("alert", "raise", "x.service").out
     second = command("alert", "raise", "x.service")
-    assert "x.service: told about a short while ago, not sent again" in second.out
+    assert "x.service: an alert was sent a short while ago, not sent again" in second.out
     assert command("alert").out.count("x.service failed") == 1
     assert command("alert", "raise").code == core.USAGE
 

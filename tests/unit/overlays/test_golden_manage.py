@@ -18,7 +18,7 @@ managing = golden_module("golden.manage")
         ("warning\nCommandError: first\nmore about it", "first", False),
         ("usage: manage.py account [-h]\nmanage.py account: error: unrecognized arguments: -x", "unrecogn", True),
         ("Traceback (most recent call last):\n  File x\nKeyError: 'SECRET'\n", "KeyError: 'SECRET'", False),
-        ("\n", "the application's command account failed and said nothing", False),
+        ("\n", "the application's command account failed without output", False),
     ],
 )
 def test_reason(said: str, brief: str, foreign: bool) -> None:  # noqa: FBT001

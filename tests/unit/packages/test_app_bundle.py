@@ -166,14 +166,14 @@ def test_what_an_application_needs(application: Path, missing: str) -> None:
     ("line", "reason"),
     [
         ("other==1.0", "other==1.0 has no hash"),
-        ("other==1.0 --hash=md5:0", "no hash of the kind sha256"),
+        ("other==1.0 --hash=md5:0", "no SHA-256 hash"),
         ("-r other.txt", "names another file"),
         ("-e .", "is no wheel"),
         ("other @ https://example.org/other.whl", "is an address"),
         ("./other", "is an address"),
         ("other>=1.0", "is not NAME==VERSION"),
         ("--no-binary :all:", "only wheels are installed"),
-        ("--frobnicate", "an option that is not known"),
+        ("--frobnicate", "an unknown option"),
         ("demo==2.0 --hash=sha256:" + "1" * 64, "demo is in it twice, as 1.0 and 2.0"),
         ("other==1.0 ; frobnicate == '3'", "other==1.0"),
     ],
@@ -221,7 +221,7 @@ def _content(path: Path, name: str) -> bytes:
 def test_a_package_that_the_image_needs(application: Path, house: Path, name: str) -> None:
     others = [path for path in sorted(house.iterdir()) if name not in path.name]
     (application / "requirements.lock").write_text(locked(*others))
-    assert f"{name} is missing, and the image runs with it" in problems(application)
+    assert f"{name} is missing, but the image needs it" in problems(application)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2_binary", ""])
@@ -238,9 +238,9 @@ def test_a_driver_for_postgresql(application: Path, house: Path, driver: str) ->
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ("Requires-Dist: more>=2; python_version>='3.13'\n", "demo needs more>=2 on Python 3.13, and the lock lacks it"),
-        ("Requires-Dist: django>=2\n", "demo needs django>=2 on Python 3.13, and the lock has 1.0"),
-        ("Requires-Python: >=3.14\n", "it needs Python >=3.14, and the clone has 3.13"),
+        ("Requires-Dist: more>=2; python_version>='3.13'\n", "demo needs more>=2 on Python 3.13, but the lock lacks it"),
+        ("Requires-Dist: django>=2\n", "demo needs django>=2 on Python 3.13, but the lock has 1.0"),
+        ("Requires-Python: >=3.14\n", "it needs Python >=3.14, but the clone has 3.13"),
         ("Requires-Dist: lacking; python_version<'3.13'\n", ""),
         ("Requires-Dist: lacking; extra=='more'\nRequires-Python: >=3.8\n", ""),
     ],
@@ -278,7 +278,7 @@ def test_wheels_of_the_project(application: Path, house: Path, monkeypatch: pyte
     assert "wheels/old_c-1.0-cp311-cp311-linux_x86_64.whl is not for CPython 3.13" in told
     assert "the lock has no line stray==1.0" in told
     assert "wheels/damaged-1.0-py3-none-any.whl is damaged" in told
-    assert "wheels/README is not named as a wheel is" in told
+    assert "wheels/README does not have the name of a wheel" in told
 
 
 @pytest.mark.parametrize(
@@ -323,8 +323,8 @@ def test_the_contract_travels(application: Path) -> None:
 def test_a_declared_entry_has_to_be_there(application: Path) -> None:
     declare(application, "entry: {wsgi: 'mysite.wsgi:application', settings: project.live}\n")
     text = problems(application, wsgi=WSGI)
-    assert "starts mysite.wsgi:application, and the application has no module mysite.wsgi; there is project.wsgi" in text
-    assert "the settings module is project.live, and the application has no such file" in text
+    assert "starts mysite.wsgi:application, but the application has no module mysite.wsgi; there is project.wsgi" in text
+    assert "the settings module is project.live, but the application has no such file" in text
 
 
 def test_a_project_in_the_usual_layout_declares_nothing(application: Path) -> None:

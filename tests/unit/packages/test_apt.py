@@ -53,7 +53,7 @@ TARGETS = (
     "http://security.example/debian-security/\tDebian\tDebian-Security\n"
     "https://packages.example/\tSomebody\tDebian\n"
 )
-MORE = "or name them: --mirror http://…/debian --security-mirror http://…/debian-security"
+MORE = "or set them: --mirror http://…/debian --security-mirror http://…/debian-security"
 
 
 def test_the_mirrors_are_those_of_the_hosts_apt(only_fakes: Fakes) -> None:
@@ -65,9 +65,9 @@ def test_the_mirrors_are_those_of_the_hosts_apt(only_fakes: Fakes) -> None:
 @pytest.mark.parametrize(
     ("said", "brief"),
     [
-        ("", "the host's apt names no Debian mirror"),
-        ("http://x.example/ubuntu/\tUbuntu\tUbuntu\n", "the host's apt names no Debian mirror"),
-        ("http://x.example/debian/\tDebian\tDebian\n", "the host's apt names no Debian security mirror"),
+        ("", "the host's apt has no Debian mirror"),
+        ("http://x.example/ubuntu/\tUbuntu\tUbuntu\n", "the host's apt has no Debian mirror"),
+        ("http://x.example/debian/\tDebian\tDebian\n", "the host's apt has no Debian security mirror"),
     ],
 )
 def test_a_host_without_a_mirror_is_told_what_to_do(only_fakes: Fakes, said: str, brief: str) -> None:
@@ -124,7 +124,7 @@ def test_a_client_that_does_not_check_is_checked(
     monkeypatch.setattr(apt, "HELPER", fake.path)
     assert store.fetch([wanted], mirror.mirrors) == (wanted,)
     assert held(store) == []
-    warning = "warning: x_1.0-1_amd64.deb: the mirror sent a file with another hash; it is thrown away"
+    warning = "warning: x_1.0-1_amd64.deb: the mirror sent a file with another hash; it is deleted"
     assert warning in capsys.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_a_mirror_that_does_not_answer_ends_in_time_and_what_came_is_kept(
         store.fetch([came, late], mirror.mirrors)
     assert caught.value.render() == (
         "the mirror did not send the files within 0.3 s\n    Waiting for headers\n"
-        "  -> what came is kept: run the same command again, or use another mirror"
+        "  -> the received files are kept: run the same command again, or use another mirror"
     )
     assert held(store) == [came.sha256]
 
@@ -227,7 +227,7 @@ def test_a_package_that_does_not_exist_is_named(private: PrivateApt, only_fakes:
 
 def test_a_file_of_a_foreign_archive_is_refused(private: PrivateApt, only_fakes: Fakes) -> None:
     only_fakes.command("apt-get", stdout=f"'http://mirror.example/debian-evil/pool/x_1_all.deb' x_1_all.deb 1 {HASH}\n")
-    with pytest.raises(StepFailed, match="named a file of a foreign archive"):
+    with pytest.raises(StepFailed, match="listed a file of an unknown archive"):
         private.locate(["x"])
 
 
@@ -247,7 +247,7 @@ def test_the_date_is_that_of_the_newest_list(private: PrivateApt) -> None:
 
 def test_lists_without_a_date_are_refused(private: PrivateApt) -> None:
     (private.home / "lists").mkdir(parents=True)
-    with pytest.raises(StepFailed, match="the archive's lists carry no date"):
+    with pytest.raises(StepFailed, match="the archive's lists have no date"):
         private.date()
 
 
@@ -321,7 +321,7 @@ def test_an_index_that_is_out_of_step_is_named(
     with pytest.raises(MirrorChanging) as caught:
         read(published, tmp_path, apt.WITH_UDEBS)
     error = caught.value
-    assert error.brief == f"the mirror is being updated: {file} is not the file that its Release file names"
+    assert error.brief == f"the mirror is being updated: {file} differs from its Release file"
     assert (error.hint, error.exit_code) == (apt.SYNC_HINT, 1)
     assert f"/debian/{file} " in error.details
     assert capsys.readouterr().err.count(f"warning: {error.brief}; the next try is in 0 s\n") == 1
@@ -392,6 +392,6 @@ def test_an_archive_without_a_signature_is_refused(mirror: Mirror, tmp_path: Pat
             (mirror.root / where / "Release").write_text(release)
     with pytest.raises(CommandFailed) as caught, apt.private_apt(tmp_path / "apt", mirror.mirrors, "trixie"):
         pass
-    assert caught.value.hint == "is the mirror reachable? try: apt-get update"
+    assert caught.value.hint == "check that the mirror is reachable: apt-get update"
     assert "is not signed" in caught.value.details if release else "does not have a Release file" in caught.value.details
     assert not list((tmp_path / "apt").glob(".scratch-*"))

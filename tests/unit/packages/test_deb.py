@@ -45,7 +45,7 @@ def test_single_files_are_extracted(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match=r"thing\.udeb does not hold boot/linux"):
+    with pytest.raises(StepFailed, match=r"thing\.udeb does not contain boot/linux"):
         deb.extract(package(tmp_path), frozenset({"usr/bin/thing", "boot/linux"}))
 
 

@@ -86,22 +86,22 @@ def test_a_missing_lock_is_told_with_its_remedy(tmp_path: Path) -> None:
 
 def test_missing_headers_are_named(tmp_path: Path) -> None:
     error = refused(tmp_path, f"# format: 1\n# date: {DATE}\n{GOOD}\n")
-    assert error.render() == f"{tmp_path}/x.lock is no lock of format 1\n    missing: release, request{NEW}"
+    assert error.render() == f"{tmp_path}/x.lock is not a lock of format 1\n    missing: release, request{NEW}"
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     error = refused(tmp_path, HEAD.replace("format: 1", "format: 2") + GOOD)
-    assert error.render() == f"{tmp_path}/x.lock is no lock of format 1{NEW}"
+    assert error.render() == f"{tmp_path}/x.lock is not a lock of format 1{NEW}"
 
 
 def test_a_lock_of_nothing_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path, HEAD).render() == f"{tmp_path}/x.lock locks no file{NEW}"
+    assert refused(tmp_path, HEAD).render() == f"{tmp_path}/x.lock has no entries{NEW}"
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2026-11-20T02:11:10", "2026-13-20T02:11:10Z"])
 def test_a_date_that_is_not_one_moment_is_refused(tmp_path: Path, date: str) -> None:
     error = refused(tmp_path, HEAD.replace(DATE, date) + GOOD)
-    assert error.render() == f"{tmp_path}/x.lock: date: {date!r} is no ISO 8601 time with its zone{NEW}"
+    assert error.render() == f"{tmp_path}/x.lock: date: {date!r} is not an ISO 8601 time with a zone{NEW}"
 
 
 DAMAGED = {
@@ -123,7 +123,7 @@ DAMAGED = {
 def test_a_damaged_line_is_told_with_its_number(tmp_path: Path, line: str) -> None:
     error = refused(tmp_path, f"{HEAD}{GOOD}\n{line}\n")
     assert error.brief == (
-        f"{tmp_path}/x.lock, line 6: {line!r} is no entry (package, version, archive, path, bytes, SHA-256)"
+        f"{tmp_path}/x.lock, line 6: {line!r} is not an entry (package, version, archive, path, bytes, SHA-256)"
     )
     assert (error.hint, error.exit_code) == ("write it again: nox -s lock", 2)
 

@@ -14,7 +14,7 @@ from build.packages import apt
 from build.packages import lock as locks
 from build.packages.apt import MirrorChanging, MirrorUnreachable, Store
 from build.packages.lock import Entry
-from build.packages.resolve import MODULES, NETBOOT, Locksmith, Settled, write_each
+from build.packages.resolve import MODULES, NETBOOT, LockResolver, Settled, write_each
 from tests.fakes import Fakes
 from tests.unit.helpers import DATE, Mirror, write_lock
 
@@ -39,8 +39,8 @@ class Place:
     root: Path
 
     @property
-    def smith(self) -> Locksmith:
-        return Locksmith(self.mirror.mirrors, Store(self.root / "cache" / "files"), self.root / "cache", "trixie")
+    def resolver(self) -> LockResolver:
+        return LockResolver(self.mirror.mirrors, Store(self.root / "cache" / "files"), self.root / "cache", "trixie")
 
     @property
     def lock(self) -> Path:
@@ -90,7 +90,7 @@ def place(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def settle(place: Place, *, request: str = "a-question", locked: bool = False) -> tuple[locks.Lock, tuple[str, ...]]:
-    settled = place.smith.settle_rootfs(place.lock, request, ("nginx",), locked=locked)
+    settled = place.resolver.settle_rootfs(place.lock, request, ("nginx",), locked=locked)
     assert settled.refreshed is bool(settled.changes)
     return settled.lock, settled.changes
 
@@ -103,7 +103,7 @@ def test_the_committed_lock_is_used_while_it_is_complete(place: Place, *, locked
     write_lock(place.lock, place.mirror.add("nginx", b"one"), place.mirror.add("apt", b"two"))
     lock, changes = settle(place, locked=locked)
     assert (lock, changes) == (locks.parse(place.lock), ())
-    assert place.smith.store.missing(lock.entries) == ()
+    assert place.resolver.store.missing(lock.entries) == ()
     assert place.asked() == [], "apt is not asked for what is known"
 
 
@@ -118,7 +118,7 @@ def test_a_set_whose_file_is_gone_is_resolved_anew(place: Place, capsys: pytest.
     assert changes == ("nginx 1.26.3-3 -> 1.26.3-4",)
     assert lock.entries == (kept, new)
     assert (lock.date, lock.request) == (DATE, "a-question")
-    assert place.smith.store.missing(lock.entries) == ()
+    assert place.resolver.store.missing(lock.entries) == ()
     assert place.lock.read_text() == committed, "a build never writes into the checkout"
     said = capsys.readouterr().err
     assert (
@@ -137,7 +137,7 @@ def test_the_next_build_takes_the_same_refreshed_set(place: Place) -> None:
     place.apt_answers(place.mirror.add("nginx", b"newest", version="3"))
     assert settle(place) == first
     assert len(place.asked()) == 1
-    chosen = place.smith.choose(place.lock, "a-question", locked=False)
+    chosen = place.resolver.choose(place.lock, "a-question", locked=False)
     assert chosen is not None
     assert (chosen.lock, chosen.changes) == first
 
@@ -150,7 +150,7 @@ def test_a_refreshed_set_whose_file_is_gone_is_resolved_once_more(place: Place) 
     place.apt_answers(second)
     settle(place)
     place.mirror.path(second).unlink()
-    place.smith.store.path(second).unlink()
+    place.resolver.store.path(second).unlink()
     place.apt_answers(place.mirror.add("nginx", b"third", version="3"))
     assert settle(place)[1] == ("nginx 1 -> 3",)
 
@@ -161,7 +161,7 @@ def test_a_new_committed_lock_or_another_mirror_forgets_the_refreshed_set(place:
     place.mirror.path(old).unlink()
     place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
     settle(place)
-    elsewhere = Locksmith(apt.Mirrors("http://other.example", "x"), place.smith.store, place.smith.cache, "trixie")
+    elsewhere = LockResolver(apt.Mirrors("http://other.example", "x"), place.resolver.store, place.resolver.cache, "trixie")
     assert elsewhere.choose(place.lock, "a-question", locked=False) is not None
     assert not elsewhere.choose(place.lock, "a-question", locked=False).refreshed  # type: ignore[union-attr]
     write_lock(place.lock, place.mirror.add("nginx", b"committed anew", version="1.5"))
@@ -179,7 +179,7 @@ def test_locked_makes_a_missing_file_an_error(place: Place) -> None:
     assert error.brief == "the archive no longer has 17 of the 18 files in rootfs.lock"
     assert error.details.splitlines() == [*(f"p{number:02}_1.0-1_amd64.deb" for number in range(15)), "…"]
     assert error.hint == (
-        "nox -s lock, look at the changes, commit them; or build without --locked; or set a snapshot archive"
+        "run nox -s lock, check and commit the changes; or build without --locked; or set a snapshot archive"
     )
     assert (error.exit_code, place.asked()) == (2, [])
 
@@ -202,15 +202,15 @@ def test_locked_refuses_a_lock_of_another_question_even_when_a_set_was_refreshed
     write_lock(place.lock, same)
     place.apt_answers(same)
     settle(place, request="another")
-    assert place.smith.choose(place.lock, "another", locked=True) is None
-    with pytest.raises(SpecError, match=r"rootfs\.lock answers another list of packages"):
+    assert place.resolver.choose(place.lock, "another", locked=True) is None
+    with pytest.raises(SpecError, match=r"rootfs\.lock was resolved for another list of packages"):
         settle(place, request="another", locked=True)
 
 
 def test_another_question_is_resolved_or_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     same = place.mirror.add("nginx", b"x")
     write_lock(place.lock, same)
-    reason = "rootfs.lock answers another list of packages than the spec asks for"
+    reason = "rootfs.lock was resolved for another list of packages than that of the spec"
     with pytest.raises(SpecError) as caught:
         settle(place, request="another", locked=True)
     assert (caught.value.brief, caught.value.details) == (reason, "")
@@ -218,7 +218,7 @@ def test_another_question_is_resolved_or_refused(place: Place, capsys: pytest.Ca
     lock, changes = settle(place, request="another")
     assert (lock.request, changes) == ("another", ("request",))
     assert reason in capsys.readouterr().err
-    assert place.smith.choose(place.lock, "a third", locked=False) is None
+    assert place.resolver.choose(place.lock, "a third", locked=False) is None
 
 
 def test_many_changes_are_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +238,7 @@ def test_a_mirror_that_lacks_its_own_newest_files_is_refused(place: Place) -> No
     with pytest.raises(StepFailed) as caught:
         settle(place, request="another")
     assert caught.value.render() == (
-        f"the mirror lacks 1 files of its own newest package set\n    nginx_1.0-1_amd64.deb\n  -> {apt.SYNC_HINT}"
+        f"the mirror lacks 1 files of its newest package set\n    nginx_1.0-1_amd64.deb\n  -> {apt.SYNC_HINT}"
     )
     assert not list((place.root / "cache").glob("locks/*")), "a set with a hole is not kept"
     assert not list((place.root / "cache" / "apt").glob(".scratch-*"))
@@ -251,12 +251,12 @@ OUT_OF_STEP = (
     f"E: Failed to fetch http://mirror.example/debian/{INDEX}  File has unexpected size (54284 != 53936). "
     "Mirror sync in progress? [IP: 192.0.2.80 80]\n   Hashes of expected file:\n    - Filesize:53936 [weak]\n"
 )
-BRIEF = f"the mirror is being updated: {INDEX} is not the file that its Release file names"
+BRIEF = f"the mirror is being updated: {INDEX} differs from its Release file"
 UNREACHABLE = "E: Failed to fetch http://mirror.example/debian/dists/trixie/InRelease  Could not resolve 'mirror.example'\n"
 
 
 def freshen(place: Place) -> Settled:
-    return place.smith.freshen_rootfs(place.lock, "a-question", ("nginx",))
+    return place.resolver.freshen_rootfs(place.lock, "a-question", ("nginx",))
 
 
 def test_a_fresh_set_is_kept_and_taken_by_the_next_builds(place: Place) -> None:
@@ -265,9 +265,9 @@ def test_a_fresh_set_is_kept_and_taken_by_the_next_builds(place: Place) -> None:
     place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
     fresh = freshen(place)
     assert fresh.changes == ("nginx 1 -> 2",)
-    assert place.smith.choose(place.lock, "a-question", locked=False) == fresh
+    assert place.resolver.choose(place.lock, "a-question", locked=False) == fresh
     assert settle(place) == (fresh.lock, fresh.changes)
-    assert place.smith.choose(place.lock, "a-question", locked=True) == Settled(locks.parse(place.lock))
+    assert place.resolver.choose(place.lock, "a-question", locked=True) == Settled(locks.parse(place.lock))
 
 
 def test_a_fresh_set_of_the_same_files_is_the_one_that_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_fresh_set_of_the_same_files_is_the_one_that_is_there(place: Place, mo
     assert freshen(place) == first
     place.apt_answers(old)
     assert freshen(place) == Settled(locks.parse(place.lock))
-    assert place.smith.choose(place.lock, "a-question", locked=False) == Settled(locks.parse(place.lock))
+    assert place.resolver.choose(place.lock, "a-question", locked=False) == Settled(locks.parse(place.lock))
 
 
 def test_a_mirror_in_its_sync_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_a_mirror_that_stays_out_of_step_leaves_the_committed_set(place: Place, 
     assert freshen(place) == Settled(locks.parse(place.lock))
     assert place.updates() == 1 + len(apt.SYNC_PAUSES)
     assert (
-        f"warning: {BRIEF}: rootfs.lock is used, whose files are all here (archive as of {DATE})\n"
+        f"warning: {BRIEF}: rootfs.lock is used instead, which is complete (archive as of {DATE})\n"
     ) in capsys.readouterr().err
 
 
@@ -318,7 +318,7 @@ def test_a_set_of_an_earlier_build_comes_before_the_committed_one(place: Place, 
     assert freshen(place) == first
     assert "the set of an earlier build is used" in capsys.readouterr().err
     place.mirror.path(second).unlink()
-    place.smith.store.path(second).unlink()
+    place.resolver.store.path(second).unlink()
     assert settle(place) == (locks.parse(place.lock), ()), "and a set that lost a file is not used"
 
 
@@ -376,9 +376,9 @@ def test_each_set_reads_its_own_indexes(place: Place, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(apt.PrivateApt, "configure", note)
     place.apt_answers(place.mirror.add("nginx", b"x"))
-    place.smith.resolve_rootfs("a-question", ("nginx",))
+    place.resolver.resolve_rootfs("a-question", ("nginx",))
     installer(place, names=[NETBOOT, "cdrom-detect", *modules(NEW)])
-    place.smith.resolve_installer(locks.parse(place.root / "installer.lock"))
+    place.resolver.resolve_installer(locks.parse(place.root / "installer.lock"))
     assert ["debian-installer" in text for text in read] == [False, True]
 
 
@@ -416,7 +416,7 @@ def modules(kernel: str) -> list[str]:
     return [f"{name}-modules-{kernel}-amd64-di" for name in ("ata", "scsi-core")]
 
 
-def installer(place: Place, *, names: list[str], using: str = USING) -> Locksmith:
+def installer(place: Place, *, names: list[str], using: str = USING) -> LockResolver:
     """Commit an installer set of the old kernel whose files are gone, in an archive that has ``names``."""
     lock = place.root / "installer.lock"
     gone = [place.mirror.add(name, name.encode()) for name in (NETBOOT, "cdrom-detect", *modules(OLD))]
@@ -425,15 +425,15 @@ def installer(place: Place, *, names: list[str], using: str = USING) -> Locksmit
         place.mirror.path(one).unlink()
     show = f"Package: {NETBOOT}\nBuilt-Using: {using}\n" if using else f"Package: {NETBOOT}\n"
     place.fakes.command("apt-cache", {"when": ["show"], "stdout": show}, stdout="\n".join(names) + "\n")
-    return place.smith
+    return place.resolver
 
 
 def test_the_installer_follows_the_kernel_of_its_netboot_package(place: Place) -> None:
     names = [NETBOOT, "cdrom-detect", *modules(OLD), *modules(NEW)]
-    smith = installer(place, names=names)
+    resolver = installer(place, names=names)
     answer = [place.mirror.add(name, b"new " + name.encode()) for name in (NETBOOT, "cdrom-detect", *modules(NEW))]
     place.apt_answers(*answer)
-    settled = smith.settle_installer(place.root / "installer.lock", locked=False)
+    settled = resolver.settle_installer(place.root / "installer.lock", locked=False)
     assert settled.lock.entries == tuple(sorted(answer))
     (asked,) = place.asked()
     assert asked.split()[:3] == ["download", "--print-uris", "-qq"]
@@ -443,11 +443,11 @@ def test_the_installer_follows_the_kernel_of_its_netboot_package(place: Place) -
 
 def test_an_installer_set_with_a_hole_is_refused_with_the_missing_names(place: Place) -> None:
     names = [NETBOOT, modules(NEW)[0], *modules(OLD)]
-    smith = installer(place, names=names)
+    resolver = installer(place, names=names)
     with pytest.raises(StepFailed) as caught:
-        smith.settle_installer(place.root / "installer.lock", locked=False)
+        resolver.settle_installer(place.root / "installer.lock", locked=False)
     assert caught.value.render() == (
-        f"the archive's newest installer set (kernel {NEW}) has a hole\n"
+        f"the archive's newest installer set (kernel {NEW}) is incomplete\n"
         f"    cdrom-detect\n    scsi-core-modules-{NEW}-amd64-di\n  -> {HINT}"
     )
     assert place.asked() == []
@@ -455,33 +455,33 @@ def test_an_installer_set_with_a_hole_is_refused_with_the_missing_names(place: P
 
 def test_a_hole_leaves_the_committed_installer_when_it_is_complete(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for the newest packages: those of the root file system come, and a warning."""
-    smith, lock = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)]), place.root / "installer.lock"
+    resolver, lock = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)]), place.root / "installer.lock"
     for one in locks.parse(lock).entries:
         place.mirror.path(one).write_bytes(one.package.encode())
-    assert smith.freshen_installer(lock) == Settled(locks.parse(lock))
+    assert resolver.freshen_installer(lock) == Settled(locks.parse(lock))
     warning = "warning: the archive has no kernel modules for the newest installer (kernel 6.12.95): installer.lock is used"
     assert warning in capsys.readouterr().err
 
 
 def test_an_archive_without_modules_for_the_installers_kernel_is_refused(place: Place) -> None:
-    smith = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)])
+    resolver = installer(place, names=[NETBOOT, "cdrom-detect", *modules(OLD)])
     with pytest.raises(StepFailed) as caught:
-        smith.settle_installer(place.root / "installer.lock", locked=False)
+        resolver.settle_installer(place.root / "installer.lock", locked=False)
     assert caught.value.render() == (
         f"the archive has no kernel modules for the newest installer (kernel 6.12.95)\n    it has: {OLD}\n  -> {HINT}"
     )
 
 
 def test_a_netboot_package_that_does_not_tell_its_kernel_is_refused(place: Place) -> None:
-    smith = installer(place, names=[NETBOOT], using="")
-    with pytest.raises(StepFailed, match=f"{NETBOOT} does not say which kernel it was built with"):
-        smith.settle_installer(place.root / "installer.lock", locked=False)
+    resolver = installer(place, names=[NETBOOT], using="")
+    with pytest.raises(StepFailed, match=f"{NETBOOT} does not contain the kernel that it was built with"):
+        resolver.settle_installer(place.root / "installer.lock", locked=False)
 
 
 def test_a_locked_installer_set_that_is_gone_is_an_error(place: Place) -> None:
-    smith = installer(place, names=[NETBOOT])
+    resolver = installer(place, names=[NETBOOT])
     with pytest.raises(SpecError, match=r"no longer has 4 of the 4 files in installer\.lock"):
-        smith.settle_installer(place.root / "installer.lock", locked=True)
+        resolver.settle_installer(place.root / "installer.lock", locked=True)
 
 
 @pytest.mark.parametrize(

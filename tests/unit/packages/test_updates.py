@@ -34,9 +34,7 @@ USING = "Built-Using: linux (= 6.12.95-1)\n"
 
 Look = Callable[[updates.Place, Question, locks.Lock], updates.PendingUpdates]
 UDEBS = "main/debian-installer"
-OUT_OF_STEP = (
-    f"the mirror is being updated: dists/trixie/{UDEBS}/binary-amd64/Packages is not the file that its Release file names"
-)
+OUT_OF_STEP = f"the mirror is being updated: dists/trixie/{UDEBS}/binary-amd64/Packages differs from its Release file"
 
 
 @dataclass
@@ -184,7 +182,7 @@ def test_the_same_file_is_no_update_however_its_version_is_written(place: Place,
 def test_a_stale_lock_is_said(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.lock(place.lists.add("nginx", "1"), request="another-question")
     code, said = place.check(capsys, "rootfs")
-    assert (code, f"  note: {updates.OTHER_QUESTION}\n" in said) == (0, True)
+    assert (code, f"  note: {updates.OTHER_REQUEST}\n" in said) == (0, True)
     assert place.check(capsys, "rootfs", "--strict")[0] == 3
 
 
@@ -194,7 +192,7 @@ def test_a_set_that_cannot_be_resolved_does_not_hide_the_other(place: Place, cap
     code, said = place.check(capsys)
     assert code == 1
     first, *rest = said.splitlines()
-    assert first.startswith("rootfs: not looked at: apt cannot resolve the packages: ")
+    assert first.startswith("rootfs: not checked: apt cannot resolve the packages: ")
     assert rest[-1].startswith("installer: 0 pending security updates; ")
 
 
@@ -213,7 +211,7 @@ def test_an_index_that_is_out_of_step_costs_only_its_own_set(
     assert code == (1 if rootfs == "1" else 3)
     pending = "0 pending security updates" if rootfs == "1" else "1 pending security update"
     assert out.startswith(f"rootfs: {pending}; locked as of ")
-    assert f"installer: not looked at: {OUT_OF_STEP}\n" in out
+    assert f"installer: not checked: {OUT_OF_STEP}\n" in out
     assert err.count(f"warning: {OUT_OF_STEP}; the next try is in 0 s\n") == len(apt.SYNC_PAUSES)
 
 
@@ -310,7 +308,7 @@ def test_an_index_that_is_out_of_step_is_named_at_once(place: Place, capsys: pyt
     place.lists.publish()
     place.lists.index(UDEBS).unlink()
     found = report.pending(place.at_build())
-    assert found == f"rootfs: 0 security, 0 other, archive as of {DATE}; installer: not looked at: {OUT_OF_STEP}"
+    assert found == f"rootfs: 0 security, 0 other, archive as of {DATE}; installer: not checked: {OUT_OF_STEP}"
     assert "the next try" not in capsys.readouterr().err
     assert report.pending(place.at_plan()) == found
     place.lists.publish()
@@ -330,7 +328,7 @@ def test_a_build_without_network_says_so(place: Place, capsys: pytest.CaptureFix
     place.lock(locked("nginx", "1"))
     found = place.at_build(mirrors=NOWHERE)
     assert (found.looked, (found.reason or "")[:42]) == (False, "the mirror cannot be reached: Could not co")
-    assert report.pending(found).startswith("not looked at: the mirror cannot be reached: ")
+    assert report.pending(found).startswith("not checked: the mirror cannot be reached: ")
     assert capsys.readouterr().err.count("• Reading Debian's signed package lists\n") == 1, "one wait is enough"
 
 
@@ -365,7 +363,7 @@ def test_a_plan_shows_what_the_last_look_found(place: Place, capsys: pytest.Capt
     assert place.at_plan() == updates.PendingUpdates(looked=False, reason=updates.NOT_KEPT)
     place.check(capsys, "rootfs")
     assert report.pending(place.at_plan()) == (
-        f"rootfs: 1 security (nginx 2), 0 other, archive as of {DATE}; installer: not looked at: {updates.NOT_KEPT}"
+        f"rootfs: 1 security (nginx 2), 0 other, archive as of {DATE}; installer: not checked: {updates.NOT_KEPT}"
     )
     place.check(capsys)
     assert report.pending(place.at_plan()).endswith(f"; installer: 0 security, 0 other, archive as of {DATE}")
@@ -415,6 +413,6 @@ def test_a_report_says_when_a_set_was_not_looked_at() -> None:
     other = Update("a", "1", "2", security=False)
     looked = (Looked("rootfs", "then", problem="no"), Looked("installer", "then", "now", (other,)))
     assert report.pending(updates.PendingUpdates(looked=True, sets=looked)) == (
-        "rootfs: not looked at: no; installer: 0 security, 1 other, archive as of now"
+        "rootfs: not checked: no; installer: 0 security, 1 other, archive as of now"
     )
-    assert report.pending(None) == "not looked at: the manifest does not say"
+    assert report.pending(None) == "not checked: the manifest has no record of it"

@@ -79,7 +79,7 @@ def test_a_wheel_with_another_hash_is_refused_and_nothing_is_kept(index: Mirror,
     assert caught.value.brief == f"pip cannot fetch the wheels of {lock}"
     assert "DO NOT MATCH THE HASHES" in caught.value.details
     assert caught.value.hint == (
-        "is the package index reachable? a hash that does not match means another file: nox -s lock"
+        "check that the package index is reachable; if a hash differs, write the lock again: nox -s lock"
     )
     assert sorted(path.name for path in (tmp_path / "cache" / "wheels").iterdir()) == [".fetch.lock", ".scratch.lock"]
 

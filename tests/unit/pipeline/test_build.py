@@ -134,9 +134,9 @@ def test_a_plan_is_said_one_stage_a_line(options: Options, capsys: pytest.Captur
 
 def refresh(options: Options) -> None:
     """Let a former build have refreshed the set of packages."""
-    smith = build.locksmith_for(options, "trixie")
+    resolver = build.lock_resolver_for(options, "trixie")
     request = gather(options).inputs.rootfs_lock.request
-    kept = smith._kept(options.project.rootfs_lock, request)
+    kept = resolver._kept(options.project.rootfs_lock, request)
     kept.parent.mkdir(parents=True)
     kept.write_text(make_lock(entry("nginx", b"newer", version="2.0-1"), request=request).render("Refreshed."))
 
@@ -181,7 +181,7 @@ def test_an_unchanged_build_fetches_no_lists(
     for name in ("apt-get", "apt-cache"):
         only_fakes.command(name, status=99)
     build.build(options)
-    assert f"NOTE   updates   not looked at: {updates.NOT_KEPT}\n" in capsys.readouterr().err
+    assert f"NOTE   updates   not checked: {updates.NOT_KEPT}\n" in capsys.readouterr().err
     assert list(only_fakes.directory.glob("*.calls")) == []
 
 
@@ -211,9 +211,9 @@ def test_an_artifact_of_the_refreshed_set_is_found(options: Options, monkeypatch
     monkeypatch.setattr(Toolset, "bring", lambda *_words, **_options: None)
     newer = make_lock(entry("nginx", b"newer", version="2.0-1"), request="x")
     settled = resolve.Settled(newer, ("nginx 1.0-1 -> 2.0-1",))
-    monkeypatch.setattr(resolve.Locksmith, "settle_rootfs", lambda *_words, **_options: settled)
+    monkeypatch.setattr(resolve.LockResolver, "settle_rootfs", lambda *_words, **_options: settled)
     monkeypatch.setattr(
-        resolve.Locksmith, "settle_installer",
+        resolve.LockResolver, "settle_installer",
         lambda _self, path, **_options: resolve.Settled(lock.parse(path)),
     )  # fmt: skip
     path = publish(options, key=build.gather(options, settle=True).keys["artifact"].key)

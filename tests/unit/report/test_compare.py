@@ -259,8 +259,8 @@ def test_a_version_that_several_artifacts_have_is_no_name(root: Path) -> None:
     with pytest.raises(SpecError) as caught:
         find.find(Project(root), "v1.1.0")
     assert caught.value.render() == (
-        "v1.1.0 names 2 artifacts\n    golden-1.1.0-222222222222\n    golden-1.1.0-333333333333\n"
-        "  -> write one of these names"
+        "v1.1.0 matches 2 artifacts\n    golden-1.1.0-222222222222\n    golden-1.1.0-333333333333\n"
+        "  -> use one of these names"
     )
 
 
@@ -268,7 +268,7 @@ def test_a_version_is_one_of_the_spec_if_that_has_it(root: Path) -> None:
     for name, digit in (("golden", "1"), ("other", "4")):
         (root / f"{name}.yaml").write_text(f"name: {name}\n")
         assert find.find(Project(root, root / f"{name}.yaml"), "1.0.0").manifest.image.sha256 == digit * 64
-    with pytest.raises(SpecError, match=r"1\.0\.0 names 2 artifacts"):
+    with pytest.raises(SpecError, match=r"1\.0\.0 matches 2 artifacts"):
         find.find(Project(root, root / "none.yaml"), "1.0.0")
 
 

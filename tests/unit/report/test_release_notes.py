@@ -190,14 +190,14 @@ def test_without_changelogs_the_note_says_which_are_not_here(tmp_path: Path, cap
     two(tmp_path)
     shutil.rmtree(tmp_path / "cache")
     text = note(tmp_path, capsys)
-    assert "- No changelog is here for openssl." in text
+    assert "- No changelog is available for openssl." in text
     assert "CVE" not in text
 
 
 def test_the_first_release_has_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store(tmp_path / "artifacts", manifest(audit={}))
     text = note(tmp_path, capsys)
-    assert "The first release: nothing is here to compare it with." in text
+    assert "The first release: there is no earlier artifact to compare it with." in text
     assert "No audit is recorded for this image." in text
     assert "## Packages" not in text
 

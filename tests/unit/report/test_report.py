@@ -98,7 +98,7 @@ def test_each_requirement_has_its_text_and_result() -> None:
 
 def test_the_trend_is_that_of_the_stored_releases() -> None:
     text = page()
-    assert "Figures over 3 stored releases" in text
+    assert "Metrics over 3 stored releases" in text
     assert "lynis.index over 2 releases" in text, "the oldest was never audited"
     assert "from 1 (golden-1.1.0-222222222222) to 2" not in text
     assert re.search(r"<title>Packages</title><desc>from 2 \(golden-1\.0\.0-1{12}\) to 2 \(golden-1\.2\.3-", text)
@@ -106,7 +106,7 @@ def test_the_trend_is_that_of_the_stored_releases() -> None:
 
 def test_the_first_release_says_so() -> None:
     text = words(page(before=False))
-    assert "There was no artifact before it." in text
+    assert "There is no earlier artifact." in text
     assert "Figures over 1 stored release," in text
 
 
@@ -148,7 +148,7 @@ def test_every_plot_says_what_it_shows_and_every_heading_what_it_heads() -> None
 
 def test_a_report_never_leaves_a_gap() -> None:
     incomplete = {key: value for key, value in manifest().items() if key != "retries"}
-    with pytest.raises(SpecError, match="is no manifest") as caught:
+    with pytest.raises(SpecError, match="is not a manifest") as caught:
         make_side(incomplete)
     assert caught.value.details == "missing: retries"
     with pytest.raises(jinja2.UndefinedError, match="entries"):

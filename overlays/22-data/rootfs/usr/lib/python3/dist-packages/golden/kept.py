@@ -322,5 +322,5 @@ def shift(mapping: Mapping[str, Mapping[str, int]]) -> Callable[[str, int], int]
 
 
 def settle(_kind: str, number: int) -> int:
-    """Return the second step: the ids above BETWEEN become those that they stand for."""
+    """Return the second step: the ids above BETWEEN become their final ids."""
     return number - BETWEEN if number >= BETWEEN else number

@@ -3,7 +3,7 @@
 The rules are those of PostgreSQL's manual ("Resource Consumption", "Planner Cost Constants"), applied to one half of
 the machine: the other half is the application's, the web server's and the system's.
 
-- ``shared_buffers``: a quarter of its memory, as the manual says for a server that has a machine to itself.
+- ``shared_buffers``: a quarter of its memory, the manual's value for a dedicated server.
 - ``effective_cache_size``: what the planner may expect to find in memory, the kernel's cache with it: all of its half.
 - ``work_mem``: each connection may use it twice over at the same time (``hash_mem_multiplier``): half of its memory,
   shared by the connections.

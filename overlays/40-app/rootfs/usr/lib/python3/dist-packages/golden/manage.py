@@ -1,4 +1,4 @@
-"""What a management command of the application says when it fails, for who has no manage.py at hand."""
+"""Explains failures of the application's management commands to users who do not have its manage.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def reason(said: str, command: str) -> tuple[str, str]:
     """Return why a management command failed, and what to do."""
     lines = [line for line in said.splitlines() if line.strip()]
     if not lines:
-        return f"the application's command {command} failed and said nothing", "journalctl -u gunicorn"
+        return f"the application's command {command} failed without output", "journalctl -u gunicorn"
     if any(line.startswith("Unknown command") for line in lines):
         return f"this application has no command {command!r}", FOREIGN
     told = next((line for line in lines if line.startswith("CommandError: ")), lines[-1])

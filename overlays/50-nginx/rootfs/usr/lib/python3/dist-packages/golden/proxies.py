@@ -17,7 +17,7 @@ from golden.core import write_whole
 FILE = "proxies.conf"
 FORWARDED_FOR, PROXY_PROTOCOL = "x-forwarded-for", "proxy-protocol"
 HEADERS = {FORWARDED_FOR: "X-Forwarded-For", PROXY_PROTOCOL: "proxy_protocol"}
-# An option of a socket holds for all servers that use it. The name is one that nobody can ask for (RFC 2606).
+# An option of a socket holds for all servers that use it. The name is reserved, so no client requests it (RFC 2606).
 LISTENERS = """server {
     listen 80 proxy_protocol;
     listen [::]:80 proxy_protocol;

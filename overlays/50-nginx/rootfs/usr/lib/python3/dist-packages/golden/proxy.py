@@ -1,7 +1,7 @@
 """Who may reach the application's administration: the site's settings as lines for the web server.
 
 Closed is the default. It opens only to whoever has both: an address of the list, and a certificate of the site's own
-authority. A setting that is wrong closes it, and says so.
+authority. A wrong setting closes it, and is reported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Certificates and keys as openssl reads them, and what must hold before the web server gets a pair.
 
-``judge`` returns one Verdict for each rule, so that a refusal names all that is wrong at once. Nothing here writes.
+``judge`` returns the result of each rule (a ``Verdict``), so that a refusal lists all problems at once. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OTHER_FILES = (
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says of itself."""
+    """The fields of a certificate."""
 
     pem: bytes
     subject: str
@@ -74,7 +74,7 @@ class Certificate:
         return (self.ends - now) / timedelta(days=1)
 
     def covers(self, name: str) -> bool:
-        """Say whether a host name is one of the certificate's, or matches its wildcard for one label."""
+        """Return True if a host name is one of the certificate's, or matches its wildcard for one label."""
         return name in self.names or ("." in name and f"*.{name.split('.', 1)[1]}" in self.names)
 
     def summary(self, now: datetime) -> dict[str, object]:
@@ -177,7 +177,7 @@ def public_half(key: Path) -> bytes:
     done = run(["openssl", "pkey", "-passin", "pass:", "-pubout"], stdin=read_key(key), check=False)
     if done.returncode != 0:
         text = pem_text(key.read_bytes())
-        why = "it has a passphrase" if "ENCRYPTED" in text else "" if "PRIVATE KEY" in text else "it is no key in PEM form"
+        why = "it has a passphrase" if "ENCRYPTED" in text else "" if "PRIVATE KEY" in text else "not a key in PEM form"
         raise Problem(f"{key} is no private key that can be used" + (f": {why}" if why else ""),
                       hint=f"PEM, without a passphrase: openssl pkey -in {key} -out NEW")  # fmt: skip
     return done.stdout
@@ -199,7 +199,7 @@ def own_names() -> tuple[str, ...]:
 def judge(
     chain: Sequence[Certificate], key: Path, *, names: Sequence[str], days: float = 0, now: datetime | None = None
 ) -> list[Verdict]:
-    """Return a verdict for each rule that the pair has to keep; ``names`` have to be covered, ``days`` to be left."""
+    """Return the result of each rule for the pair; it has to cover ``names``, and to be valid for ``days`` more days."""
     leaf, moment = chain[0], now or datetime.now(UTC)
     missing = " ".join(name for name in names if not leaf.covers(name))
     left, kind = leaf.days_left(moment), f"{leaf.algorithm} {leaf.strength}"
@@ -235,7 +235,7 @@ def _serves(leaf: Certificate) -> bool:
 
 
 def chained(chain: Sequence[Certificate]) -> bool:
-    """Say whether each certificate of the file was signed by the one after it."""
+    """Return True if each certificate of the file was signed by the next one."""
     return all(_signed_by(one, above) for one, above in pairwise(chain))
 
 
@@ -246,7 +246,7 @@ def _signed_by(one: Certificate, above: Certificate) -> bool:
 
 
 def trusted(chain: Sequence[Certificate], *, authority: Path | None = None) -> bool:
-    """Say whether the chain leads to an authority that this system knows, or to the site's own."""
+    """Return True if the chain leads to an authority that this system trusts, or to the site's own."""
     stores = [store for store in (TRUST, authority) if store is not None and store.is_file()]
     between = b"".join(one.pem for one in chain[1:])
     return any(_verify(chain[0], store.read_bytes(), between=between) for store in stores)

@@ -1,4 +1,4 @@
-"""A pair takes its place: whole after a power cut, served before the command ends, and taken back when it cannot be.
+"""Installs a pair: complete after a power cut, served before the command ends, and rolled back when that fails.
 
 Two files cannot be replaced at once. Both are first written beside each other below PENDING; as long as that directory
 is there, ``finish`` (also run at boot, before the web server) puts them where they belong.
@@ -54,7 +54,7 @@ def stage(certificate: bytes, key: bytes) -> None:
 
 
 def finish() -> bool:
-    """Put a staged pair in its place; say whether there was one."""
+    """Install a staged pair; return True if there was one."""
     if not PENDING.is_dir():
         return False
     write_whole(KEY, (PENDING / KEY.name).read_bytes(), mode=0o600)
@@ -81,7 +81,7 @@ def take_back() -> None:
 
 
 def web_server_runs() -> bool:
-    """Say whether there is a web server to reload."""
+    """Return True if there is a web server to reload."""
     return run(["systemctl", "is-active", "--quiet", "nginx.service"], check=False).returncode == 0
 
 
@@ -89,7 +89,7 @@ def reload_web_server(pem: bytes, *, name: str) -> float:
     """Reload, and wait until the certificate is served; return how long that took. Raises Problem when it is not."""
     started = time.monotonic()
     run(["systemctl", "reload", "nginx.service"], timeout=RELOAD_SECONDS)
-    # Workers of before may take a connection until they have all been told.
+    # Old workers may accept a connection until all of them have the signal.
     while time.monotonic() - started < SERVED_SECONDS:
         if served(name) == fingerprint(pem):
             return time.monotonic() - started

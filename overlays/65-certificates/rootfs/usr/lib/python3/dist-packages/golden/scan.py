@@ -25,7 +25,7 @@ HEADERS = (
 
 
 def scan(name: str, *, authority: Path | None) -> dict[str, object]:
-    """Return every verdict on what is served for a name, and whether browsers would trust the certificate."""
+    """Return the result of every rule for what is served for a name, and whether browsers would trust the certificate."""
     chain = read_chain(CERTIFICATE)
     verdicts = [
         *judge(chain, KEY, names=[name], days=warn_days(chain[0])),
@@ -40,7 +40,7 @@ def scan(name: str, *, authority: Path | None) -> dict[str, object]:
 
 
 def handshake(*options: str, name: str) -> tuple[bool, str]:
-    """Try to connect; return whether there is a connection, and what openssl says of it."""
+    """Try to connect; return whether there is a connection, and the output of openssl."""
     server = ["-servername", name] if name else ["-noservername"]
     argv = ["openssl", "s_client", "-connect", "127.0.0.1:443", *server, *options]
     done = run(argv, check=False, timeout=HANDSHAKE_SECONDS)

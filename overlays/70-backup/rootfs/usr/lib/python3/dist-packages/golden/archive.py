@@ -73,7 +73,7 @@ class TreeDigest:
         self._hash.update(f"f {meter.facts()['sha256']} ".encode() + os.fsencode(path) + b"\0")
 
     def facts(self) -> dict[str, Any]:
-        """Return what the manifest says of the tree."""
+        """Return the entries of the tree for the manifest."""
         return {"files": self.files, "bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
 
@@ -195,7 +195,7 @@ def measure(root: Path) -> dict[str, Any]:
 def read(stream: IO[bytes], sink: Sink) -> dict[str, Any]:
     """Read an archive to its end, give its parts to ``sink``, and return its manifest.
 
-    Raises Problem when a part is missing, unknown, out of order, or not what the manifest says.
+    Raises Problem when a part is missing, unknown, out of order, or differs from the manifest.
     """
     dump, digest = Meter(), TreeDigest()
     manifest: dict[str, Any] | None = None

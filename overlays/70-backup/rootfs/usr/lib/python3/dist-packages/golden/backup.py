@@ -55,7 +55,7 @@ def make(recipient: str, directory: Path, *, now: datetime | None = None) -> tup
     host = re.sub(r"[^a-zA-Z0-9-]", "-", socket.gethostname()) or "clone"
     target = directory / f"{now.strftime(STAMP)}-{host}{SUFFIX}"
     if target.exists():
-        raise Problem(f"{target} is there already", hint="wait a second")
+        raise Problem(f"{target} already exists", hint="wait a second")
     fresh = target.with_name(f".{target.name}.new")
     for left in directory.glob(f".*{SUFFIX}*.new"):
         left.unlink()

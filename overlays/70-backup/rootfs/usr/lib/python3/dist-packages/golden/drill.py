@@ -1,4 +1,4 @@
-"""The restore drill: a backup of this clone, restored into a cluster of its own, and compared row by row.
+"""The restore drill: a backup of this clone, restored into a separate cluster, and compared row by row.
 
 The private key of real backups is not here, and must not be. The drill therefore makes a key pair that lives in the
 memory of this process and nowhere else, and goes the whole way with it. An operator who brings the key has the drill go

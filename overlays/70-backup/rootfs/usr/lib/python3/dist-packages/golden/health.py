@@ -81,7 +81,7 @@ def fetch(path: str, *, limit: int) -> tuple[int, bytes]:
 
 
 def _context() -> ssl.SSLContext:
-    # The question is whether this machine's application answers; its certificate has a check of its own.
+    # This checks whether this machine's application answers; its certificate is checked separately.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

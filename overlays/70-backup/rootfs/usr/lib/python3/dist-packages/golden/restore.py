@@ -29,7 +29,7 @@ OWNER, GROUP = "gunicorn", "www-data"
 UNITS = ("gunicorn.socket", "gunicorn.service")
 MIGRATED = Path("/var/lib/golden-migrate/done")
 MIGRATIONS = "SELECT app, name FROM public.django_migrations ORDER BY 1, 2"
-# A database that somebody uses cannot be renamed.
+# A database with open connections cannot be renamed.
 DISCONNECT = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname LIKE 'app%';"
 FILE_MODE, DIRECTORY_MODE = 0o640, 0o2750
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -67,7 +67,7 @@ class Source:
 
 
 def source(archive: Path, identity: Path | bytes, *, signers: Sequence[str] | None) -> Source:
-    """Verify that one of the ``signers``, or this machine, has signed a backup; with None nobody has to have.
+    """Verify that one of the ``signers``, or this machine, has signed a backup; None: no signature is needed.
 
     Raises Problem (CHECK_FAILED) for a backup without a signature, or with one of an unknown signer.
     """
@@ -93,7 +93,7 @@ def not_renamed(archive: Path, manifest: Mapping[str, Any]) -> None:
     """Raise Problem (CHECK_FAILED) for a backup whose name is that of another time or machine.
 
     Who can write to the store could give an old backup, which is signed too, the name of the newest. A name of another
-    form says nothing, and is taken.
+    form does not contain it, and is accepted.
     """
     try:
         named = made_at(archive).isoformat(timespec="seconds")
@@ -164,7 +164,7 @@ def _clear(server: Server) -> None:
 def adopt(media: Path) -> None:
     """Give a restored tree the owner and the modes that the application's uploads have.
 
-    From its leaves to its root, which nobody else may enter: what is given away is not looked at again.
+    From its leaves to its root, which no other user may enter: an entry with a new owner is not used again.
     """
     for place, _directories, names in os.walk(media, topdown=False):
         for name in names:
@@ -184,7 +184,7 @@ def _swap(server: Server) -> float:
         with _exchanged(server):
             _bring_up(newer=newer)
     except BaseException:
-        # Where the media were lost the application does not start without them; what went wrong first is told.
+        # If the media were lost, the application does not start without them; the first error is reported.
         run(["systemctl", "start", *UNITS], check=False)
         raise
     return round(time.monotonic() - stopped, 1)
@@ -214,7 +214,7 @@ def _migrations(server: Server, database: str) -> list[list[str]] | None:
 
 @contextmanager
 def _exchanged(server: Server) -> Iterator[None]:
-    """Put database and media in place; take them back when the block fails."""
+    """Put database and media in place; undo that when the block fails."""
     had = server.exists(APPLICATION)
     had_media = MEDIA.is_dir()
     _rename(server, [(APPLICATION, OLD)] if had else [], (FRESH, APPLICATION))

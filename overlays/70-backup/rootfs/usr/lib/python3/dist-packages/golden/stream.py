@@ -80,7 +80,7 @@ def program(
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
-    """Say whether a program whose pipe broke has failed; it may take a moment to end."""
+    """Return True if a program whose pipe broke has failed; it may take a moment to end."""
     try:
         return process.wait(timeout=ENDING_SECONDS) != 0
     except subprocess.TimeoutExpired:

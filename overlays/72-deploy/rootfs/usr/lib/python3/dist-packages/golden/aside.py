@@ -1,8 +1,8 @@
 """The tables of the image's demonstration, put aside for an application that cannot live beside them.
 
 Django keeps one history of migrations in a database. The demonstration's tables are there from the first boot, with Django's
-own user model; an application with another one is refused by Django then (InconsistentMigrationHistory). As long as nobody
-used the demonstration, its schema gets another name, and the application an empty one. Nothing is removed.
+own user model; an application with another one is refused by Django then (InconsistentMigrationHistory). If the
+demonstration is unused, its schema gets another name, and the application an empty one. Nothing is removed.
 """
 
 from __future__ import annotations

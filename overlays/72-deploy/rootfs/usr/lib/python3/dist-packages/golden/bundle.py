@@ -63,7 +63,7 @@ def checked_digest(given: str) -> str:
 
 
 def fetch(url: str, target: Path) -> None:
-    """Fetch a bundle over HTTPS. What it is worth is said by its hash."""
+    """Fetch a bundle over HTTPS. It is trusted only by its hash."""
     if not url.startswith("https://"):
         raise Problem(f"{url}: a bundle is a path or an https:// address", code=USAGE)
     try:
@@ -162,7 +162,7 @@ def unpack(bundle: Bundle, into: Path) -> None:
 
 
 def changed(root: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the files below ``root`` that are not what the manifest says."""
+    """Return the files below ``root`` that differ from the manifest."""
     found = []
     for name, facts in files.items():
         try:
@@ -225,7 +225,7 @@ class _members:  # noqa: N801 (reads as a function)
 
 
 def safe(name: str) -> bool:
-    """Say whether a member's name is one that a bundle may have."""
+    """Return True if a bundle may have a member with this name."""
     if name in (MANIFEST, LOCK):
         return True
     top, *rest = name.split("/")

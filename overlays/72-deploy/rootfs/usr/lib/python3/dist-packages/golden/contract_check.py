@@ -44,7 +44,7 @@ def _other_files(top: Path, expected: Mapping[str, str]) -> list[str]:
             same = (top / name).read_text(encoding="utf-8") == text
         except (OSError, UnicodeDecodeError):
             same = False
-        found += [] if same else [f"{top / name} is not what the contract says"]
+        found += [] if same else [f"{top / name} differs from the contract"]
     return found
 
 

@@ -15,7 +15,7 @@ CLOSED_SUFFIXES = (
 )  # fmt: skip
 # Of /.well-known/: all that the machine does not answer itself (RFC 8615).
 EVERY_NAME = "*"
-# Variables with a meaning of their own on the clone: a value of the application would break what relies on them.
+# Variables with a special meaning on the clone: a value of the application would break programs that use them.
 RESERVED = (
     r"PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LC_.*|LD_.*|PYTHON.*|PIP_.*|PG.*|LISTEN_.*|NOTIFY_SOCKET|INVOCATION_ID"
     r"|JOURNAL_.*|SYSTEMD_.*|CREDENTIALS_DIRECTORY|RUNTIME_DIRECTORY|DJANGO_SETTINGS_MODULE|DATABASE_ROLE|DATABASE_URL|SITE_HOSTS"

@@ -147,7 +147,7 @@ def migrate(releases: Releases, name: str) -> bool:
             raise
     else:
         return False
-    _start(PUT, f"{MIGRATIONS_FAILED}: the tables of the image's demonstration are in its way, and somebody has used them",
+    _start(PUT, f"{MIGRATIONS_FAILED}: the tables of the image's demonstration are in its way, and are in use",
            MIGRATE_SECONDS)  # fmt: skip
     # What the contract has in the schema public, in the one that took its place.
     prepare_database(releases, name)
@@ -210,7 +210,7 @@ def check_grants(releases: Releases, name: str) -> None:
 
 
 def _check_unchanged(top: Path, bundle: bundle_format.Bundle) -> None:
-    """Raise Problem when the bundle's files are not what they were: its code had commands of its own run on them."""
+    """Raise Problem when the bundle's files have changed: its code may have run its own commands on them."""
     if changed := bundle_format.changed(top, bundle.files):
         raise Problem(f"{changed[0]} changed while the release was built")
 
@@ -313,7 +313,7 @@ def roll_back() -> dict[str, Any]:
 
 
 def _accept() -> None:
-    """Let the next look at changed files (AIDE) know this deployment. It takes minutes, and nobody waits for it."""
+    """Make the next check for changed files (AIDE) accept this deployment. It takes minutes, in the background."""
     run(["systemctl", "start", "--no-block", "golden-deploy-accept.service"], check=False)
 
 

@@ -59,7 +59,7 @@ def write(contract: Mapping[str, Any], release: Path) -> None:
 
 
 def write_environment(contract: Mapping[str, Any], release: Path) -> None:
-    """Write the environment alone, for the build of the release; all grants follow when its code cannot write any more."""
+    """Write only the environment, for the build of the release; all grants follow when its code can no longer write."""
     _directory(release / DIRECTORY, 0o750)
     (release / DIRECTORY / ENVIRONMENT).write_text(app_units.environment(contract), encoding="utf-8")
 

@@ -4,7 +4,7 @@
 
     /opt/app/current -> releases/0123456789ab    what serves; changed by one rename
     /opt/app/previous -> releases/image          where --rollback goes
-    /opt/app/releases/0123456789ab/code, venv, static    root's, read by the application, changed by nobody
+    /opt/app/releases/0123456789ab/code, venv, static    root's, read by the application, never changed
     /opt/app/releases/0123456789ab/release.json  written last: without it a release is not complete
 
 A release has the name of its bundle's hash; the one that came with the image is called ``image``.
@@ -169,8 +169,8 @@ class Releases:
     def publish(self, name: str, *, replace: bool) -> list[str]:
         """Copy the static files of a release to where the web server reads them; return their names.
 
-        Names with the hash of their content stand side by side for all releases. A file of another content under a name
-        that is there already is copied only if ``replace``: the release that serves goes on with its own until the switch.
+        Files with the hash of their content in the name are kept for all releases. A file with other content than the
+        existing one of that name is copied only if ``replace``: until the switch, the active release uses its own.
         The release that came with the image has none here; what it serves are names with hashes.
         """
         names = []
@@ -207,9 +207,9 @@ class Releases:
         fresh.replace(target)
 
     def close(self, name: str) -> None:
-        """Give a built release to root; the application's group reads it, and nobody else.
+        """Give a built release to root; only the application's group can read it.
 
-        Raises Problem when a link leads out of the release: only the interpreter is somebody else's.
+        Raises Problem when a link leads out of the release: only the interpreter is outside.
         """
         top = self.path(name)
         take(top)
@@ -224,12 +224,12 @@ class Releases:
 
 
 def lend(top: Path, user: str) -> None:
-    """Give a tree to a user, from its leaves to its root: what is given away is not ours to enter any more."""
+    """Give a tree to a user, from its leaves to its root: root does not enter an entry that has a new owner."""
     _own(top, user, topdown=False)
 
 
 def take(top: Path) -> None:
-    """Take a tree back, from its root to its leaves, whoever may enter it."""
+    """Give a tree to root again, from its root to its leaves, whoever may enter it."""
     _own(top, "root", topdown=True)
 
 

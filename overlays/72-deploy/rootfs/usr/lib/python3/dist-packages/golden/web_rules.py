@@ -96,7 +96,7 @@ def _closed(web: Mapping[str, Any]) -> Iterator[str]:
         yield f'location ~ "{hidden}" {{ return 404; }}'
     suffixes = [suffix for suffix in CLOSED_SUFFIXES if suffix not in web["suffixes"]]
     if suffixes:
-        # Below /static/ is what collectstatic made; /media/ has rules of its own.
+        # Below /static/ are the files of collectstatic; /media/ has separate rules.
         yield f'location ~* "^(?!/static/|/media/).*\\.(?:{"|".join(suffixes)})$" {{ return 404; }}'
 
 
@@ -115,7 +115,7 @@ def _media(media: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _administration(path: str, web: Mapping[str, Any]) -> Iterator[str]:
-    """Yield an administration: nobody reaches it, unless golden-proxy.service wrote who may."""
+    """Yield an administration page: it is closed, except for the clients that golden-proxy.service wrote."""
     # Other ways to write the name lead nowhere.
     yield f'location ~ "^{re.escape(path)}[^/A-Za-z0-9_-]" {{ return 404; }}'
     body = ["include /etc/nginx/snippets/administration.conf;", *_methods(web["methods"])]

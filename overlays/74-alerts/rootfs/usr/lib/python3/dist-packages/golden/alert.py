@@ -71,7 +71,7 @@ def host_name() -> str:
 
 
 def new(unit: str, *, now: float, spool: Path = SPOOL) -> tuple[dict[str, Any], bool]:
-    """Return the alert about a unit, and whether it is to be sent now or was told about a short while ago."""
+    """Return the alert about a unit, and whether it is to be sent now, or was sent a short while ago."""
     state = spool / "units" / re.sub(r"[^A-Za-z0-9@._-]", "_", unit)[:200]
     try:
         last = _read(state)

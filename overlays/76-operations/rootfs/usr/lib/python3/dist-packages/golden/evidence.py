@@ -19,7 +19,7 @@ from golden import core
 
 DIRECTORY = Path("/var/backups/golden-evidence")
 SPARE_BYTES = 64 * 1024 * 1024
-# What each says is kept under the name; programs that are not there say so in their place.
+# The output of each is kept under the name; for a missing program there is a note instead.
 COMMANDS: dict[str, Sequence[str]] = {
     "connections": ["ss", "-anptue"],
     "processes": ["ps", "axwwo", "pid,ppid,user,lstart,stat,wchan,cgroup:60,args"],

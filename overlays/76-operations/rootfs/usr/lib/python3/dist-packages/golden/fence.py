@@ -67,7 +67,7 @@ def up(keep: Sequence[str], *, reason: str) -> dict[str, Any]:
 
 
 def _close_firewall(keep: Sequence[str]) -> str:
-    """Close the ordinary packet filter as well: it holds if somebody takes the fence's table away."""
+    """Close the ordinary packet filter as well, in case the fence's table is removed."""
     if not FIREWALL.exists():
         return "there is none"
     closed = core.run([FIREWALL, "isolate"], check=False)

@@ -1,6 +1,6 @@
 """What the weekly report looks at. Each part is a function that returns plain data and changes nothing.
 
-A part that cannot be looked at says so in its place: a report with a hole is better than none.
+A part that cannot be read has a note instead: an incomplete report is better than none.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def defence() -> dict[str, Any]:
     jails = Counter(banned[1] for line in bans if (banned := re.search(r"\[([\w-]+)\] Ban ", line)))
     dropped = None
     if Path("/usr/sbin/golden-firewall").exists():
-        # In a unit of its own: the report's has no network, and no right over it.
+        # In a separate unit: the unit of the report has no network, and no right to change it.
         status = core.run([*ELSEWHERE, "golden-firewall", "--json", "status"], check=False)
         dropped = json.loads(status.stdout)["dropped"] if status.returncode == 0 else "cannot be read"
     return {"bans": dict(jails), "dropped": dropped}
@@ -156,7 +156,7 @@ def _newer_kernel() -> bool:
 
 
 def integrity(path: Path = Path("/var/lib/aide/last.json")) -> dict[str, Any]:
-    """Tell what AIDE said last."""
+    """Return the result of the last check of AIDE."""
     if not path.exists():
         return {"checked": None}
     last = json.loads(path.read_text(encoding="utf-8"))
@@ -222,7 +222,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def report() -> dict[str, Any]:
-    """Return all parts, and what needs somebody's attention."""
+    """Return all parts, and what needs attention."""
     parts: dict[str, Any] = {}
     for name, part in PARTS.items():
         try:
@@ -234,7 +234,7 @@ def report() -> dict[str, Any]:
 
 
 def attention(parts: dict[str, Any]) -> list[str]:
-    """Return what somebody should look at, as sentences."""
+    """Return what needs attention, as sentences."""
     found = [f"{name} could not be looked at: {part['error']}" for name, part in parts.items() if "error" in part]
     get = {name: part if "error" not in part else {} for name, part in parts.items()}
     found += _troubles(get["system"], get["timers"], get["users"])

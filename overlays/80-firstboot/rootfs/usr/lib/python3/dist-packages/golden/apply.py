@@ -45,7 +45,7 @@ fi
 def rehearse(write: Callable[[Path], object], *, directory: Path = SITE.parent) -> None:
     """Try settings in a copy of ``directory``, into which ``write`` puts them; the machine notices nothing of it.
 
-    Raises Problem (CHECK_FAILED) with what the web server, or a part that writes for it, says against them.
+    Raises Problem (CHECK_FAILED) with the error of the web server, or of a part that writes for it.
     """
     with TemporaryDirectory(prefix="golden-trial-", dir=directory.parent) as name:
         copy = Path(name)

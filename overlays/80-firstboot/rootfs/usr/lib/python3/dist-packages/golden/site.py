@@ -73,7 +73,7 @@ def collect(path: Path, *, hypervisor: Path = HYPERVISOR) -> tuple[dict[str, Any
         if not settings[key] and not any(fault.key.startswith(key) for fault in faults):
             settings[key] = told[key]
     others = [
-        Fault(key, "(not shown)", f"only {' and '.join(allowed)} can be told by the hypervisor; write it to {path}")
+        Fault(key, "(not shown)", f"only {' and '.join(allowed)} can be set by the hypervisor; write it to {path}")
         for key, value in told.items()
         if key not in allowed and value != defaults()[key]
     ]
@@ -84,7 +84,7 @@ def parse_bytes(content: bytes, *, name: str) -> tuple[dict[str, Any], list[Faul
     """Check the content of a settings file; bytes that are not UTF-8 cost the key that they are in."""
     if len(content) > LARGEST_FILE:
         return defaults(), [Fault(name, f"more than {LARGEST_FILE} bytes", f"a settings file has at most {LARGEST_FILE}")]
-    # YAML refuses what surrogates stand for.
+    # YAML refuses surrogates.
     return parse(content.decode("utf-8", errors="surrogateescape"), name=name)
 
 
@@ -129,7 +129,7 @@ def _load_part(part: str, key: str) -> tuple[object, str]:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the settings of a clone that is told nothing."""
+    """Return the settings of a clone without any site settings."""
     return check(None)[0]
 
 

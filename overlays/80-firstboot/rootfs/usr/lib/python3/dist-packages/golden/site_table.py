@@ -30,7 +30,7 @@ class Fault:
 
 
 class Wrong(Exception):
-    """A value that cannot be used; the text says what to write instead."""
+    """A value that cannot be used; the text contains what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kind:
 
 
 def kind(description: str, **schema: Any) -> Callable[[Callable[[object], Any]], Kind]:
-    """Return a decorator that makes a Kind of a function. The schema is that of a text unless ``type`` says otherwise."""
+    """Return a decorator that makes a Kind of a function. The schema is that of a text, unless ``type`` is set."""
     return lambda read: Kind(read, {"type": "string", **schema, **({"description": description} if description else {})})
 
 
@@ -134,7 +134,7 @@ class Table:
         return inner
 
     def whole(self, key: str, read_part: Callable[[Table], dict[str, Any]], *, about: str) -> dict[str, Any] | None:
-        """Return the mapping under a key if all of it is good: half of it would do something nobody asked for."""
+        """Return the mapping under a key if all of it is good: a part of it could have an unwanted effect."""
         before = len(self.faults)
         part = self.part(key, about=about)
         if self.content.get(key) is None and not self.describes:
@@ -144,7 +144,7 @@ class Table:
         return found if len(self.faults) == before else None
 
     def refuse_others(self, problem: str = "there is no such key") -> None:
-        """Complain about the keys that nobody asked for."""
+        """Report the unknown keys."""
         for key, value in self.content.items():
             if key not in self._keys:
                 self.complain(key, value, f"{problem}; known here: {', '.join(sorted(self._keys))}", secret=True)

@@ -110,7 +110,7 @@ def https_url(value: object) -> str:
 
 @kind("An absolute path.", pattern=f"^(?:{PATH})$")
 def absolute_path(value: object) -> str:
-    """Return an absolute path that says where it leads."""
+    """Return an absolute path without ".."."""
     path = text_line(value)
     if not re.fullmatch(PATH, path) or ".." in path.split("/"):
         raise Wrong("write an absolute path of letters, digits and ._@+- such as /etc/golden/ca.pem")
@@ -153,7 +153,7 @@ def certificate_file(value: object) -> str:
 
 @kind("The path of a PEM file with certificates that every user can read.", pattern=f"^(?:{PATH})$")
 def public_certificate_file(value: object) -> str:
-    """Return the path of a file with certificates that a unit with a user of its own can read."""
+    """Return the path of a file with certificates that a unit with its own user can read."""
     return pem_file(readable(unit_path(value), everyone=True))
 
 

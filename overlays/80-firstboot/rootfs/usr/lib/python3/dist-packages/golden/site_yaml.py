@@ -17,7 +17,7 @@ UNUSABLE_TAG = "!unusable"
 
 
 class Unusable:
-    """Stands for a value that YAML could not make anything of: no check takes it, so that it costs its own key only."""
+    """A placeholder for a value that YAML could not read: no check accepts it, so that only its own key is refused."""
 
     def __init__(self, text: str) -> None:
         self._text = text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
@@ -64,7 +64,7 @@ class Loader(yaml.SafeLoader):
         return value
 
     def unusable(self, node: yaml.Node) -> Unusable:
-        """Return what stands for the value of ``node``."""
+        """Return the placeholder for the value of ``node``."""
         self.recursive_objects.pop(node, None)
         value = Unusable(node.value if isinstance(node, yaml.ScalarNode) else f"a value with the tag {node.tag}")
         self.constructed_objects[node] = value

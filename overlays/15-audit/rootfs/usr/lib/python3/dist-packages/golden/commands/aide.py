@@ -1,4 +1,4 @@
-"""Knows this machine's files as they were, and says which are not as they were.
+"""Compares this machine's files with the state in AIDE's database, and lists those that changed.
 
 The database is /var/lib/aide/aide.db; what is watched stands in /etc/aide/aide.conf. It is replaced whole: a power cut
 leaves the old one or the new one. The result of the last check is /var/lib/aide/last.json.

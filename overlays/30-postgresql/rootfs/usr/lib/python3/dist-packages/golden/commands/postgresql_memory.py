@@ -23,7 +23,7 @@ def act(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def workers(text: str) -> int:
-    """Return the number of workers that ``text`` says."""
+    """Return the number of workers in ``text``."""
     number = int(text)
     if not 1 <= number <= 1000:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1000: see /etc/gunicorn/environment")

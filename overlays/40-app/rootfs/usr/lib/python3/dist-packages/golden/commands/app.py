@@ -25,7 +25,7 @@ def manage(*words: str, stdin: bytes = b"") -> Any:
 
 
 def read_password() -> bytes:
-    """Ask for the password, twice, or read a line where nobody sits at a terminal."""
+    """Ask for the password, twice, or read a line if there is no terminal."""
     if not sys.stdin.isatty():
         return sys.stdin.buffer.readline()
     first, second = getpass.getpass("Password (14 characters or more): "), getpass.getpass("Once more: ")

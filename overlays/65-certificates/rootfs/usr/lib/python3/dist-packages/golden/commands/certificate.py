@@ -56,7 +56,7 @@ def show(_arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Judge a pair: the one in place, or one that is given."""
+    """Check a pair: the installed one, or another one."""
     chain = certificates.read_chain(arguments.certificate)
     days = renewal.warn_days(chain[0]) if arguments.days is None else arguments.days
     return _verdicts(certificates.judge(chain, arguments.key, names=required_names(), days=days))

@@ -75,7 +75,7 @@ def main() -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--list", action="store_true", help="list the backups that are here")
     choice.add_argument("--signer", action="store_true", help="print the public key of this machine's signatures")
-    choice.add_argument("--configured", action="store_true", help="only say whether a recipient is set (exit code 0 or 1)")
+    choice.add_argument("--configured", action="store_true", help="only check whether a recipient is set (exit code 0 or 1)")
     choice.add_argument("--no-send", action="store_true", help="make a backup and leave it here; the next run sends it")
     choice.add_argument("--send", action="store_true", help="only send what the target does not have yet")
     run_command(parser, back_up, show)

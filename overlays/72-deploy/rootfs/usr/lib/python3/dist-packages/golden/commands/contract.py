@@ -1,6 +1,6 @@
-"""The contract of an application (golden-app.yaml): check a project's, show what the release that serves is granted.
+"""The contract of an application (golden-app.yaml): check a project's, show what the active release is granted.
 
-The build of the image writes the grants of its own application with --write.
+The build of the image writes the grants of the included application with --write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deploy an application bundle: checked, built beside what serves, switched in one step, taken back when not healthy.
+"""Deploy an application bundle: checked, built beside the active release, switched in one step, rolled back if unhealthy.
 
 Migrations run while the old release serves, and are not undone by a rollback: make them suit both releases.
 """
@@ -73,5 +73,5 @@ def main() -> None:
     parser.add_argument("--rollback", action="store_true", help="let the previous release serve again; the database stays")
     parser.add_argument("--list", action="store_true", help="list the releases that are here")
     parser.add_argument("--site", action="store_true", help="deploy `application` of /etc/golden/site.yaml, once")
-    parser.add_argument("--wanted", action="store_true", help="only say whether --site would deploy (exit code 0 or 1)")
+    parser.add_argument("--wanted", action="store_true", help="only check whether --site would deploy (exit code 0 or 1)")
     run_command(parser, act, show)

@@ -54,7 +54,7 @@ def raise_alert(unit: str) -> dict[str, Any]:
     print(f"<1>{alerts.sentence(alert)}", flush=True)
     if due:
         alerts.keep(alert)
-    return {"lines": [] if due else [f"{unit}: told about a short while ago, not sent again"]}
+    return {"lines": [] if due else [f"{unit}: an alert was sent a short while ago, not sent again"]}
 
 
 def send() -> dict[str, Any]:

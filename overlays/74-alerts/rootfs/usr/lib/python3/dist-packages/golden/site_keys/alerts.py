@@ -1,4 +1,4 @@
-"""alerts of site.yaml: where failures are told, besides the journal and the console."""
+"""alerts of site.yaml: where failures are reported, besides the journal and the console."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mail_server(value: object) -> str:
 
 def read(site: Table, key: str) -> dict[str, Any]:
     """Return the setting."""
-    part = site.part(key, about="Where failures are told, besides the journal and the console.")
+    part = site.part(key, about="Where failures are reported, besides the journal and the console.")
     found = {
         "mail": part.whole("mail", _mail, about="A mail server, over verified TLS."),
         "webhook": part.value("webhook", https_url, secret=True, about="Where alerts are sent by POST, as JSON."),

@@ -32,7 +32,7 @@ input(type="imfile" File="{path}" Tag="{tag}:" Facility="local6" Severity="info"
 """
 # RELP confirms each message, so that none is lost with a connection. TCP confirms nothing to the sender of plain syslog:
 # what the kernel took for a peer that had just gone is lost, a few lines each time a collector ends.
-# Without a certificate of its own omrelp connects anonymously, and checks no name.
+# Without its own certificate omrelp connects anonymously, and checks no name.
 SENDERS = {
     "relp": """\
 module(load="omrelp" tls.tlslib="gnutls")

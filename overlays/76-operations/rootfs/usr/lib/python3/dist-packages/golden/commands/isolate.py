@@ -27,7 +27,7 @@ def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="golden-isolate", description=__doc__, formatter_class=form)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--status", action="store_true", help="say whether the fence is up (exit code 3: it is)")
+    what.add_argument("--status", action="store_true", help="show whether the fence is up (exit code 3: it is)")
     what.add_argument("--dry-run", action="store_true", help="show the fence, change nothing")
     what.add_argument("--evidence-only", action="store_true", help="collect evidence, put up no fence")
     what.add_argument("--release", action="store_true", help="take the fence away")
@@ -61,7 +61,7 @@ def isolate(arguments: argparse.Namespace, keep: list[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"lines": [_warning(keep)] if _warning(keep) else []}
     before = collector.first_sight()
     if not arguments.evidence_only:
-        # No fence waits for evidence that somebody else collects.
+        # The fence does not wait for another run that collects evidence.
         with core.only_one("isolate"):
             result["fence"] = fences.up(keep, reason=arguments.reason)
         line = f"FENCED by {os.environ.get('SUDO_USER', 'root')}: {arguments.reason}"
