@@ -121,9 +121,7 @@ def make_disk(
                 failures.append(error.brief)
                 free = shutil.disk_usage(out).free
                 if free < FULL_BYTES:
-                    error.hint = (
-                        f"{out} has {free >> 20} MiB left for the disk: free some space, and run again"
-                    )
+                    error.hint = f"{out} has {free >> 20} MiB left for the disk: free some space, and run again"
                 if len(failures) >= attempts or free < FULL_BYTES:
                     raise
                 log.warn(f"{error.brief}: trying again (this can happen without KVM); the logs: {logs / FIRST_ATTEMPT}")
