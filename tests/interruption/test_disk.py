@@ -117,7 +117,7 @@ def test_a_finished_installation_leaves_the_image_and_its_logs(fakes: Fakes, tmp
 
 
 def test_two_installations_of_one_medium_have_one_table(fakes: Fakes, tmp_path: Path) -> None:
-    """libparted draws GUIDs at random; they are given anew, from the medium's hash."""
+    """libparted draws GUIDs at random; they are given again, from the medium's hash."""
     fake = fakes.packer(syslog=STEPS, console=[[0, POWERED_OFF]])
     tables = []
     for name, content in (("one", b"a medium"), ("two", b"a medium"), ("three", b"another medium")):

@@ -661,7 +661,7 @@ def test_an_image_that_fails_a_test_is_never_published(line: Line, capsys: pytes
     assert "a default password" in pytest_log_named_in(line)
     line.assert_nothing_came_of_it()
     line.image_test(GOOD)
-    assert line.run(capsys) == 0, "the image itself is kept, and judged anew"
+    assert line.run(capsys) == 0, "the image itself is kept, and checked again"
 
 
 def test_tests_that_cannot_be_run_are_no_success(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
@@ -678,7 +678,7 @@ SLOW_TEST = GOOD + "\n\ndef test_slow():\n    import time\n    time.sleep(600)\n
 
 
 def hold(line: Line, stage: str) -> Fake | None:
-    """Let a stage take for ever; return the program whose call says that it has begun."""
+    """Let a stage take forever; return the program whose call says that it has begun."""
     if stage == "testing":
         line.image_test(SLOW_TEST)
         files.remove_tree(line.project.artifacts)

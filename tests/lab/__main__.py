@@ -92,7 +92,7 @@ class Walk:
         return good
 
     def call(self, name: str, work: Callable[[], object]) -> bool:
-        """Do something here that the command line has no words for; say whether it succeeded."""
+        """Do something here that the command line has no words for; return True if it succeeded."""
         log.info(name)
         begun, status = time.monotonic(), 0
         try:

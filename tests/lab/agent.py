@@ -73,7 +73,7 @@ class Agent:
             return line.do(name, arguments)
 
     def is_up(self) -> bool:
-        """Say whether the guest answers."""
+        """Return True if the guest answers."""
         try:
             self.call("guest-ping")
         except (NoAnswer, Refused):
@@ -81,7 +81,7 @@ class Agent:
         return True
 
     def shut_down(self) -> bool:
-        """Ask the guest to power off; say whether anybody was there to hear it."""
+        """Ask the guest to power off; return True if anybody was there to hear it."""
         try:
             self.call("guest-shutdown")
         except (NoAnswer, Refused):

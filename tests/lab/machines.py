@@ -94,7 +94,7 @@ class Machines:
         return made
 
     def alive(self, vmid: int) -> bool:
-        """Say whether a machine runs; one that has powered itself off is cleared away."""
+        """Return True if a machine runs; one that has powered itself off is cleared away."""
         found = self.running.get(vmid)
         if found is None:
             return False
@@ -111,7 +111,7 @@ class Machines:
             shutil.rmtree(found.directory, ignore_errors=True)
 
     def shut_down(self, vmid: int, *, agent: bool, timeout: float) -> bool:
-        """Ask a machine to power off, and wait; say whether it did. Proxmox asks the agent when it is enabled."""
+        """Ask a machine to power off, and wait; return True if it did. Proxmox asks the agent when it is enabled."""
         found = self.running.get(vmid)
         if found is None:
             return True

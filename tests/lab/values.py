@@ -63,7 +63,7 @@ def split(text: object) -> tuple[str, dict[str, str]]:
 
 
 def flag(config: Mapping[str, object], key: str, *, default: str = "0") -> bool:
-    """Say whether a key that may carry options, such as ``agent: 1,fstrim_cloned_disks=1``, is switched on."""
+    """Return True if a key that may carry options, such as ``agent: 1,fstrim_cloned_disks=1``, is switched on."""
     first, options = split(config.get(key, default))
     return (first or options.get("enabled", default)) in ("1", "yes", "on", "true")
 

@@ -33,7 +33,7 @@ def end(number: int, _frame: object) -> None:
 
 
 def follow(rule: dict, arguments: list[str]) -> int:  # type: ignore[type-arg]
-    # A first process of a PID name space has no default actions: without a handler SIGTERM would do nothing.
+    # A first process of a PID namespace has no default actions: without a handler SIGTERM would do nothing.
     signal.signal(signal.SIGTERM, signal.SIG_IGN if rule.get("deaf") else end)
     for path, text in rule.get("write", {}).items():
         target = Path(path.format("", *arguments))

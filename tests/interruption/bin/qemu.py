@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def act(guest: dict, arguments: list[str]) -> int:  # type: ignore[type-arg]
-    # A first process of a PID name space has no default actions: without a handler SIGTERM would do nothing.
+    # A first process of a PID namespace has no default actions: without a handler SIGTERM would do nothing.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if guest.get("monitor") != "deaf":
         where = arguments[arguments.index("-qmp") + 1].removeprefix("unix:").split(",")[0]
