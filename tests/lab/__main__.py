@@ -6,7 +6,7 @@
     nox -s lab -- --install                     the newest medium of the cache: Packer has it installed on the node
 
 The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
-own, over the API's TLS. This is no Proxmox VE: see docs/reference/lab.md.
+own, over the API's TLS. This is not Proxmox VE: see docs/reference/lab.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOOLS = (
     *(tool for tool in host.TOOLS if tool.package in ("qemu-system-x86", "qemu-utils", "ovmf", "seabios", "xorriso",
                                                      "openssh-client", "curl", "e2fsprogs", "fdisk", "util-linux")),
     Tool("ip", "iproute2", "make the lab's bridge"),
-    Tool("unshare", "util-linux", "give the lab a network of its own"),
+    Tool("unshare", "util-linux", "give the lab a separate network"),
 )  # fmt: skip
 CLONE_NAME, CLONE_ADDRESS = "web1", "10.99.0.101"
 CLONE_SECONDS = 1800
@@ -226,7 +226,7 @@ def _machine(cache: Path) -> list[str]:
 
 
 def summary(made: Walk, lab: Lab, logs: Path) -> str:
-    """Return what is told at the end."""
+    """Return the text that is printed at the end."""
     lines = ["", VERDICT, ""]
     for step in made.steps:
         result = "good" if step.status == 0 else f"failed ({step.status})"

@@ -37,7 +37,7 @@ PLAIN = frozenset({
 
 
 class NoAnswer(Exception):
-    """Nobody speaks for the guest: no agent, or not yet."""
+    """The guest agent does not answer: there is none, or it has not started yet."""
 
 
 class Refused(Exception):
@@ -56,7 +56,7 @@ class Agent:
         self._lock = threading.Lock()
 
     def ask(self, command: str, values: Mapping[str, Any]) -> Any:
-        """Answer a command of Proxmox's API (``/agent/<command>``) with what the guest says.
+        """Answer a command of Proxmox's API (``/agent/<command>``) with the guest's answer.
 
         Raises NoAnswer, Refused, or Unsupported.
         """
@@ -81,7 +81,7 @@ class Agent:
         return True
 
     def shut_down(self) -> bool:
-        """Ask the guest to power off; return True if anybody was there to hear it."""
+        """Ask the guest to power off; return True if its agent got the request."""
         try:
             self.call("guest-shutdown")
         except (NoAnswer, Refused):

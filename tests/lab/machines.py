@@ -104,7 +104,7 @@ class Machines:
         return False
 
     def end(self, vmid: int) -> None:
-        """End a machine as by pulling its plug; one that does not run is no error."""
+        """End a machine as by a power cut; nothing is done if it does not run."""
         found = self.running.pop(vmid, None)
         if found is not None:
             found.stack.close()
@@ -136,7 +136,7 @@ def await_up(made: Running) -> None:
         try:
             made.monitor("info status")
         except (FileNotFoundError, ConnectionRefusedError):
-            # The socket has its name a moment before somebody listens to it.
+            # The socket exists a moment before QEMU listens on it.
             time.sleep(0.05)
         else:
             return

@@ -102,7 +102,7 @@ def boot_indices(config: Mapping[str, object]) -> dict[str, int]:
 
 
 def smbios(text: str) -> str:
-    """Return QEMU's -smbios value for ``smbios1``: decoded when it says base64, commas doubled (qemu-server)."""
+    """Return QEMU's -smbios value for ``smbios1``: decoded if it has base64=1, commas doubled (qemu-server)."""
     _, options = split(text)
     if options.pop("base64", "0") != "1":
         return f"type=1,{text}"

@@ -1,4 +1,4 @@
-"""Takes foreign Django projects through their lives on the image, each in a container of its own.
+"""Takes foreign Django projects through their lives on the image, each in a separate container.
 
     nox -s projects                          those that need no golden-app.yaml
     nox -s projects -- startproject wagtail  only these
