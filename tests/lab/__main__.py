@@ -1,12 +1,12 @@
-"""Publishes an image to the lab, proves it from two clones there, makes an operator's clone, and says what came of it.
+"""Publishes an image to the lab, tests it with two clones there, creates an operator's clone, and prints the results.
 
     nox -s lab                                  the newest artifact
     nox -s lab -- --unverified --tests ssh boot the newest disk of the cache, and only these image tests
     nox -s lab -- --life artifacts/golden-0.1.0-… an older version as well: promoted, rolled back, revoked, pruned, compared
     nox -s lab -- --install                     the newest medium of the cache: Packer has it installed on the node
 
-The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
-own, over the API's TLS. This is not Proxmox VE: see docs/reference/lab.md.
+The commands under test are the ordinary ones (``python -m build publish``, ``clone``, ``drift``), in separate processes,
+over the API's TLS. This is not Proxmox VE: see docs/reference/lab.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Speaks with a guest's own agent over its socket, and answers what Proxmox's API asks of it.
+"""Talks to a guest's agent over its socket, and answers the requests of Proxmox's API.
 
 The protocol is QEMU's (interop/qemu-ga-ref): one JSON object a line. Every conversation begins with
-``guest-sync-delimited``: what the guest still had to say to somebody else ends at the byte 0xFF.
+``guest-sync-delimited``: the rest of an answer to an earlier client ends at the byte 0xFF.
 """
 
 from __future__ import annotations

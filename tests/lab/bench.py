@@ -84,12 +84,12 @@ def _select(tests: Path, wanted: Sequence[str]) -> None:
 def vouch(project: Project, disk: Path) -> artifact.Artifact:
     """Make an artifact from an unverified disk: in the lab it is tested by the clones on the node.
 
-    It never leaves the lab; what its manifest says of anything but the disk and the spec is made up.
+    It never leaves the lab; only the disk and the spec in its manifest are real.
     """
     spec = specs.load(project.spec)
     return proven.make(
         project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.virtual_size_mib(disk),
-        spec=spec.as_inputs(), by="the lab's word: nobody has tested it",
+        spec=spec.as_inputs(), by="the lab: it is not tested",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The lab's separate network: a namespace with a bridge and its DHCP server, without external access.
 
 The whole lab runs in it, the fake Proxmox and the commands under test included, so that a clone is reached at the address
-its agent tells, as on a real bridge. The DHCP server is the one inside QEMU's user network, joined to the bridge by a tap.
+its agent reports, as on a real bridge. The DHCP server is the one inside QEMU's user network, joined to the bridge by a tap.
 """
 
 from __future__ import annotations

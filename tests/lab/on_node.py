@@ -43,7 +43,7 @@ PROXMOX_USERNAME={user} PROXMOX_PASSWORD={password} exec {packer} "$@"
 
 
 class Node(Lab):
-    """A lab that keeps the builder's machine a machine; ``kept`` holds those that it was told to make templates of."""
+    """A lab that does not convert the builder's VM; ``kept`` has the VMs that the builder wanted to make templates of."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(directory, **options)

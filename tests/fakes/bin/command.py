@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""An executable that does what the file NAME.json beside it says, and notes each call in NAME.calls.
+"""An executable that acts out the file NAME.json beside it, and notes each call in NAME.calls.
 
 Keys of the file, all optional: ``rules``, a list of objects; the first whose ``when`` (words) are all among the
 arguments applies, and an object without ``when`` always does. In a rule: ``stdout``, ``stderr``, ``status``,
-``sleep`` (seconds before the end), ``deaf`` (true: SIGTERM is ignored), ``write`` (path -> text, {1} {2} … standing
-for arguments).
+``sleep`` (seconds before the end), ``deaf`` (true: SIGTERM is ignored), ``write`` (path -> text, {1} {2} … for
+arguments).
 """
 
 import json

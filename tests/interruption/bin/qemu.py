@@ -4,7 +4,7 @@
 Keys of the plan, all optional: ``version``; ``kvm`` and ``tcg``, the exit status of the accelerator's probe;
 ``guests``, clone name -> list of plans, one for each start in turn, the last for all further ones. In a guest's plan:
 ``console``, list of [seconds to wait, text for the serial port]; ``ending``: "stay" (default) or an exit status;
-``complaint``, what it says on standard error at its end; ``monitor``: "deaf" to make no socket at all.
+``complaint``, its output on standard error at its end; ``monitor``: "deaf" to make no socket at all.
 A guest serves QMP on its socket and answers ``info usernet`` like the real one.
 """
 
