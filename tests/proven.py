@@ -127,7 +127,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def rewrite_sums(path: Path) -> None:
-    """Write SHA256SUMS anew, as somebody does who knows of it."""
+    """Write SHA256SUMS again, as somebody does who knows of it."""
     (path / artifact.SUMS).write_text(artifact.sums(path))
 
 

@@ -68,7 +68,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
 @dataclasses.dataclass
 class Site:
-    """A machine's web server on the loopback interface; ``codes`` are its answers, the last one for ever."""
+    """A machine's web server on the loopback interface; ``codes`` are its answers, the last one forever."""
 
     port: int
     certificate: str

@@ -14,7 +14,7 @@ COM1, COM2 = 0x3F8, 0x2F8
 LOAD_ADDRESS = 0x7C00
 BOOT_IMAGE_BYTES = 2048
 TICKS_PER_SECOND = 18.2
-# Packer 1.6 and later wait for ever for a QEMU that ended with status 0 within the first two seconds.
+# Packer 1.6 and later wait forever for a QEMU that ended with status 0 within the first two seconds.
 LIVELY_SECONDS = 3.0
 
 

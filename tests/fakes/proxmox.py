@@ -1,9 +1,9 @@
 """A Proxmox VE for tests: fakepve, and what publishing an image needs of the real one beyond it.
 
-It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is added, each with its reason:
+It is not Proxmox: nothing boots here. Functions that fakepve lacks or does differently are added, each with its reason:
 
 * content type ``import``: uploads are streamed to a file, because an image does not fit into memory; extension, name,
-  checksum and backing file are judged as Proxmox does (pve-storage, Status.pm and Plugin.pm);
+  checksum and backing file are checked as Proxmox does (pve-storage, Status.pm and Plugin.pm);
 * a token may do what both it and its user may; a guest that is gone, or not yet in its pool, is 403 to a token whose rights
   come from a pool; the pool of a guest is shown to who has Pool.Audit (measured on Proxmox VE 9.2);
 * names, template flags and states in ``/cluster/resources`` are those of the last broadcast, up to ten seconds old;
@@ -11,7 +11,7 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
   close (pve-http-server 5.2.2 and the one of Proxmox VE 9.2, measured);
 * media belong to a node unless their storage is shared: fakepve has one list for all nodes;
 * ``import-from`` when a VM is made (qemu-server, Qemu.pm: size 0, from content ``import`` or ``images``);
-* cloud-init drives are called vm-ID-cloudinit, and a clone gets one of its own (Qemu.pm, clone_vm);
+* cloud-init drives are called vm-ID-cloudinit, and a clone gets a separate one (Qemu.pm, clone_vm);
 * a disk that a change of the configuration asks for is made (Qemu.pm, update_vm_api): fakepve keeps the words;
 * tags given at creation are checked on /vms/ID alone, by the task; a clone inherits protection (both Qemu.pm);
 * tags are lower case, sorted and without doubles; a new drive is appended to the boot order; a drive of a protected VM
@@ -19,7 +19,7 @@ It is no Proxmox: nothing boots here. What fakepve lacks or does otherwise is ad
 * while a VM is cloned its configuration is locked: a change waits ten seconds, and fails (measured on Proxmox VE 9.2);
 * privileges of cloud-init keys and options as Qemu.pm has them: VM.Config.Cloudinit, or VM.Config.Network; VM.Monitor before
   version 9;
-* a machine that is off can be told to shut down, which does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
+* a shutdown of a machine that is off does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
 * a disk can be moved to another VM of the node (qemu-server, Qemu.pm, move_disk with target-vmid): both VMs without a lock
   and no templates, the source stopped, no snapshot with the disk, the key at the target free, VM.Config.Disk on both and
   Datastore.AllocateSpace; the volume gets a name of the target, and the drive keeps its options;
@@ -121,12 +121,12 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.bridges: dict[str, tuple[str, ...]] = {}
         # Fails the first tasks of a kind: kind -> how the task ends.
         self.broken_tasks: dict[str, list[str]] = {}
-        # The share of reads that nobody answers, and the writes whose answer is lost once: (method, end of the path).
+        # The share of reads that are not answered, and the writes whose answer is lost once: (method, end of the path).
         self.lost_reads = 0.0
         self.lost_answers: set[tuple[str, str]] = set()
-        # Is told the kind of each task that begins.
+        # Called with the kind of each task that begins.
         self.on_task: Callable[[str], object] = lambda _kind: None
-        # Is told of each request, before it is answered.
+        # Called with each request, before it is answered.
         self.on_request: Callable[[Any], object] = lambda _request: None
         self.calls: Counter[tuple[str, str]] = Counter()
         # Seconds; pvestatd broadcasts names, template flags and states of guests every ten.
@@ -368,7 +368,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
     def _break(self, vm: Any, kind: str) -> None:
         if not self.broken_tasks.get(kind):
             return
-        # A creation or a clone that fails takes its half-made VM with it.
+        # A creation or a clone that fails removes its incomplete VM.
         if vm is not None and kind in ("qmcreate", "qmclone") and vm in self.vms:
             self.vms.remove(vm)
         raise TaskError(self.broken_tasks[kind].pop(0))

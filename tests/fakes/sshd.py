@@ -60,7 +60,7 @@ class _Session(paramiko.ServerInterface):  # type: ignore[misc]
         return int(paramiko.OPEN_SUCCEEDED)
 
     def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
-        # The client is told that the command was accepted only after this returns: an answer must not overtake that.
+        # The client gets the acceptance of the command only after this returns: an answer must not be sent before it.
         threading.Timer(0.1, self._run, args=(channel, shlex.split(command.decode()))).start()
         return True
 

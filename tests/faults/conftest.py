@@ -130,13 +130,13 @@ def machine(request: pytest.FixtureRequest, stall: Stall) -> Iterator[Machine]:
 
 
 def settle(host: Host) -> None:
-    """Wait for what goes on in the background after a first boot: a snapshot would begin it anew each time."""
+    """Wait for what goes on in the background after a first boot: a snapshot would begin it again each time."""
     still = "systemctl --quiet is-active golden-aide-first"
     host.check_output(f"timeout $((90 * PACE)) sh -c 'while {still}; do sleep 2; done'")
 
 
 def is_well(host: Host) -> bool:
-    """Say whether nothing is failed and every tier serves, after a while at the latest."""
+    """Return True if nothing is failed and every tier serves, after a while at the latest."""
     well = f"systemctl is-system-running >/dev/null && systemctl --quiet is-active {TIERS}"
     serves = f"python3 -c {shlex.quote(ASK_HEALTH)} 2>/dev/null"
     script = f"{MEND} >/dev/null 2>&1; {until(f'{well} && {serves} && exit 0', WELL_SECONDS, pause=1)}; exit 1"

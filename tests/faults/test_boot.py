@@ -107,7 +107,7 @@ def test_power_cut_during_first_boot(
 @pytest.mark.vm
 @pytest.mark.req("F18")
 def test_reboot(machine: Machine, host: Host, traffic: Traffic, numbers: Callable[..., None]) -> None:
-    """A reboot ends with every service up, and nothing made anew"""
+    """A reboot ends with every service up, and nothing made again"""
     assert isinstance(machine, Clone)
     before, made = host.check_output("cat /proc/sys/kernel/random/boot_id").strip(), host.check_output(MADE)
     host.run("systemctl --no-block reboot")

@@ -38,7 +38,7 @@ def kill_main(host: Host, unit: str) -> str:
 
 
 def is_back(host: Host, unit: str, before: str) -> bool:
-    """Say whether a unit is active with another main process."""
+    """Return True if a unit is active with another main process."""
     said = host.check_output(f"systemctl show --value --property MainPID --property ActiveState {unit}").split()
     return "active" in said and before not in said and "0" not in said
 
@@ -155,7 +155,7 @@ def test_stop_application_worker(
     host: Host, spec: SimpleNamespace, load: Callable[..., Any], journal: Journal, numbers: Callable[..., None],
     patience: Callable[[float], float],
 ) -> None:  # fmt: skip
-    """While a gunicorn worker hangs the others serve, and it is replaced within its time-out and 30 s"""
+    """While a gunicorn worker hangs the others serve, and it is replaced within its timeout and 30 s"""
     command = "pgrep --parent $(systemctl show --value --property MainPID gunicorn)"
     victim = host.check_output(command).split()[0]
     with load() as going:

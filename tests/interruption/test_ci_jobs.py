@@ -23,7 +23,7 @@ from tests.unit.helpers import ROOT, make_deb, write_lock
 
 __all__ = ["built", "line", "mirror"]
 JOB_SECONDS = 180
-# nox -s VERB -- WORDS: what the session would run, without an environment of its own; ours stands first in its path.
+# nox -s VERB -- WORDS: what the session would run, without a separate environment; that of the tests is first in its path.
 NOX = """#!/bin/sh
 [ "$1" = -s ] || exit 64
 verb=$2; shift 2
@@ -116,7 +116,7 @@ class Forge:
 
 @pytest.fixture(params=tuple(ci_files.FILES))
 def forge(line: Line, request: pytest.FixtureRequest) -> Iterator[Forge]:
-    """A forge whose machine never built anything: what the finished line left is taken away."""
+    """A forge whose machine never built anything: the results of the finished line are removed."""
     made = Forge(line, request.param)
     line.forget("base")
     values = {"python": sys.executable, "root": ROOT, "cache": line.cache, "answers": made.root, "date": ARCHIVE_DATE}

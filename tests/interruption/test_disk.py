@@ -1,4 +1,4 @@
-"""What can go wrong while the installer runs: each ends soon, says why and what next, and leaves nothing behind."""
+"""What can go wrong while the installer runs: each ends soon, prints the reason and the fix, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def failure(directory: Path, fake: Fake | packer.Packer, **options: Any) -> Gold
 def assert_nothing_is_left(directory: Path, fake: Fake | packer.Packer) -> None:
     assert list((directory / "out").glob(".scratch-*")) == []
     if isinstance(fake, Fake):
-        # The real one may be at work for somebody else.
+        # The real one may be in use by another process.
         assert gone(str(fake.path)), "Packer is still running"
     assert running_below(directory) == [], "something still works in the scratch directory"
 
@@ -119,7 +119,7 @@ def test_a_finished_installation_leaves_the_image_and_its_logs(fakes: Fakes, tmp
 
 
 def test_two_installations_of_one_medium_have_one_table(fakes: Fakes, tmp_path: Path) -> None:
-    """libparted draws GUIDs at random; they are given anew, from the medium's hash."""
+    """libparted draws GUIDs at random; they are given again, from the medium's hash."""
     fake = fakes.packer(syslog=STEPS, console=[[0, POWERED_OFF]])
     tables = []
     for name, content in (("one", b"a medium"), ("two", b"a medium"), ("three", b"another medium")):
@@ -339,7 +339,7 @@ install(Path(sys.argv[1]), Fake(Path(sys.argv[2])))
 
 
 def start_build(directory: Path, fake: Fake) -> subprocess.Popen[bytes]:
-    """Start the disk stage in a process of its own and wait until its Packer has said something."""
+    """Start the disk stage in a separate process and wait until its Packer has printed something."""
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, directory, fake.path],
         cwd=ROOT,
@@ -349,7 +349,7 @@ def start_build(directory: Path, fake: Fake) -> subprocess.Popen[bytes]:
     )
     said = "out/.scratch-*/console.log"
     begun = wait_for(lambda: process.poll() is not None or any(path.stat().st_size for path in directory.glob(said)))
-    assert begun, "the build says nothing"
+    assert begun, "the build prints nothing"
     assert process.poll() is None, process.communicate()[1].decode()
     return process
 

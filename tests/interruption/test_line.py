@@ -66,7 +66,7 @@ READY = {"console": [[0, KEYS]]}
 
 @dataclass
 class Line:
-    """One checkout with its cache and its fake programs, and everything that a run said."""
+    """One checkout with its cache and its fake programs, and the output of a run."""
 
     root: Path
     fakes: Fakes
@@ -95,12 +95,12 @@ class Line:
         return self.fakes.install(name, str(BIN / "tool.py"), {"rules": list(rules)})
 
     def mmdebstrap(self, **rule: Any) -> Fake:
-        """Make the mmdebstrap that fills base.tar (by default well); the one that lays the layers works."""
+        """Make the mmdebstrap that fills base.tar (by default well); the one that installs the layers works."""
         good = {"copy": str(self.root / "rootfs.tar"), "to": -2}
         return self.tool("mmdebstrap", HELPER, {"when": ["--variant=custom"], **good}, {**good, **rule})
 
     def layering(self, **rule: Any) -> Fake:
-        """Make the mmdebstrap that lays the layers; the one that fills base.tar works."""
+        """Make the mmdebstrap that installs the layers; the one that fills base.tar works."""
         good = {"copy": str(self.root / "rootfs.tar"), "to": -2}
         return self.tool("mmdebstrap", HELPER, {"when": ["--variant=custom"], **good, **rule}, good)
 
@@ -164,7 +164,7 @@ class Line:
     # --- runs ---
 
     def run(self, capsys: pytest.CaptureFixture[str], *more: str) -> int:
-        """Build in this process; return the exit code and keep what was said."""
+        """Build in this process; return the exit code and keep the output."""
         try:
             code = main.main(self.words(*more))
         finally:
@@ -175,7 +175,7 @@ class Line:
         return code
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
-        """Start a build as a process of its own."""
+        """Start a build as a separate process."""
         words = [sys.executable, "-m", "tests.interruption.goldsmith", *self.words(*more)]
         return subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -343,7 +343,7 @@ def no_lists(line: Line) -> None:
 
 
 def pending(line: Line) -> str:
-    """Return what the report says of pending updates; manifest and output say the same."""
+    """Return the report's text about pending updates; manifest and output have the same."""
     (path,) = line.published()
     said = report.pending(artifact.load(path).manifest.updates)
     assert f"NOTE   updates   {said}\n" in line.err
@@ -661,7 +661,7 @@ def test_an_image_that_fails_a_test_is_never_published(line: Line, capsys: pytes
     assert "a default password" in pytest_log_named_in(line)
     line.assert_nothing_came_of_it()
     line.image_test(GOOD)
-    assert line.run(capsys) == 0, "the image itself is kept, and judged anew"
+    assert line.run(capsys) == 0, "the image itself is kept, and checked again"
 
 
 def test_tests_that_cannot_be_run_are_no_success(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
@@ -678,7 +678,7 @@ SLOW_TEST = GOOD + "\n\ndef test_slow():\n    import time\n    time.sleep(600)\n
 
 
 def hold(line: Line, stage: str) -> Fake | None:
-    """Let a stage take for ever; return the program whose call says that it has begun."""
+    """Let a stage take forever; return the program whose call shows that it has begun."""
     if stage == "testing":
         line.image_test(SLOW_TEST)
         files.remove_tree(line.project.artifacts)
@@ -703,7 +703,7 @@ def begun(line: Line, stage: str, holder: Fake | None) -> bool:
 
 @pytest.fixture
 def held(line: Line, request: pytest.FixtureRequest) -> Iterator[tuple[Line, subprocess.Popen[bytes]]]:
-    """A build as a process of its own, in the middle of a stage that never ends."""
+    """A build as a separate process, in the middle of a stage that never ends."""
     stage = request.param
     holder = hold(line, stage)
     goldsmith = line.start()

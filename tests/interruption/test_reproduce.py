@@ -23,7 +23,7 @@ __all__ = ["built", "line", "mirror"]
 
 @pytest.fixture
 def made(line: Line) -> Iterator[Line]:
-    """A line whose artifact is there, and whose stages have to be made anew wherever they are asked for."""
+    """A line whose artifact is there, and whose stages have to be made again wherever they are asked for."""
     before = snapshot(line)
     yield line
     assert snapshot(line) == before, "neither the checkout nor the ordinary cache is touched"

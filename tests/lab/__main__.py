@@ -1,12 +1,12 @@
-"""Publishes an image to the lab, proves it from two clones there, makes an operator's clone, and says what came of it.
+"""Publishes an image to the lab, tests it with two clones there, creates an operator's clone, and prints the results.
 
     nox -s lab                                  the newest artifact
     nox -s lab -- --unverified --tests ssh boot the newest disk of the cache, and only these image tests
     nox -s lab -- --life artifacts/golden-0.1.0-… an older version as well: promoted, rolled back, revoked, pruned, compared
     nox -s lab -- --install                     the newest medium of the cache: Packer has it installed on the node
 
-The commands under test are the ones of every day (``python -m build publish``, ``clone``, ``drift``), in processes of their
-own, over the API's TLS. This is no Proxmox VE: see docs/reference/lab.md.
+The commands under test are the ordinary ones (``python -m build publish``, ``clone``, ``drift``), in separate processes,
+over the API's TLS. This is not Proxmox VE: see docs/reference/lab.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOOLS = (
     *(tool for tool in host.TOOLS if tool.package in ("qemu-system-x86", "qemu-utils", "ovmf", "seabios", "xorriso",
                                                      "openssh-client", "curl", "e2fsprogs", "fdisk", "util-linux")),
     Tool("ip", "iproute2", "make the lab's bridge"),
-    Tool("unshare", "util-linux", "give the lab a network of its own"),
+    Tool("unshare", "util-linux", "give the lab a separate network"),
 )  # fmt: skip
 CLONE_NAME, CLONE_ADDRESS = "web1", "10.99.0.101"
 CLONE_SECONDS = 1800
@@ -92,7 +92,7 @@ class Walk:
         return good
 
     def call(self, name: str, work: Callable[[], object]) -> bool:
-        """Do something here that the command line has no words for; say whether it succeeded."""
+        """Do something here that the command line has no words for; return True if it succeeded."""
         log.info(name)
         begun, status = time.monotonic(), 0
         try:
@@ -226,7 +226,7 @@ def _machine(cache: Path) -> list[str]:
 
 
 def summary(made: Walk, lab: Lab, logs: Path) -> str:
-    """Return what is told at the end."""
+    """Return the text that is printed at the end."""
     lines = ["", VERDICT, ""]
     for step in made.steps:
         result = "good" if step.status == 0 else f"failed ({step.status})"

@@ -1,7 +1,7 @@
-"""Speaks with a guest's own agent over its socket, and answers what Proxmox's API asks of it.
+"""Talks to a guest's agent over its socket, and answers the requests of Proxmox's API.
 
 The protocol is QEMU's (interop/qemu-ga-ref): one JSON object a line. Every conversation begins with
-``guest-sync-delimited``: what the guest still had to say to somebody else ends at the byte 0xFF.
+``guest-sync-delimited``: the rest of an answer to an earlier client ends at the byte 0xFF.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLAIN = frozenset({
 
 
 class NoAnswer(Exception):
-    """Nobody speaks for the guest: no agent, or not yet."""
+    """The guest agent does not answer: there is none, or it has not started yet."""
 
 
 class Refused(Exception):
@@ -56,7 +56,7 @@ class Agent:
         self._lock = threading.Lock()
 
     def ask(self, command: str, values: Mapping[str, Any]) -> Any:
-        """Answer a command of Proxmox's API (``/agent/<command>``) with what the guest says.
+        """Answer a command of Proxmox's API (``/agent/<command>``) with the guest's answer.
 
         Raises NoAnswer, Refused, or Unsupported.
         """
@@ -73,7 +73,7 @@ class Agent:
             return line.do(name, arguments)
 
     def is_up(self) -> bool:
-        """Say whether the guest answers."""
+        """Return True if the guest answers."""
         try:
             self.call("guest-ping")
         except (NoAnswer, Refused):
@@ -81,7 +81,7 @@ class Agent:
         return True
 
     def shut_down(self) -> bool:
-        """Ask the guest to power off; say whether anybody was there to hear it."""
+        """Ask the guest to power off; return True if its agent got the request."""
         try:
             self.call("guest-shutdown")
         except (NoAnswer, Refused):

@@ -33,7 +33,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is about: an artifact, or a disk that nobody verified, which of the image tests, and an older artifact.
+    """The subject of a run: an artifact or an unverified disk, the image tests to run, and an older artifact.
 
     ``medium``: nothing is published, the installer runs on the node.
     """
@@ -82,14 +82,14 @@ def _select(tests: Path, wanted: Sequence[str]) -> None:
 
 
 def vouch(project: Project, disk: Path) -> artifact.Artifact:
-    """Make an artifact of a disk that nobody has verified: here it is the clones on the node that prove it.
+    """Make an artifact from an unverified disk: in the lab it is tested by the clones on the node.
 
-    It never leaves the lab; what its manifest says of anything but the disk and the spec is made up.
+    It never leaves the lab; only the disk and the spec in its manifest are real.
     """
     spec = specs.load(project.spec)
     return proven.make(
         project.artifacts, disk, name=spec.name, version=spec.version, virtual_mib=vm.virtual_size_mib(disk),
-        spec=spec.as_inputs(), by="the lab's word: nobody has tested it",
+        spec=spec.as_inputs(), by="the lab: it is not tested",
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ NOT_HERE = ("cicustom",)
 
 @dataclass(frozen=True)
 class Dns:
-    """What a node's own resolv.conf says: Proxmox gives it to guests that are told nothing else."""
+    """The content of a node's own resolv.conf: Proxmox gives it to guests without other name servers."""
 
     servers: Sequence[str] = ()
     search: str = ""
@@ -78,7 +78,7 @@ def status(config: Mapping[str, object]) -> tuple[int, str]:
 
 
 def network_config(config: Mapping[str, object], dns: Dns) -> str:
-    """Return the network data that Proxmox writes: each card with an ``ipconfig`` of its own, then the name servers."""
+    """Return the network data that Proxmox writes: each card with its own ``ipconfig``, then the name servers."""
     lines = ["version: 1", "config:"]
     for card in values.cards(config):
         told = values.split(config.get(f"ipconfig{card.number}", ""))[1]

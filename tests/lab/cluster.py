@@ -106,7 +106,7 @@ class Lab(Proxmox):
         await self._half_made(vm, copy)
 
     async def _half_made(self, vm: Any, work: Callable[[], None]) -> None:
-        """Do what makes a machine whole; one that fails is taken away, as Proxmox does."""
+        """Complete the creation of a machine; if that fails it is removed, as Proxmox does."""
         try:
             await _aside(work)
         except TaskError:

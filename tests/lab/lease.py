@@ -1,4 +1,4 @@
-"""Asks the lab's bridge for an address, as a guest does: a DHCP discovery (RFC 2131) over a cable of its own.
+"""Asks the lab's bridge for an address, as a guest does: a DHCP discovery (RFC 2131) over a separate cable.
 
 A bridge without a DHCP server would be noticed only after a guest has booted for minutes.
 """
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 10.0
 
 
 def ask() -> str:
-    """Return the address that the bridge's DHCP server offers. Raises StepFailed when nobody answers."""
+    """Return the address that the bridge's DHCP server offers. Raises StepFailed when there is no answer."""
     _ip("link", "add", CABLE, "type", "veth", "peer", "name", FAR_END)
     try:
         _ip("link", "set", FAR_END, "master", BRIDGE, "up")
@@ -51,7 +51,7 @@ def _discover(card: socket.socket) -> str:
                     return offered
         except TimeoutError:
             continue
-    raise StepFailed("nobody on the lab's bridge gives addresses", hint="is QEMU built with its user network (slirp)?")
+    raise StepFailed("no DHCP server answers on the lab's bridge", hint="QEMU must be built with its user network (slirp)")
 
 
 def _offer(frame: bytes) -> str:

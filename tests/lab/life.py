@@ -55,8 +55,8 @@ def live(commands: Commands, lab: Proxmox, first: Artifact, second: Artifact, *,
     points(f"{STABLE} is {old} again", old)
     commands.do(f"revoke {new}", "revoke", new, "--reason", REASON)
     template = f"{second.manifest.name}-{new}"
-    commands.do(f"{new} is not cloned any more", "clone", *machine, "--template", template, expected=2)
-    commands.do(f"{new} is not promoted any more", "promote", new, STABLE, expected=2)
+    commands.do(f"{new} can no longer be cloned", "clone", *machine, "--template", template, expected=2)
+    commands.do(f"{new} can no longer be promoted", "promote", new, STABLE, expected=2)
     commands.do("no template has changed", "drift")
     commands.do("what prune would do", "prune", "--days", "0")
     commands.do("prune", "prune", "--days", "0", "--apply")

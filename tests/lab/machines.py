@@ -94,7 +94,7 @@ class Machines:
         return made
 
     def alive(self, vmid: int) -> bool:
-        """Say whether a machine runs; one that has powered itself off is cleared away."""
+        """Return True if a machine runs; one that has powered itself off is cleared away."""
         found = self.running.get(vmid)
         if found is None:
             return False
@@ -104,14 +104,14 @@ class Machines:
         return False
 
     def end(self, vmid: int) -> None:
-        """End a machine as by pulling its plug; one that does not run is no error."""
+        """End a machine as by a power cut; nothing is done if it does not run."""
         found = self.running.pop(vmid, None)
         if found is not None:
             found.stack.close()
             shutil.rmtree(found.directory, ignore_errors=True)
 
     def shut_down(self, vmid: int, *, agent: bool, timeout: float) -> bool:
-        """Ask a machine to power off, and wait; say whether it did. Proxmox asks the agent when it is enabled."""
+        """Ask a machine to power off, and wait; return True if it did. Proxmox asks the agent when it is enabled."""
         found = self.running.get(vmid)
         if found is None:
             return True
@@ -136,7 +136,7 @@ def await_up(made: Running) -> None:
         try:
             made.monitor("info status")
         except (FileNotFoundError, ConnectionRefusedError):
-            # The socket has its name a moment before somebody listens to it.
+            # The socket exists a moment before QEMU listens on it.
             time.sleep(0.05)
         else:
             return

@@ -1,7 +1,7 @@
-"""A network of the lab's own: a name space with a bridge, its DHCP server, and no way out.
+"""The lab's separate network: a namespace with a bridge and its DHCP server, without external access.
 
 The whole lab runs in it, the fake Proxmox and the commands under test included, so that a clone is reached at the address
-its agent tells, as on a real bridge. The DHCP server is the one inside QEMU's user network, joined to the bridge by a tap.
+its agent reports, as on a real bridge. The DHCP server is the one inside QEMU's user network, joined to the bridge by a tap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from build.machines import vm
 BRIDGE = "vmbr0"
 NETWORK = "10.99.0.0/24"
 HOST = "10.99.0.1"
-# Nothing but addresses for DHCP is behind these: there is no way out of the name space.
+# Nothing but addresses for DHCP is behind these: the namespace has no external access.
 GATEWAY, NAMES, FIRST_GUEST = "10.99.0.2", "10.99.0.3", "10.99.0.15"
 DHCP_TAP = "tapdhcp"
 TUN = Path("/dev/net/tun")
@@ -44,9 +44,9 @@ class Wires(Protocol):
 
 
 def enter(module: str, arguments: Sequence[str]) -> None:
-    """Go on in a network name space of our own: return at once when this is it, else start ``module`` anew in one.
+    """Continue in a separate network namespace: return at once if this is one, else start ``module`` again in one.
 
-    An ordinary user gets a user name space as well.
+    An ordinary user gets a user namespace as well.
     """
     if INSIDE in os.environ:
         return
@@ -54,20 +54,20 @@ def enter(module: str, arguments: Sequence[str]) -> None:
 
 
 def _start(module: str, arguments: Sequence[str]) -> NoReturn:
-    unshare = run.which("unshare", reason="give the lab a network of its own")
+    unshare = run.which("unshare", reason="give the lab a separate network")
     user = [] if run.is_root() else ["--user", "--map-root-user"]
     words = [str(unshare), *user, "--net", "--", sys.executable, "-m", module, *arguments]
     os.execve(unshare, words, {**os.environ, INSIDE: "1"})
 
 
 def available() -> str:
-    """Return why a name space with a bridge cannot be had here, or an empty string."""
+    """Return why a namespace with a bridge cannot be created on this host, or an empty string."""
     if not shutil.which("ip", path=run.search_path()):
         return "ip is missing: apt-get install --yes iproute2   (as root)"
     user = [] if run.is_root() else ["--user", "--map-root-user"]
     script = f"ip link add {BRIDGE} type bridge && ip tuntap add {DHCP_TAP} mode tap"
     done = run.run(["unshare", *user, "--net", "--", "sh", "-c", script], timeout=SECONDS, check=False)
-    return "" if done.returncode == 0 else run.tail(done.stderr, 1) or "no network name space"
+    return "" if done.returncode == 0 else run.tail(done.stderr, 1) or "no network namespace"
 
 
 def _ip(*words: str, check: bool = True) -> None:
@@ -75,7 +75,7 @@ def _ip(*words: str, check: bool = True) -> None:
 
 
 class Bridge:
-    """The bridge of this name space."""
+    """The bridge of this namespace."""
 
     def plug(self, tap: str, bridge: str) -> None:
         """Make a tap device on the bridge."""
@@ -91,9 +91,9 @@ class Bridge:
 
 @contextmanager
 def bridged(directory: Path) -> Iterator[Bridge]:
-    """Set up the bridge and its DHCP server in this name space."""
+    """Set up the bridge and its DHCP server in this namespace."""
     if INSIDE not in os.environ:
-        raise HostError("the lab's network wants a name space of its own", hint="start it with: nox -s lab")
+        raise HostError("the lab's network needs a separate namespace", hint="start it with: nox -s lab")
     if not os.access(TUN, os.R_OK | os.W_OK):
         raise HostError(
             f"{TUN} cannot be opened: the machines' network cards are made with it",

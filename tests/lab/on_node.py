@@ -43,7 +43,7 @@ PROXMOX_USERNAME={user} PROXMOX_PASSWORD={password} exec {packer} "$@"
 
 
 class Node(Lab):
-    """A lab that keeps the builder's machine a machine; ``kept`` holds those that it was told to make templates of."""
+    """A lab that does not convert the builder's VM; ``kept`` has the VMs that the builder wanted to make templates of."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(directory, **options)
@@ -81,7 +81,7 @@ def newest_medium(cache: Path) -> Path:
 def find_packer(chosen: str) -> Packer:
     """Return the chosen Packer, else the compiled one with its plugin, else one with the builder inside (Debian 12's).
 
-    Raises HostError that says how to get one.
+    Raises HostError with the way to get one.
     """
     if not chosen and (compiled := packers.with_proxmox()):
         return compiled
@@ -116,7 +116,7 @@ def install(
     project: Project, equipment: Equipment, medium: Path, *, tokens: Mapping[Role, Token], scratch: Path, logs: Path,
     seconds: int, tests: Sequence[str] = (),
 ) -> publish.Template:  # fmt: skip
-    """Install on the node and return the candidate template; with ``tests`` two clones are judged by them before."""
+    """Install on the node and return the candidate template; with ``tests`` two clones are tested with them before."""
     spec = specs.load(project.spec)
     settings = cluster.settings_of(spec)
     with client.Api(settings, tokens[Role.PUBLISHER]) as publisher, client.Api(settings, tokens[Role.VERIFIER]) as verifier:

@@ -1,8 +1,8 @@
-"""From a configuration of Proxmox to the arguments of QEMU, the way qemu-server's config_to_command goes.
+"""Converts a configuration of Proxmox to the arguments of QEMU, like config_to_command of qemu-server.
 
-What the lab has not is refused, not passed over: a key that is neither mapped here nor without effect on the machine is
-an error. Otherwise than on a node: the processor is the one that runs soundly on this host (build/machines/acceleration.py),
-and disks are written without waiting for the host's own disk, because they are thrown away.
+What the lab does not support is refused, not ignored: a key that is neither mapped here nor without effect on the machine is
+an error. Different from a node: the processor is the one that works on this host (build/machines/acceleration.py),
+and disks are written without waiting for the host's own disk, because they are deleted at the end.
 """
 
 from __future__ import annotations

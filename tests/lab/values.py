@@ -63,7 +63,7 @@ def split(text: object) -> tuple[str, dict[str, str]]:
 
 
 def flag(config: Mapping[str, object], key: str, *, default: str = "0") -> bool:
-    """Say whether a key that may carry options, such as ``agent: 1,fstrim_cloned_disks=1``, is switched on."""
+    """Return True if a key that may carry options, such as ``agent: 1,fstrim_cloned_disks=1``, is switched on."""
     first, options = split(config.get(key, default))
     return (first or options.get("enabled", default)) in ("1", "yes", "on", "true")
 
@@ -102,7 +102,7 @@ def boot_indices(config: Mapping[str, object]) -> dict[str, int]:
 
 
 def smbios(text: str) -> str:
-    """Return QEMU's -smbios value for ``smbios1``: decoded when it says base64, commas doubled (qemu-server)."""
+    """Return QEMU's -smbios value for ``smbios1``: decoded if it has base64=1, commas doubled (qemu-server)."""
     _, options = split(text)
     if options.pop("base64", "0") != "1":
         return f"type=1,{text}"

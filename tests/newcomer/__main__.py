@@ -117,7 +117,7 @@ def check_build(walk: Walk, *, until: str) -> None:
 
 
 def look_without_rights(walk: Walk, commands: Sequence[str]) -> None:
-    """Let the administrator install what the README says, and the user find out what is missing beyond it."""
+    """Install the packages of the README as administrator, and list the other missing packages as user."""
     walk.do(readme.administrators_part(commands[0]), user="root")
     outputs = [
         walk.do("nox -s build -- --plan"),

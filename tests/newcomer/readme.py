@@ -25,7 +25,7 @@ def commands(readme: Path) -> list[str]:
 
 
 def with_sudo(command: str) -> str:
-    """Return the command for an ordinary user: ``sudo`` before each ``apt-get``, as the README says."""
+    """Return the command for an ordinary user: ``sudo`` before each ``apt-get``, as in the README."""
     return re.sub(rf"\b{INSTALLS}\b", f"sudo {INSTALLS}", command)
 
 

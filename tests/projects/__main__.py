@@ -1,4 +1,4 @@
-"""Takes foreign Django projects through their lives on the image, each in a container of its own.
+"""Takes foreign Django projects through their lives on the image, each in a separate container.
 
     nox -s projects                          those that need no golden-app.yaml
     nox -s projects -- startproject wagtail  only these
@@ -48,7 +48,7 @@ def main() -> int:
     known = f"of {', '.join(PROJECTS)} (default: {', '.join(DEFAULT)})"
     parser.add_argument("names", nargs="*", metavar="PROJECT", help=known)
     parser.add_argument("--squashfs", type=Path, metavar="FILE", help="root file system (default: the one of golden.yaml)")
-    parser.add_argument("--lock", action="store_true", help="write the requirements.lock of the projects anew, and end")
+    parser.add_argument("--lock", action="store_true", help="write the requirements.lock of the projects again, and end")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(PROJECTS)):
         parser.error(f"no such project: {', '.join(unknown)}; there are {', '.join(PROJECTS)}")

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The tests are steps: what comes after one that failed tells nothing.
+    # The tests are steps: after a failed one, the results of the next ones have no meaning.
     config.option.maxfail = 1
 
 
@@ -110,7 +110,7 @@ class Browser:
         self._cookies: dict[str, str] = {}
 
     def another(self) -> Browser:
-        """Return a browser with the same cookies: what it is told to forget, this one keeps."""
+        """Return a browser with the same cookies: it keeps those that the first one deletes."""
         other = Browser(self._host, self._name)
         other._cookies = dict(self._cookies)
         return other

@@ -1,4 +1,4 @@
-"""Makes the foreign projects: by their own tools, out of locked wheels, with no more of our own than a test needs.
+"""Makes the foreign projects: by their own tools, out of locked wheels, with only the additional files that a test needs.
 
 ``make`` writes one of three versions: the first; a second with another style sheet and a migration; a third whose migration
 fails.

@@ -67,14 +67,14 @@ def serving(host: Host) -> str:
 
 
 def test_site_settings(host: Host) -> None:
-    """The site says who may administer, and has a key for its backups"""
+    """The site names its administrators, and has a key for its backups"""
     recipient = host.check_output("sh -c %s", AUTHORITY).splitlines()[-1]
     host.check_output("umask 077; printf %%s %s >/etc/golden/site.yaml", SITE.format(recipient=recipient))
     host.check_output("golden-site apply")
 
 
 def test_deployment(host: Host, bundles: dict[int, Bundle], project: Project) -> None:
-    """The project deploys as it is, without a setting of its own for this machine"""
+    """The project deploys as it is, without settings for this machine"""
     done = host.run(bundles[1].deploy())
     assert done.rc == 0, done.stdout + done.stderr
     assert serving(host) == bundles[1].sha256[:12]

@@ -24,7 +24,7 @@ def test_methods(page: Browser) -> None:
 
 
 def test_pages_of_other_origins(page: Browser) -> None:
-    """A browser asks before it sends a request from a page of another site, and is told what may be sent"""
+    """A browser asks before it sends a request from a page of another site, and gets what may be sent"""
     question = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "content-type"}
     answer = page.get("/api/items/", method="OPTIONS", headers=question)
     assert answer.status == 200, answer

@@ -136,12 +136,12 @@ def running(token: str) -> list[int]:
 
 
 def gone(token: str) -> bool:
-    """Say whether no process with ``token`` is left; the kernel takes a moment to remove a killed one."""
+    """Return True if no process with ``token`` is left; the kernel takes a moment to remove a killed one."""
     return wait_for(lambda: not running(token), seconds=3)
 
 
 def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> bool:
-    """Wait until ``condition`` holds; say whether it did in time."""
+    """Wait until ``condition`` holds; return True if it did in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -70,7 +70,7 @@ def test_a_fault_is_told_and_leaves_nothing(field: Field, fault: Fault) -> None:
     assert caught.value.exit_code == fault.exit_code
     assert OPERATOR.secret not in caught.value.render()
     assert field.proxmox.inventory() == before
-    # And it was not for ever.
+    # And it was not forever.
     field.proxmox.failures.clear()
     field.proxmox.regain_quorum()
     assert field.clone(**DATA).outcome is clone.Outcome.CLONED

@@ -46,7 +46,7 @@ def project_of(place: Path, **choice: object) -> Project:
 
 def test_the_bridge_gives_addresses_in_a_name_space_of_its_own(tmp_path: Path) -> None:
     if problem := network.available():
-        pytest.skip(f"no network name space here: {problem}")
+        pytest.skip(f"no network namespace here: {problem}")
     user = [] if run.is_root() else ["--user", "--map-root-user"]
     done = run.run(
         ["unshare", *user, "--net", "--", sys.executable, "-c", NETWORK, tmp_path], cwd=ROOT, timeout=120, check=False,
@@ -60,7 +60,7 @@ def test_the_bridge_gives_addresses_in_a_name_space_of_its_own(tmp_path: Path) -
 
 def test_outside_of_a_name_space_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(network.INSIDE, raising=False)
-    with pytest.raises(HostError, match="name space"), network.bridged(tmp_path):
+    with pytest.raises(HostError, match="namespace"), network.bridged(tmp_path):
         pass
 
 
@@ -101,7 +101,7 @@ def test_tests_that_do_not_exist_are_named(tmp_path: Path) -> None:
 
 def test_a_disk_of_the_cache_says_that_nobody_verified_it(tmp_path: Path) -> None:
     found = artifact.newest(project_of(tmp_path).artifacts)
-    assert "nobody has tested it" in found.manifest.verification.other["by"]
+    assert "it is not tested" in found.manifest.verification.other["by"]
     assert found.manifest.inputs.administrator == "admin"
     assert artifact.check(found.path) == []
 

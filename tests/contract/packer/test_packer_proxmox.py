@@ -89,7 +89,7 @@ def workspace(
 
 
 def keeps_the_machine(workspace: packer.Workspace) -> bool:
-    """Say whether the machine stays a machine: since version 1.2.4 of the plugin."""
+    """Return True if the machine stays a machine: since version 1.2.4 of the plugin."""
     return "skip_convert_to_template" in (workspace.directory / "build.pkr.hcl").read_text(encoding="utf-8")
 
 

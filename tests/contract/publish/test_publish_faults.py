@@ -117,7 +117,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_told_and_leaves_nothing(bench: Bench, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What works on a VM is waited for, and this is for ever.
+    # What works on a VM is waited for, and this is forever.
     monkeypatch.setattr(client, "LOCK_SECONDS", 0.0)
     before = bench.proxmox.inventory()
     fault.arrange(bench.proxmox)
@@ -127,7 +127,7 @@ def test_a_fault_is_told_and_leaves_nothing(bench: Bench, fault: Fault, monkeypa
     assert caught.value.exit_code == fault.exit_code
     assert TOKEN.secret not in caught.value.render()
     assert bench.proxmox.inventory() == before
-    # And it was not for ever: the next run does the whole.
+    # And it was not forever: the next run does the whole.
     bench.proxmox.failures.clear()
     bench.proxmox.regain_quorum()
     assert bench.publish()[0].outcome is publish.Outcome.PUBLISHED

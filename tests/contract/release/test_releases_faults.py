@@ -449,7 +449,7 @@ def test_answers_that_are_lost(desk: Desk) -> None:
 
 
 def test_somebody_changes_a_template_meanwhile(desk: Desk) -> None:
-    """Their change is kept, and ours is decided anew."""
+    """Their change is kept, and ours is decided again."""
     config, turns = desk.machine("pve1", SECOND).config, [2]
 
     def meddle(request: Any) -> None:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""An executable that does what the file NAME.json beside it says, and notes each call in NAME.calls.
+"""An executable that acts out the file NAME.json beside it, and notes each call in NAME.calls.
 
 Keys of the file, all optional: ``rules``, a list of objects; the first whose ``when`` (words) are all among the
 arguments applies, and an object without ``when`` always does. In a rule: ``stdout``, ``stderr``, ``status``,
-``sleep`` (seconds before the end), ``deaf`` (true: SIGTERM is ignored), ``write`` (path -> text, {1} {2} … standing
-for arguments).
+``sleep`` (seconds before the end), ``deaf`` (true: SIGTERM is ignored), ``write`` (path -> text, {1} {2} … for
+arguments).
 """
 
 import json
@@ -33,7 +33,7 @@ def end(number: int, _frame: object) -> None:
 
 
 def follow(rule: dict, arguments: list[str]) -> int:  # type: ignore[type-arg]
-    # A first process of a PID name space has no default actions: without a handler SIGTERM would do nothing.
+    # A first process of a PID namespace has no default actions: without a handler SIGTERM would do nothing.
     signal.signal(signal.SIGTERM, signal.SIG_IGN if rule.get("deaf") else end)
     for path, text in rule.get("write", {}).items():
         target = Path(path.format("", *arguments))

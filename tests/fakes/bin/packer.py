@@ -3,7 +3,7 @@
 
 Keys of the plan, all optional: ``version``; ``plugins``, lines for ``plugins installed``; ``validate``, the complaint
 of ``validate``; ``console``, list of [seconds to wait, text for the first serial port]; ``syslog``, text for the
-second; ``ending``: "power off" (default), "fail", "hang"; ``complaint``, what a failing build says; ``deaf``, true to
+second; ``ending``: "power off" (default), "fail", "hang"; ``complaint``, the output of a failing build; ``deaf``, true to
 ignore SIGTERM; ``disk``, "none" to leave no disk behind; ``attempts``, a list of such plans, one for each build in
 turn, the last for all further ones. Like the real one it removes its output directory when a build fails or is
 cancelled.
@@ -77,7 +77,7 @@ def build(plan: dict, given: dict) -> int:  # type: ignore[type-arg]
 
 
 def make_disk(path: Path, size: str, plan: dict) -> None:  # type: ignore[type-arg]
-    """Leave a disk as an installation does: with a GUID partition table, or what the plan says instead."""
+    """Leave a disk as an installation does: with a GUID partition table, or as in the plan."""
     if plan.get("disk") == "none":
         return
     if plan.get("disk") == "empty":

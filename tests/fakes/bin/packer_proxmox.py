@@ -2,7 +2,7 @@
 """A current Packer with the proxmox plugin, as far as our source uses it: it makes the same calls to the API.
 
 Keys of the plan, all optional: ``version``; ``plugins``, lines for ``plugins installed``; ``ending``: "fail" to fail after
-the machine was made, and take it away like the real one, "drop" to fail and leave it, "hang" to wait for ever.
+the machine was made, and take it away like the real one, "drop" to fail and leave it, "hang" to wait forever.
 Each call is noted in packer.calls; what came by the environment is noted without the token.
 """
 

@@ -4,7 +4,7 @@
 Keys of the plan, all optional: ``version``; ``kvm`` and ``tcg``, the exit status of the accelerator's probe;
 ``guests``, clone name -> list of plans, one for each start in turn, the last for all further ones. In a guest's plan:
 ``console``, list of [seconds to wait, text for the serial port]; ``ending``: "stay" (default) or an exit status;
-``complaint``, what it says on standard error at its end; ``monitor``: "deaf" to make no socket at all.
+``complaint``, its output on standard error at its end; ``monitor``: "deaf" to make no socket at all.
 A guest serves QMP on its socket and answers ``info usernet`` like the real one.
 """
 
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def act(guest: dict, arguments: list[str]) -> int:  # type: ignore[type-arg]
-    # A first process of a PID name space has no default actions: without a handler SIGTERM would do nothing.
+    # A first process of a PID namespace has no default actions: without a handler SIGTERM would do nothing.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if guest.get("monitor") != "deaf":
         where = arguments[arguments.index("-qmp") + 1].removeprefix("unix:").split(",")[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 def main() -> int:
     me, arguments = Path(sys.argv[0]), sys.argv[1:]
-    # A first process of a PID name space has no default actions: without a handler SIGTERM would do nothing.
+    # A first process of a PID namespace has no default actions: without a handler SIGTERM would do nothing.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     with me.with_name(f"{me.name}.calls").open("a", encoding="utf-8") as stream:
         note = {"argv": arguments, "cwd": os.getcwd(), "env": dict(os.environ), "pid": os.getpid()}  # noqa: PTH109

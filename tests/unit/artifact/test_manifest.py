@@ -105,7 +105,7 @@ def test_the_first_schema_is_read_and_not_committed(tmp_path: Path) -> None:
 
 
 def is_manifest(node: ast.AST) -> bool:
-    """Say whether an expression is called a manifest: ``manifest`` or ``found.manifest``."""
+    """Return True if an expression is called a manifest: ``manifest`` or ``found.manifest``."""
     return (isinstance(node, ast.Name) and node.id == "manifest") or (
         isinstance(node, ast.Attribute) and node.attr == "manifest"
     )

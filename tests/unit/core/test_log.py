@@ -134,5 +134,5 @@ def test_a_bar_on_a_terminal_gives_way_to_lines_and_is_taken_away() -> None:
     shown = stream.getvalue()
     assert "fetching ████████████░░░░░░░░░░░░  50 %  half" in shown
     erased = "\r\x1b[2K"
-    assert f"{erased}a line\nfetching" in shown, "the bar is drawn anew below the line"
+    assert f"{erased}a line\nfetching" in shown, "the bar is drawn again below the line"
     assert shown.endswith(erased)

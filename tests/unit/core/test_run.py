@@ -214,7 +214,7 @@ DEAF = '["sh", "-c", "trap \'\' TERM; echo deaf; while :; do sleep 300; done", s
 
 def test_contained_children_die_when_goldsmith_is_killed(tmp_path: Path, token: str) -> None:
     with running_python(HOLD.format(program=ESCAPING, contained=True), token, tmp_path / "log", "10") as goldsmith:
-        assert wait_for(lambda: len(running(token)) >= 4), "Goldsmith, name space, child, grandchild"
+        assert wait_for(lambda: len(running(token)) >= 4), "Goldsmith, namespace, child, grandchild"
         kill_alone(goldsmith, token)
 
 

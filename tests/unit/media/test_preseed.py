@@ -93,7 +93,7 @@ def test_no_answer_is_given_twice(tmp_path: Path) -> None:
 
 
 def test_the_installation_ends_with_power_off(tmp_path: Path) -> None:
-    """Packer waits for it; everything else would be found by a time-out."""
+    """Packer waits for it; everything else would be found by a timeout."""
     assert "\nd-i debian-installer/exit/poweroff boolean true\n" in preseed.render(make_spec(tmp_path))
 
 

@@ -198,7 +198,9 @@ def test_the_reason_why_a_file_holds_no_certificate(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("content", "reason"), [("locked", "it has a passphrase"), ("certificate", "no key in PEM form")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [("locked", "it has a passphrase"), ("certificate", "not a key in PEM form")]
+)
 def test_the_reason_why_a_file_holds_no_key(
     modules: dict[str, ModuleType], tmp_path: Path, authority: Path, content: str, reason: str
 ) -> None:

@@ -153,7 +153,7 @@ def test_a_machine_that_grants_the_contract(machine: Path) -> None:
     [("run/golden/app/locations.conf", "locations.conf differs from the contract"),
      ("run/golden/app/more.conf", "more.conf is not of the contract"),
      ("opt/app/current/grants/environment", "environment differs from the contract"),
-     ("opt/app/current/grants/systemd/application-worker.service", "application-worker.service is not what"),
+     ("opt/app/current/grants/systemd/application-worker.service", "application-worker.service differs"),
      ("run/golden/site.json", "destinations: smtp.example.org:587")],
 )  # fmt: skip
 def test_a_machine_that_differs(machine: Path, path: str, reason: str) -> None:

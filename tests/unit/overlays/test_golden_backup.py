@@ -51,7 +51,7 @@ def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def feed(process: Any) -> None:
-    """Write into a program for ever."""
+    """Write into a program forever."""
     while True:
         process.stdin.write(b"x" * 65536)
 

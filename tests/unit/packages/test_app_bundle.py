@@ -167,8 +167,8 @@ def test_what_an_application_needs(application: Path, missing: str) -> None:
     [
         ("other==1.0", "other==1.0 has no hash"),
         ("other==1.0 --hash=md5:0", "no SHA-256 hash"),
-        ("-r other.txt", "names another file"),
-        ("-e .", "is no wheel"),
+        ("-r other.txt", "refers to another file"),
+        ("-e .", "is not a wheel"),
         ("other @ https://example.org/other.whl", "is an address"),
         ("./other", "is an address"),
         ("other>=1.0", "is not NAME==VERSION"),

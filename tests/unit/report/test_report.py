@@ -107,7 +107,7 @@ def test_the_trend_is_that_of_the_stored_releases() -> None:
 def test_the_first_release_says_so() -> None:
     text = words(page(before=False))
     assert "There is no earlier artifact." in text
-    assert "Figures over 1 stored release," in text
+    assert "Metrics over 1 stored release," in text
 
 
 def test_an_older_artifact_says_what_it_lacks() -> None:

@@ -82,5 +82,5 @@ def test_every_requirement_and_every_fault_has_a_test() -> None:
 
 
 def test_the_page_is_the_current_one() -> None:
-    """`nox -s requirements` writes it anew."""
+    """`nox -s requirements` writes it again."""
     assert (ROOT / requirements.PAGE).read_text(encoding="utf-8") == requirements.page(ROOT)

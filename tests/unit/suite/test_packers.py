@@ -59,7 +59,7 @@ def test_packer_and_both_plugins_are_compiled_once_and_found_again(only_fakes: F
     assert found is not None
     assert found.plugins is not None
     assert (found.path.parent.parent, found.version) == (cache, (1, 16, 0))
-    # A place of its own: a new lock of the one does not compile the other anew.
+    # A place of its own: a new lock of the one does not compile the other again.
     assert (found.plugins / PLUGINS["proxmox"]).exists()
     assert found.plugins.parent != found.path.parent
     assert [path.name for path in found.plugins.parent.iterdir()] == ["plugins"]

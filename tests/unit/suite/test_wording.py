@@ -20,6 +20,8 @@ PACKAGES = sorted(path.name for path in (ROOT / "build").iterdir() if (path / "_
 # The image's own programs: their texts are checked, their variables are not. In these layers texts are still to be changed.
 PROGRAMS = "overlays/*/rootfs/usr/lib/python3/dist-packages/golden"
 LATER = ("overlays/25-firewall/", "overlays/78-verify/")
+# Tools and fakes of the tests; the tests themselves are not checked yet.
+TOOLS = ("lab", "newcomer", "projects", "fakes", "reproducible")
 # What people read: every page of docs/ and beside the code, and the files that they edit or copy.
 PAGES = sorted(
     path
@@ -164,6 +166,17 @@ def test_the_programs_of_the_image_use_standard_terms() -> None:
     problems = [
         f"{path.relative_to(ROOT)}, {problem}"
         for path in programs() for problem in mannered(path.read_text(encoding="utf-8"))
+    ]  # fmt: skip
+    assert problems == []
+
+
+@pytest.mark.parametrize("directory", TOOLS)
+def test_the_tools_of_the_tests_use_standard_terms(directory: str) -> None:
+    modules = sorted((ROOT / "tests" / directory).rglob("*.py"))
+    assert modules
+    problems = [
+        f"{path.relative_to(ROOT)}, {problem}"
+        for path in modules for problem in mannered(path.read_text(encoding="utf-8"))
     ]  # fmt: skip
     assert problems == []
 

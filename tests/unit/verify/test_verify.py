@@ -49,7 +49,7 @@ KVM = acceleration.kvm((7, 2))
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sealed disk with nothing on it but an fstab."""
+    """A pristine disk with nothing on it but an fstab."""
     home = tmp_path_factory.mktemp("disk")
     (home / "root").mkdir()
     raw = make_disk_image(home, {"/": home / "root"})
