@@ -109,6 +109,30 @@ def test_a_refusal_changes_nothing(machine: Machine, programs: Programs) -> None
     assert "start golden-destinations.service" in calls(programs)
 
 
+def test_what_a_bundle_opens_is_shown_and_nothing_changed(
+    machine: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "STATE", machine.top)
+    path, digest = machine.bundle("shop", f"{WORKER}destinations: ['a.example.org:25']\n")
+    before = sorted(machine.top.rglob("*"))
+    shown = deploy.compare(path, digest)
+    assert shown["opens"] == ["+ destination: a.example.org:25", "+ process: worker: manage.py work"]
+    assert (shown["ok"], len(shown["not_allowed"])) == (False, 1)
+    assert "a.example.org:25" in shown["not_allowed"][0]
+    machine.site(bundle=None, allow={"destinations": ["a.example.org:25"]})
+    assert deploy.compare(path, digest)["ok"]
+    (machine.top / "site.json").unlink()
+    assert sorted(machine.top.rglob("*")) == before
+    assert programs.named("systemctl") == []
+
+
+def test_faults_of_a_contract_are_shown(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "STATE", machine.top)
+    with pytest.raises(core.Problem, match=r"golden-app\.yaml") as caught:
+        deploy.compare(*machine.bundle("shop", "processes: 3\n"))
+    assert caught.value.code == core.CHECK_FAILED
+
+
 def test_rules_that_nginx_does_not_take_are_refused(machine: Machine, programs: Programs) -> None:
     path, digest = machine.bundle("shop", "{}")
     programs.answer("systemctl", "start", f"golden-deploy-check@{digest[:12]}.service", status=1)

@@ -477,6 +477,12 @@ def test_deploy_needs_exactly_one_thing_to_do(
     assert command("deploy", "x.bundle", "--sha256", "ab", "--rollback").code == core.USAGE
     assert command("deploy", "x.bundle", "--sha256", "ab", "--no-backup").out == "abc serves and is healthy; removed old\n"
     assert asked == [(("x.bundle", "ab"), {"backup": False})]
+    compared = {"release": "ab", "name": "x", "opens": ["+ process: a: b"], "not_allowed": ["processes: 9"], "ok": False}
+    monkeypatch.setattr(deploy, "compare", lambda *_words: compared)
+    shown = command("deploy", "x.bundle", "--sha256", "ab", "--show")
+    assert shown.code == core.CHECK_FAILED
+    assert shown.out.splitlines()[1:] == ["  + process: a: b", "not allowed: processes: 9"]
+    assert command("deploy", "--show", "--site").code == core.USAGE
     assert command("deploy", "--rollback").out == "old serves already\n"
     assert command("deploy", "--wanted").code == core.FAILED
     site(application={"bundle": "/srv/x.bundle", "sha256": "ab"})

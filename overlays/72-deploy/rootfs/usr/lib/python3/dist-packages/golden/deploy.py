@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from golden import app_units, aside, contract, exposure, grants, static_files
@@ -71,6 +72,22 @@ def deploy(source: str, sha256: str, *, backup: bool = True) -> dict[str, Any]:
     result = {"release": name, "changed": True, "built": not known, "opens": opens, "removed": releases.prune()}
     _accept()
     return result
+
+
+def compare(source: str, sha256: str) -> dict[str, Any]:
+    """Return what a bundle opens and closes, compared with the release that serves, and what the site does not allow of it.
+
+    Nothing of the machine is changed. Raises Problem for a bundle or a contract with faults.
+    """
+    digest = bundle_format.checked_digest(sha256)
+    releases = Releases()
+    with _local(source) as path, TemporaryDirectory(dir=STATE, prefix="compare-") as scratch:
+        bundle = bundle_format.read(path, digest)
+        bundle_format.unpack(bundle, Path(scratch))
+        granted = read_contract(Path(scratch))
+    opens = exposure.difference(grants.read(releases.path(releases.current())), granted)
+    beyond = not_allowed(granted)
+    return {"release": digest[:12], "name": bundle.name, "opens": opens, "not_allowed": beyond, "ok": not beyond}
 
 
 @contextmanager
@@ -144,21 +161,32 @@ def migrate(releases: Releases, name: str) -> bool:
 
 def check_contract(release: Path) -> dict[str, Any]:
     """Return the contract of a release's code. Raises Problem for its faults, and for all that the site does not allow."""
-    granted, faults = contract.load(release / bundle_format.CODE)
-    if faults:
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        raise Problem(f"the release is refused: {contract.NAME}:{lines}", hint="nothing was changed", code=CHECK_FAILED)
-    application = (site() if SITE.exists() else {}).get("application") or {}
-    problems = exposure.beyond(granted, application.get("allow", {}))
-    for name in granted["secrets"]:
-        if name not in application.get("secrets", {}):
-            problems.append(f"secret: {name} (application.secrets of /etc/golden/site.yaml: {name}: /etc/golden/FILE)")
-    if problems:
+    granted = read_contract(release)
+    if problems := not_allowed(granted):
         lines = "".join(f"\n  {problem}" for problem in problems)
         hint = "nothing was changed; an administrator can allow it: change site.yaml, golden-site apply, deploy again"
         brief = f"the release is refused, because it opens more than the site allows:{lines}"
         raise Problem(brief, hint=hint, code=CHECK_FAILED)
     return granted
+
+
+def read_contract(release: Path) -> dict[str, Any]:
+    """Return the contract of a release's code. Raises Problem for its faults."""
+    granted, faults = contract.load(release / bundle_format.CODE)
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise Problem(f"the release is refused: {contract.NAME}:{lines}", hint="nothing was changed", code=CHECK_FAILED)
+    return granted
+
+
+def not_allowed(granted: exposure.Contract) -> list[str]:
+    """Return what a contract opens or needs beyond what the site settings allow, each with the key that would allow it."""
+    application = (site() if SITE.exists() else {}).get("application") or {}
+    problems = exposure.beyond(granted, application.get("allow", {}))
+    for name in granted["secrets"]:
+        if name not in application.get("secrets", {}):
+            problems.append(f"secret: {name} (application.secrets of /etc/golden/site.yaml: {name}: /etc/golden/FILE)")
+    return problems
 
 
 def _granted(release: Path) -> dict[str, Any]:

@@ -25,6 +25,11 @@ def act(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = arguments.rollback + arguments.site + (arguments.bundle is not None)
     if chosen != 1 or (arguments.bundle is None) != (arguments.sha256 is None):
         raise Problem("a bundle and its hash are needed", hint="golden-deploy BUNDLE --sha256 HEX", code=USAGE)
+    if arguments.show:
+        if arguments.bundle is None:
+            raise Problem("--show needs a bundle", hint="golden-deploy --show BUNDLE --sha256 HEX", code=USAGE)
+        with only_one("deploy"):
+            return deploy.compare(arguments.bundle, arguments.sha256)
     # A restore stops and starts the application too.
     with only_one("deploy"), only_one("restore", wait=UNIT_WAITS_SECONDS):
         if arguments.rollback:
@@ -43,11 +48,14 @@ def show(result: Mapping[str, Any]) -> str:
         return "\n".join(lines or [f"{result['current']:<12}  current"])
     if "wanted" in result:
         return f"to be deployed: {result['wanted']}"
+    opens = [f"  {line}" for line in result.get("opens", [])]
+    heading = ["what it opens (+) and closes (-), compared with the release before:"] if opens else []
+    if "not_allowed" in result:
+        refused = [f"not allowed: {line}" for line in result["not_allowed"]]
+        return "\n".join([*(heading or ["it opens what the release before opens"]), *opens, *refused])
     if not result["changed"]:
         return f"{result['release']} serves already"
     removed = f"; removed {', '.join(result['removed'])}" if result["removed"] else ""
-    opens = [f"  {line}" for line in result.get("opens", [])]
-    heading = ["what it opens (+) and closes (-), compared with the release before:"] if opens else []
     return "\n".join([*heading, *opens, f"{result['release']} serves and is healthy{removed}"])
 
 
@@ -55,10 +63,12 @@ def main() -> None:
     """Read the command line and do what it asks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 serves; else the old release does: 1 failed, 2 usage, 3 the bundle is refused or ill.",
+        epilog="Exit codes: 0 serves; else the old release does: 1 failed, 2 usage, 3 the bundle is refused or ill.\n"
+        "With --show: 0 the site allows it, 3 it does not.",
     )  # fmt: skip
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="path or https:// address")
     parser.add_argument("--sha256", metavar="HEX", help="the hash of the bundle, from whoever made it")
+    parser.add_argument("--show", action="store_true", help="only say what the bundle would open; change nothing")
     parser.add_argument("--no-backup", action="store_true", help="migrate without a backup of the database before")
     parser.add_argument("--rollback", action="store_true", help="let the previous release serve again; the database stays")
     parser.add_argument("--list", action="store_true", help="list the releases that are here")
