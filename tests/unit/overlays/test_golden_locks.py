@@ -29,20 +29,24 @@ def test_a_second_holder_is_refused(locks: Path) -> None:
         assert locks.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_holder_is_waited_for(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_unit_waits_for_the_holder(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(golden.LOCK_SECONDS, "30")
     locks.mkdir(mode=0o700)
     with (locks / "golden-backup.lock").open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         release = threading.Timer(0.2, fcntl.flock, (stream, fcntl.LOCK_UN))
         release.start()
-        with golden.only_one("backup", wait=30.0):
+        with golden.only_one("backup"):
             release.join()
     assert capsys.readouterr().err == "waiting for another golden-backup to end\n"
 
 
-def test_a_holder_is_not_waited_for_without_end(locks: Path) -> None:
+def test_a_unit_does_not_wait_without_end(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(golden.LOCK_SECONDS, "0.1")
     refused = pytest.raises(golden.Problem, match="another golden-backup is running")
-    with golden.only_one("backup"), refused, golden.only_one("backup", wait=0.1):
+    with golden.only_one("backup"), refused, golden.only_one("backup"):
         pass
 
 

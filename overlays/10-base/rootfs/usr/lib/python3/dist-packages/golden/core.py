@@ -27,8 +27,8 @@ SITE = Path("/run/golden/site.json")
 # Root's alone (tmpfiles.d), unlike /run/lock, where any user can create a file with a lock's name.
 LOCKS = Path("/run/golden-lock")
 LOCK_POLL_SECONDS = 0.5
-# For what a timer starts: that an operator's command runs at that moment is no failure, and no reason for an alert.
-UNIT_WAITS_SECONDS = 3600.0
+# Set by units: that an operator's command runs when a timer starts one is no failure, and no reason for an alert.
+LOCK_SECONDS = "GOLDEN_LOCK_SECONDS"
 
 
 class Problem(Exception):
@@ -157,10 +157,11 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
-def only_one(name: str, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold a machine-wide lock. Another process that holds it is waited for, up to ``wait`` seconds.
+def only_one(name: str) -> Iterator[None]:
+    """Hold a machine-wide lock.
 
-    Raises Problem when another process holds it after that time, or when others than root may write its place.
+    Raises Problem when another process holds it, or when others than root may write its place. A unit waits for the other
+    process first: its environment has the seconds (GOLDEN_LOCK_SECONDS).
     """
     path = LOCKS / f"golden-{name}.lock"
     try:
@@ -172,7 +173,7 @@ def only_one(name: str, *, wait: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}", hint="remove what is in the place of the lock file") from error
     with os.fdopen(descriptor, "r+b", buffering=0) as stream:
-        until, waits = time.monotonic() + wait, False
+        until, waits = time.monotonic() + float(os.environ.get(LOCK_SECONDS, "0")), False
         while not _locked(stream):
             if time.monotonic() >= until:
                 raise Problem(f"another golden-{name} is running", hint="wait for it to end")

@@ -45,7 +45,7 @@ def main() -> None:
 def act(arguments: argparse.Namespace) -> Mapping[str, Any]:
     """Do one command, alone."""
     core.need_root()
-    with core.only_one("aide", wait=core.UNIT_WAITS_SECONDS):
+    with core.only_one("aide"):
         if arguments.command == "first":
             return first()
         if not DATABASE.exists():

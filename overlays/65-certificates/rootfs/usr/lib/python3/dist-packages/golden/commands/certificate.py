@@ -78,7 +78,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
 def install(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check a pair, and put it in its place."""
     core.need_root()
-    with core.only_one("certificate", wait=core.UNIT_WAITS_SECONDS):
+    with core.only_one("certificate"):
         chain = certificates.read_chain(arguments.certificate)
         key = arguments.key or _key_of(chain[0])
         failed = [one for one in certificates.judge(chain, key, names=required_names()) if not one.ok]
@@ -101,7 +101,7 @@ def _key_of(leaf: certificates.Certificate) -> Path:
 def renew(arguments: argparse.Namespace) -> dict[str, Any]:
     """Get a certificate from the site's ACME authority when one is due."""
     core.need_root()
-    with core.only_one("certificate", wait=core.UNIT_WAITS_SECONDS):
+    with core.only_one("certificate"):
         return renewal.renew(site(), force=arguments.force)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from golden import backup, signature, targets
-from golden.core import UNIT_WAITS_SECONDS, need_root, only_one, run_command
+from golden.core import need_root, only_one, run_command
 
 
 def back_up(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def back_up(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"recipient": settings["recipient"]}
     result: dict[str, Any] = {"target": target, "sent": []}
     directory = backup.DIRECTORY
-    with only_one("backup", wait=UNIT_WAITS_SECONDS):
+    with only_one("backup"):
         if not arguments.send:
             result |= _make(directory, settings["recipient"])
         if target and not arguments.no_send:

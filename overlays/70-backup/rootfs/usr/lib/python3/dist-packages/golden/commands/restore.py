@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from golden import drill, restore, signature
-from golden.core import UNIT_WAITS_SECONDS, USAGE, Problem, need_root, only_one, run, run_command, site
+from golden.core import USAGE, Problem, need_root, only_one, run, run_command, site
 
 
 def act(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def act(arguments: argparse.Namespace) -> dict[str, Any]:
     if (archive is None) != (identity is None) or (archive is None and not arguments.drill):
         raise Problem("a backup and the key to it are needed", hint="golden-restore FILE --identity KEYFILE", code=USAGE)
     signers = _signers(arguments)
-    with only_one("restore", wait=UNIT_WAITS_SECONDS), only_one("backup", wait=UNIT_WAITS_SECONDS):
+    with only_one("restore"), only_one("backup"):
         if archive is None or identity is None:
             return {"drill": drill.drill(None)}
         if arguments.drill or arguments.check:

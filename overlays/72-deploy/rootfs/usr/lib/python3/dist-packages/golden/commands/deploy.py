@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from golden import deploy
-from golden.core import FAILED, UNIT_WAITS_SECONDS, USAGE, Problem, need_root, only_one, run_command
+from golden.core import FAILED, USAGE, Problem, need_root, only_one, run_command
 from golden.releases import Releases
 
 
@@ -31,7 +31,7 @@ def act(arguments: argparse.Namespace) -> dict[str, Any]:
         with only_one("deploy"):
             return deploy.compare(arguments.bundle, arguments.sha256)
     # A restore stops and starts the application too.
-    with only_one("deploy"), only_one("restore", wait=UNIT_WAITS_SECONDS):
+    with only_one("deploy"), only_one("restore"):
         if arguments.rollback:
             return deploy.roll_back()
         if arguments.site:
