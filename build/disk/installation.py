@@ -41,6 +41,8 @@ REASON_LINES = 30
 TCG_ATTEMPTS = 2
 # The logs of an attempt after which there was another one.
 FIRST_ATTEMPT = "first-attempt"
+# QEMU reports a full disk of the host to the guest as a write error, which the installer shows as a failed step.
+FULL_BYTES = 256 << 20
 CONVERT_THREADS = "4"
 ANSWERS = "preseed/preseed.cfg.j2"
 
@@ -117,7 +119,12 @@ def make_disk(
                 timings = _install(workspace, job=job, expected=expected, strict=strict, check=check)
             except InstallerFailed as error:
                 failures.append(error.brief)
-                if len(failures) >= attempts:
+                free = shutil.disk_usage(out).free
+                if free < FULL_BYTES:
+                    error.hint = (
+                        f"{out} has {free >> 20} MiB left for the disk: free some space, and run again"
+                    )
+                if len(failures) >= attempts or free < FULL_BYTES:
                     raise
                 log.warn(f"{error.brief}: trying again (this can happen without KVM); the logs: {logs / FIRST_ATTEMPT}")
                 _keep_logs(directory, logs / FIRST_ATTEMPT)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +258,14 @@ def test_a_step_that_fails_under_emulation_is_tried_again(
     assert (tmp_path / "logs" / "first-attempt" / "syslog.log").read_text() == FAILED_STEP
     assert (tmp_path / "logs" / "syslog.log").read_text() == STEPS
     assert_nothing_is_left(tmp_path, fake)
+
+
+def test_a_full_disk_of_the_host_is_named(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(total=1 << 40, used=1 << 40, free=3 << 20))
+    fake = fakes.packer(syslog=FAILED_STEP, console=[[0, "\r\n"]], ending="hang")
+    error = failure(tmp_path, fake, accelerator=TCG)
+    assert f"{tmp_path / 'out'} has 3 MiB left" in error.hint
+    assert [call.argv[0] for call in fake.calls()].count("build") == 1
 
 
 def test_other_failures_are_not_tried_again(fakes: Fakes, tmp_path: Path) -> None:
