@@ -162,6 +162,19 @@ def load_stack(root: Path, spec: Spec) -> Stack:
     return Stack(tuple(layers))
 
 
+def without(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+    """Return the names of the layers that are left without ``name`` and those that require it, directly or not."""
+    whole = [layer for layer in layers if f"/{PARTS}/" not in layer.name]
+    gone = {name}
+    while True:
+        left = [layer for layer in whole if layer.name not in gone]
+        words = {word for layer in left for word in (layer.name, *layer.provides)}
+        unmet = {layer.name for layer in left if not words.issuperset(layer.requires)}
+        if not unmet:
+            return tuple(layer.name for layer in left)
+        gone |= unmet
+
+
 def directories(root: Path, spec: Spec, problems: list[str]) -> list[Path]:
     """Return the directories of the spec's layers, in order; a layer without one is a problem."""
     places = [spec.outside.get(name, root / name) for name in spec.layers]

@@ -128,7 +128,20 @@ def test_every_committed_layer_is_valid() -> None:
     """Also one that golden.yaml leaves out."""
     names = sorted(path.name for path in (ROOT / "overlays").iterdir() if path.is_dir())
     spec = replace(load(ROOT / "golden.yaml"), layers=tuple(names))
-    assert [layer.name for layer in layers.load_stack(ROOT / "overlays", spec).layers] == names
+    found = [layer.name for layer in layers.load_stack(ROOT / "overlays", spec).layers]
+    assert [name for name in found if f"/{layers.PARTS}/" not in name] == names
+
+
+def test_a_layer_is_left_out_with_those_that_require_it(tmp_path: Path) -> None:
+    write_layer(tmp_path, "10-base")
+    write_layer(tmp_path, "30-db", provides=["database"])
+    write_layer(tmp_path, "40-app", requires=["database"])
+    write_layer(tmp_path, "72-deploy", requires=["40-app", "10-base"])
+    write_layer(tmp_path, "40-app/with/30-db")
+    stack = read_stack(tmp_path, "10-base", "30-db", "40-app", "72-deploy")
+    assert layers.without(stack.layers, "30-db") == ("10-base",)
+    assert layers.without(stack.layers, "72-deploy") == ("10-base", "30-db", "40-app")
+    assert layers.without(stack.layers, "10-base") == ("30-db", "40-app")
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
