@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from build.spec.golden_yaml import load
-from build.spec.layers import Stack, load_stack, without
+from build.spec.layers import Stack
 from tests.unit.golden_modules import golden_module
-from tests.unit.helpers import ROOT
+from tests.unit.helpers import LAYERS, ROOT, every_layer
 
 OVERLAYS = ROOT / "overlays"
 STATUS = (
@@ -352,12 +350,6 @@ def test_a_wrong_part_is_refused(tmp_path: Path, entries: Any, problem: str) -> 
     assert caught.value.hint
 
 
-def every_layer() -> Stack:
-    """The layers of this checkout, also those that golden.yaml leaves out."""
-    names = tuple(sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir()))
-    return load_stack(OVERLAYS, replace(load(ROOT / "golden.yaml"), layers=names))
-
-
 def parts_of(stack: Stack, directory: Path) -> Path:
     """Write the parts that an image of the layers has."""
     for node in stack.below(["/usr/lib/golden/verify.d/"]):
@@ -374,10 +366,6 @@ def test_the_list_of_checks_is_sound(verify: Any, tmp_path: Path) -> None:
     assert all(check["ids"] and all(name.startswith("R") for name in check["ids"]) for check in checks)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir() and path.name != "10-base")
-)
+@pytest.mark.parametrize("name", LAYERS[1:])
 def test_the_checks_of_the_other_layers_fit_without_one(tmp_path: Path, name: str) -> None:
-    stack = every_layer()
-    left = load_stack(OVERLAYS, replace(load(ROOT / "golden.yaml"), layers=without(stack.layers, name)))
-    assert golden_module("golden.check_list").read(parts_of(left, tmp_path))
+    assert golden_module("golden.check_list").read(parts_of(every_layer(without=name), tmp_path))
