@@ -24,13 +24,13 @@ KEYS: Mapping[str, type] = {
     "ports": list,              # TCP ports that listen
     "unix_sockets": dict,       # named UNIX sockets that may listen, and whose they are; PATH/ is all below it
     "sockets": list,            # UNIX sockets that must listen
-    "setuid": dict,             # programs with set-uid or set-gid, and why
+    "setuid": dict,             # programs with setuid or setgid, and why
     "audit_rules": list,        # files in /etc/audit/rules.d
     "watched": list,            # files whose change AIDE must notice
     "outgoing": list,           # {user, port, may}: who may open connections to which TCP port outside
     "confined": dict,           # units, and the AppArmor profile of each; a path for a profile of Debian
     "profiles": list,           # AppArmor profiles that are loaded for other programs
-    "user_namespaces": list,    # services with a user namespace of their own
+    "user_namespaces": list,    # services with a separate user namespace
     "site_keys": list,          # keys of /etc/golden/site.yaml
     "identity": dict,           # what differs between two clones, and the shell command that prints it
 }  # fmt: skip
