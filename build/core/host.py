@@ -94,6 +94,7 @@ TEST_TOOLS = (
     Tool("openssl", "openssl", "create certificates, in the tests", ("openssl", "version")),
     Tool("jq", "jq", "verify an artifact by hand as docs/how-to/proof.md describes, in the tests", ("jq", "--version")),
     Tool("shellcheck", "shellcheck", "check the shell scripts, in the tests", ("shellcheck", "--version")),
+    Tool("nft", "nftables", "check the rules of the packet filter, in the tests", ("nft", "--version")),
     Tool("ip", "iproute2", "create a network namespace with a bridge, in the tests", ("ip", "-V")),
 )
 # From Debian's essential packages, or part of the environment that Goldsmith itself runs in.

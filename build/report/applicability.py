@@ -1,30 +1,13 @@
-"""Determines the requirements that apply to an image: those with a test that belongs to the image's layers.
-
-A test of ``tests/image`` belongs to the layers whose ``layer.yaml`` lists its file, and needs the layers of its mark
-(``@pytest.mark.layers``).
-"""
+"""Which requirements apply to an image: those with a test that the image's layers bring (build.spec.layer_tests)."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from build.core.yaml_table import load_yaml
 from build.report import requirements
-from build.spec.layers import PARTS
-
-MARK = "layers"
-TESTS = Path("tests/image")
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A layer, or a part of one, that lists a test file; ``needs``: layers, or features that layers provide."""
-
-    name: str
-    needs: tuple[str, ...]
+from build.spec import layer_tests
 
 
 def absent(root: Path, layers: Collection[str]) -> dict[str, str]:
@@ -34,13 +17,12 @@ def absent(root: Path, layers: Collection[str]) -> dict[str, str]:
     requirement without a test there applies. Faults have separate tests, and always apply.
     """
     overlays = root / "overlays"
-    words = {*layers, *(word for name in layers for word in _provided(overlays / name))}
-    owners = _owners(overlays)
+    words = layer_tests.words(overlays, layers)
+    owners = layer_tests.owners(overlays)
     missing: dict[str, list[set[str]]] = {}
-    for path in sorted((root / TESTS).glob("test_*.py")):
+    for path in sorted((root / layer_tests.TESTS).glob("test_*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        lacking = [set(owner.needs) - words for owner in owners.get(path.relative_to(root).as_posix(), [])]
-        of_file = min(lacking, key=len, default=set())
+        of_file = layer_tests.lacking(owners.get(path.relative_to(root).as_posix(), []), words)
         needed = _needed(tree)
         for name, test in requirements.marks_of(tree):
             missing.setdefault(name, []).append(of_file | (needed[test] - words))
@@ -48,22 +30,6 @@ def absent(root: Path, layers: Collection[str]) -> dict[str, str]:
         name: f"its tests belong to {', '.join(sorted(set[str]().union(*tests)))}"
         for name, tests in missing.items() if name.startswith("R") and all(tests)
     }  # fmt: skip
-
-
-def _provided(directory: Path) -> tuple[str, ...]:
-    path = directory / "layer.yaml"
-    return tuple(load_yaml(path).get("provides", ())) if path.is_file() else ()
-
-
-def _owners(overlays: Path) -> Mapping[str, list[Owner]]:
-    """Return the layers and parts that list each test file."""
-    owners: dict[str, list[Owner]] = {}
-    for path in (*overlays.glob("*/layer.yaml"), *overlays.glob(f"*/{PARTS}/*/layer.yaml")):
-        name = path.parent.relative_to(overlays).as_posix()
-        owner = Owner(name, tuple(name.split(f"/{PARTS}/")))
-        for test in load_yaml(path)["tests"]:
-            owners.setdefault(test, []).append(owner)
-    return owners
 
 
 def _needed(tree: ast.Module) -> dict[str, set[str]]:
@@ -75,6 +41,10 @@ def _needed(tree: ast.Module) -> dict[str, set[str]]:
 
 
 def _words(decorator: ast.expr) -> Iterator[str]:
-    # Only the mark of the test itself: a mark of one parameter set does not apply to the others.
-    if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute) and decorator.func.attr == MARK:
+    # The mark of the test itself; those of single parameters leave the others.
+    if (
+        isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Attribute)
+        and decorator.func.attr == layer_tests.MARK
+    ):
         yield from (str(word.value) for word in decorator.args if isinstance(word, ast.Constant))

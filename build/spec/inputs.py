@@ -6,6 +6,7 @@ shapes its result; tools that only watch or report are left out.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from build.core.git import Checkout
 from build.core.project import Project
 from build.packages.apt import Mirrors
 from build.packages.lock import Lock
-from build.spec import audit_ledger, layers
+from build.spec import audit_ledger, expected_yaml, layers
 from build.spec.golden_yaml import Spec
 from build.spec.layers import Stack
 
@@ -112,6 +113,11 @@ def _verify(inputs: Inputs) -> dict[str, Any]:
     return {
         "spec": files.digest(inputs.spec.as_inputs())[:16],
         "tests": inputs.project.tree(inputs.project.image_tests),
+        "expected": {
+            layer.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            for layer in inputs.stack.layers
+            if (path := layer.directory / expected_yaml.NAME).is_file()
+        },
         "code": inputs.project.code(*ENTRIES["verify"]),
     }
 

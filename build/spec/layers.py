@@ -20,6 +20,7 @@ import jinja2
 from build.core import files
 from build.core.errors import SpecError
 from build.core.yaml_table import Table, load_yaml, raise_problems
+from build.spec import expected_yaml
 from build.spec.golden_yaml import Spec
 from build.spec.layer_yaml import LAYER_NAME, PROVIDED, Access, Command, Declared, read
 
@@ -162,6 +163,19 @@ def load_stack(root: Path, spec: Spec) -> Stack:
     return Stack(tuple(layers))
 
 
+def without(layers: Sequence[Layer], name: str) -> tuple[str, ...]:
+    """Return the names of the layers that are left without ``name`` and those that require it, directly or not."""
+    whole = [layer for layer in layers if f"/{PARTS}/" not in layer.name]
+    gone = {name}
+    while True:
+        left = [layer for layer in whole if layer.name not in gone]
+        words = {word for layer in left for word in (layer.name, *layer.provides)}
+        unmet = {layer.name for layer in left if not words.issuperset(layer.requires)}
+        if not unmet:
+            return tuple(layer.name for layer in left)
+        gone |= unmet
+
+
 def directories(root: Path, spec: Spec, problems: list[str]) -> list[Path]:
     """Return the directories of the spec's layers, in order; a layer without one is a problem."""
     places = [spec.outside.get(name, root / name) for name in spec.layers]
@@ -256,6 +270,7 @@ class _Reader:
             replaces=declared.replaces, venvs=venvs, commands=declared.commands, tests=declared.tests,
         )  # fmt: skip
         table.finish()
+        self._check_expected()
         self._check(table, layer, declared.access)
         return layer
 
@@ -270,8 +285,16 @@ class _Reader:
             if not (self.checkout / test).is_file():
                 table.problem("tests", test, "there is no such file: write the test or correct the name")
 
+    def _check_expected(self) -> None:
+        path = self.directory / expected_yaml.NAME
+        try:
+            if path.is_file():
+                expected_yaml.read(path)
+        except SpecError as error:
+            self.problems += error.details.splitlines() or [f"{error.brief}: {error.hint}"]
+
     def _beside(self, venvs: Sequence[Venv]) -> set[str]:
-        names = {"layer.yaml", "rootfs", "README.md", PARTS}
+        names = {"layer.yaml", "rootfs", "README.md", PARTS, expected_yaml.NAME}
         return names | ({"requirements.in"} | {venv.requirements.name for venv in venvs} if venvs else set())
 
     def _venvs(self, declared: Declared) -> tuple[Venv, ...]:

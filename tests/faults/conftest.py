@@ -19,14 +19,14 @@ from testinfra.host import Host
 
 from build.faults.machines import Clone, Machine, Ward
 from build.faults.report import LACKS
-from tests.image.conftest import _tell_report, connect, context, spec, target
+from tests.image.conftest import _tell_report, connect, context, expected, spec, target
 from tests.image.remote import pace, seconds, until
 
 from .journal import AccessLog, Journal
 from .traffic import Load, Traffic
 from .visitor import Visitor
 
-__all__ = ["_tell_report", "context", "spec", "target"]
+__all__ = ["_tell_report", "context", "expected", "spec", "target"]
 
 # At full speed, as every limit of these tests; times the pace of the machine.
 WELL_SECONDS = 20

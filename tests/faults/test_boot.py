@@ -14,7 +14,6 @@ from build.faults.machines import Clone, Container, Machine, Ward
 from build.machines import vm
 from tests.image.conftest import connect
 from tests.image.remote import seconds
-from tests.image.test_identity import MARKS
 
 from .conftest import is_well, wait_until
 from .freight import give
@@ -250,13 +249,13 @@ def test_memory_hog(host: Host, load: Callable[..., Any], journal: Journal) -> N
 
 
 @pytest.mark.req("F29", "R81", "R61")
-def test_two_clones_are_two(another: Machine, host: Host) -> None:
+def test_two_clones_are_two(another: Machine, host: Host, expected: dict[str, Any]) -> None:
     """Two machines of one image share no key, no secret and no identity"""
     another.start()
     twin = connect(another.entry(), lasting=False)
     # A container has its kernel's boot id and no seed of its own; names are given.
     left_out = {"host name"} | ({"boot id", "random seed"} if isinstance(another, Container) else set())
-    commands = {name: command for name, command in MARKS.items() if name not in left_out}
+    commands = {name: command for name, command in expected["identity"].items() if name not in left_out}
     for name, command in commands.items():
         first, second = (one.check_output("bash -c %s", f"set -o pipefail; {command}").strip() for one in (host, twin))
         assert first, f"{name} is missing"

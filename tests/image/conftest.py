@@ -20,9 +20,11 @@ from testinfra.host import Host
 
 from build.machines.disk_image import DiskImage
 from build.machines.nocloud import LOOPBACK
+from build.spec import expected_yaml, layer_tests
 
 from .remote import POLL_SECONDS, Remote, seconds
 
+OVERLAYS = Path(__file__).parents[2] / "overlays"
 # Workers take files in this order. The first file goes to the worker that begins last, because its clone's inventory comes
 # before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
 # and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left.
@@ -61,12 +63,54 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Before pytest leaves out what has not the marks that were asked for.
     if config.getoption("--context") is None and items:
         raise pytest.UsageError("tests/image tests a running image: run `nox -s build`, or `nox -s container`")
+    _leave_out_other_layers(config, items)
     order = {name: number for number, name in enumerate((*FIRST, "", *LAST))}
     for item in items:
         everywhere = item.path.stem in EVERYWHERE and item.get_closest_marker("story")
         if everywhere and not item.get_closest_marker("minutes"):
             item.add_marker("everywhere")
     items.sort(key=lambda item: order.get(item.path.stem, order[""]))
+
+
+def _leave_out_other_layers(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of layers that the image does not have."""
+    layers = _layers(config)
+    if layers is None:
+        return
+    known, owners = layer_tests.words(OVERLAYS, layers), layer_tests.owners(OVERLAYS)
+    out = []
+    for item in items:
+        file = (layer_tests.TESTS / item.path.name).as_posix()
+        marked = {name for marker in item.iter_markers(layer_tests.MARK) for name in marker.args}
+        if layer_tests.lacking(owners.get(file, []), known) or marked - known:
+            out.append(item)
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def _layers(config: pytest.Config) -> list[str] | None:
+    """Return the layers of the image; None without a context, or with one that does not name them."""
+    context = config.getoption("--context")
+    found: list[str] | None = (
+        json.loads(context.read_text())["spec"].get("layers") if context and context.is_file() else None
+    )
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test marked ``expected`` once for each entry of what the layers of the image expect."""
+    for marker in metafunc.definition.iter_markers("expected"):
+        argument, key = marker.args
+        metafunc.parametrize(argument, _expected(metafunc.config)[key], ids=_name_of)
+
+
+def _name_of(entry: object) -> str:
+    return "-".join(map(str, entry.values())) if isinstance(entry, dict) else str(entry)
+
+
+def _expected(config: pytest.Config) -> dict[str, Any]:
+    return expected_yaml.merged(layer_tests.directories(OVERLAYS, _layers(config) or []))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -127,6 +171,12 @@ def spec(context: dict[str, Any]) -> SimpleNamespace:
     """The spec that the image was built from, its parts as attributes."""
     found: SimpleNamespace = json.loads(json.dumps(context["spec"]), object_hook=lambda part: SimpleNamespace(**part))
     return found
+
+
+@pytest.fixture(scope="session")
+def expected(pytestconfig: pytest.Config) -> dict[str, Any]:
+    """What the layers of the image expect of a machine: the keys of their expected.yaml, merged."""
+    return _expected(pytestconfig)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -20,6 +21,7 @@ SITE = "alerts: {mail: {server: 'localhost:%d', from: golden@example.org, to: ad
 # A mail server that demands STARTTLS, and a web hook, for this test alone. What they get goes into a file.
 SERVERS = r"""
 import http.server, json, socketserver, ssl, sys, threading
+from typing import Any
 
 work = sys.argv[1]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,7 +91,7 @@ def fails(name: str, *, times: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def facts(host: Host) -> Iterator[dict[str, Fact]]:
+def facts(host: Host, expected: dict[str, Any]) -> Iterator[dict[str, Fact]]:
     """A service fails while nobody listens, while the servers cannot prove who they are, for real, and again."""
     command = f"systemd-run --quiet --unit=goldentest-servers --service-type=notify python3 {WORK}/servers"
     host.check_output(f"mkdir -p {WORK}; printf %%s %s >{WORK}/servers", SERVERS)
@@ -115,8 +117,8 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
                 "test fails": "systemctl stop goldentest-servers.service; golden-alert --test --json",
                 "lines": "journalctl -b -q -o cat -p alert -t golden-alert",
                 "sender": "systemctl show -p Result golden-alert-send.service",
-                "every service": "systemctl show -p Id -p OnFailure nginx gunicorn postgresql@17-main rsyslog ssh chrony "
-                "golden-site golden-disks golden-alert@x golden-alert-send",
+                "every service": "systemctl show -p Id -p OnFailure chrony "
+                f"{' '.join(expected['services'])} golden-site golden-disks golden-alert@x golden-alert-send",
                 "exposure": "for u in golden-alert@x golden-alert-send golden-disks; do "
                 "systemd-analyze security --no-pager $u.service | tail -1; done",
                 "spool": "stat -c '%a %U' /var/lib/golden-alert /var/lib/golden-alert/outgoing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -116,7 +117,7 @@ def test_kernel_settings_hold(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.vm
 @pytest.mark.req("R9", "R24")
-def test_user_namespaces_are_roots(host: Host) -> None:
+def test_user_namespaces_are_roots(host: Host, expected: dict[str, Any]) -> None:
     """No user can make a namespace of users, and systemd still makes one for each service that is to have one"""
     found = gather(
         host,
@@ -124,7 +125,8 @@ def test_user_namespaces_are_roots(host: Host) -> None:
             "user": "runuser -u nobody -- unshare --user true",
             "root": "unshare --user true",
             "service": "systemd-run --quiet --wait --pipe -p PrivateUsers=yes -p User=nobody cat /proc/self/uid_map",
-            "units": "for pid in $(systemctl show -p MainPID --value nginx gunicorn); do readlink /proc/$pid/ns/user; done; "
+            "units": f"for unit in {' '.join(expected['user_namespaces'])}; do "
+            "readlink /proc/$(systemctl show -p MainPID --value $unit)/ns/user; done; "
             "readlink /proc/1/ns/user",
         },
     )
@@ -132,7 +134,7 @@ def test_user_namespaces_are_roots(host: Host) -> None:
     assert "Operation not permitted" in found["user"].text
     assert found["root"].status == 0
     assert found["service"].status == 0, found["service"]
-    assert len(set(found["units"].lines)) == 3
+    assert len(set(found["units"].lines)) == len(expected["user_namespaces"]) + 1
 
 
 @pytest.mark.vm

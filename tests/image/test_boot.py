@@ -6,101 +6,15 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
-# Units that are enabled, and why. Whatever else is enabled is a mistake.
-ENABLED = {
-    "apparmor.service": "loads the profiles",
-    "apt-daily-upgrade.timer": "security updates",
-    "apt-daily.timer": "security updates",
-    "audit-rules.service": "what the kernel records",
-    "auditd.service": "the audit log",
-    "chrony.service": "time",
-    "cloud-config.service": "cloud-init",
-    "cloud-final.service": "cloud-init",
-    "cloud-init-local.service": "cloud-init",
-    "cloud-init-main.service": "cloud-init",
-    "cloud-init-network.service": "cloud-init",
-    "cron.service": "jobs of the operators, root's alone",
-    "fail2ban.service": "bans",
-    "golden-bans.path": "bans of clients behind a proxy",
-    "fstrim.timer": "gives unused blocks back to the hypervisor",
-    "getty@.service": "login on the hypervisor's console",
-    "golden-access-log.service": "the web server's access log",
-    "golden-access-log.socket": "the web server's access log",
-    "golden-aide-first.service": "remembers the files as they are after the first boot",
-    "golden-aide.service": "enabled for its other name only; its timer starts it",
-    "golden-aide.timer": "compares the files every day",
-    "golden-alert-send.path": "sends alerts",
-    "golden-data-save.path": "notices changed keys and certificates",
-    "golden-data-save.service": "copies keys and certificates to a data disk",
-    "golden-data.service": "attaches a data disk",
-    "golden-alert-send.timer": "sends alerts that wait",
-    "golden-backup.timer": "a backup every night",
-    "golden-certificate-boot.service": "ends a broken-off installation of a certificate",
-    "golden-certificate-expiry.timer": "looks at the certificate every day",
-    "golden-certificate-renew.timer": "renews the certificate",
-    "golden-certificate-scan.timer": "looks at TLS every month",
-    "golden-certificate-start.timer": "gets the first certificate",
-    "golden-console-keys.service": "shows the host keys",
-    "golden-database.service": "makes the cluster",
-    "golden-deploy.service": "deploys the application that the site names",
-    "golden-disks.timer": "looks for full file systems",
-    "golden-firewall.service": "tells the packet filter who administers",
-    "golden-hostkeys.service": "makes the host keys",
-    "golden-isolate.service": "keeps the fence of an incident up",
-    "golden-logs.service": "tells the log service the collector",
-    "golden-migrate.service": "makes the tables",
-    "golden-names.service": "writes the host names",
-    "golden-postgresql-memory.service": "fits the database to the machine's memory",
-    "golden-proxy.service": "writes down who may reach the administration",
-    "golden-report.timer": "the weekly report",
-    "golden-restore-drill.timer": "a restore drill every quarter",
-    "golden-secrets.service": "makes the secret key",
-    "golden-site.service": "reads the site settings",
-    "golden-tls.service": "makes the TLS key",
-    "golden-verify.timer": "checks the machine against its requirements",
-    "gunicorn.service": "the application",
-    "gunicorn.socket": "the application",
-    "logrotate.timer": "rotates the access log",
-    "nftables.service": "the packet filter",
-    "nginx.service": "the web server",
-    "nginx.socket": "the web server",
-    "postgresql.service": "the database",
-    "reboot.target": "control-alt-delete restarts the machine in order",
-    "remote-fs.target": "a synchronisation point without content",
-    "rsyslog.service": "refused requests for fail2ban; logs for a collector",
-    "ssh.service": "administration",
-    "sysctl-reapply-network.service": "kernel settings of the network, when the cards are there",
-    "systemd-network-generator.service": "network settings from the kernel's command line",
-    "systemd-networkd-wait-online.service": "waits for a network, for a limited time",
-    "systemd-networkd.service": "the network",
-    "systemd-networkd.socket": "the network",
-    "systemd-pstore.service": "keeps what a panicking kernel left",
-    "systemd-resolved.service": "name resolution",
-}
-TIMERS = {
-    "apt-daily-upgrade.timer": "security updates",
-    "apt-daily.timer": "security updates",
-    "fstrim.timer": "gives unused blocks back to the hypervisor",
-    "golden-aide.timer": "compares the files every day",
-    "golden-alert-send.timer": "sends alerts that wait",
-    "golden-backup.timer": "a backup every night",
-    "golden-certificate-expiry.timer": "looks at the certificate every day",
-    "golden-certificate-renew.timer": "renews the certificate",
-    "golden-certificate-scan.timer": "looks at TLS every month",
-    "golden-certificate-start.timer": "gets the first certificate",
-    "golden-disks.timer": "looks for full file systems",
-    "golden-report.timer": "the weekly report",
-    "golden-restore-drill.timer": "a restore drill every quarter",
-    "golden-verify.timer": "checks the machine against its requirements",
-    "logrotate.timer": "rotates the access log",
-    "systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically",
-}
+# Timers that run besides those that are enabled.
+STATIC_TIMERS = {"systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically"}
 # Seconds that a boot waits for a disk, a mount or a service at least (docs/decisions/12-choices-in-the-image.md).
 PATIENCE = 900
 # What has less, and why no boot depends on it.
@@ -111,14 +25,10 @@ IMPATIENT: dict[str, str] = {
 }
 LIMITS = ("TimeoutStartUSec", "TimeoutUSec", "JobTimeoutUSec", "JobRunningTimeoutUSec", "WatchdogUSec")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800, "month": 2629800, "y": 31557600}
-UNITS_OF_THE_FIRST_BOOT = (
-    "golden-console-keys", "golden-database", "golden-hostkeys", "golden-migrate", "golden-names", "golden-secrets",
-    "golden-site", "golden-tls",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def facts(host: Host) -> dict[str, Fact]:
+def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
     """What the running system says about itself."""
     return gather(
         host,
@@ -131,7 +41,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "targets": "systemctl is-active multi-user.target network-online.target cloud-init.target; "
             "systemctl get-default",
             "cloud": "cloud-init status --long",
-            "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(UNITS_OF_THE_FIRST_BOOT),
+            "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(expected["first_boot"]),
             "limits": "systemctl show '*' -p Id -p LoadState " + " ".join(f"-p {name}" for name in LIMITS),
             "default limits": "systemctl show -p DefaultDeviceTimeoutUSec -p DefaultTimeoutStartUSec",
             "fstab": "grep -v '^#' /etc/fstab",
@@ -152,7 +62,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "reboot": "test -e /run/reboot-required && echo needed; uname -r; ls /boot | grep ^vmlinuz | sort -V | tail -1",
             "grub": "stat -c '%a %U:%G' /boot/grub/grub.cfg; grep -cE '^password_pbkdf2 golden' /boot/grub/grub.cfg; "
             "grep -cE '^set superusers=' /boot/grub/grub.cfg; grep -E '^menuentry_id_option=' /boot/grub/grub.cfg",
-            "restarts": "systemctl show -p NRestarts --value ssh nginx gunicorn postgresql@17-main rsyslog",
+            "restarts": f"systemctl show -p NRestarts --value {' '.join(expected['services'])}",
         },
     )
 
@@ -166,15 +76,16 @@ def test_system_is_running(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R9", "R24")
-def test_enabled_units_are_known(facts: dict[str, Fact]) -> None:
+def test_enabled_units_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Every enabled unit is on the list, with its reason, and all of the list is enabled"""
-    assert {line.split()[0] for line in facts["enabled"].lines} == set(ENABLED)
+    assert {line.split()[0] for line in facts["enabled"].lines} == set(expected["units"])
 
 
 @pytest.mark.req("R24")
-def test_timers_are_known(facts: dict[str, Fact], target: str) -> None:
+def test_timers_are_known(facts: dict[str, Fact], expected: dict[str, Any], target: str) -> None:
     """Every timer that runs is on the list"""
-    known = set(TIMERS) - ({"fstrim.timer"} if target == "container" else set())
+    enabled = {unit for unit in expected["units"] if unit.endswith(".timer")}
+    known = {*enabled, *STATIC_TIMERS} - ({"fstrim.timer"} if target == "container" else set())
     assert {line.split()[0] for line in facts["timers"].lines} == known
 
 
@@ -195,11 +106,11 @@ def test_cloud_init_is_done(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R9", "F18")
-def test_first_boot_units_worked(facts: dict[str, Fact]) -> None:
+def test_first_boot_units_worked(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Every unit that makes something at first boot ended well, at its first attempt"""
     blocks = facts["first"].text.split("\n\n")
     found = {block["Id"]: block for block in (properties(Fact(0, text)) for text in blocks)}
-    assert set(found) == {f"{name}.service" for name in UNITS_OF_THE_FIRST_BOOT}
+    assert set(found) == {f"{name}.service" for name in expected["first_boot"]}
     for name, block in found.items():
         assert (block["Result"], block["NRestarts"], block["ActiveState"]) == ("success", "0", "active"), name
 
@@ -213,12 +124,13 @@ def seconds(text: str) -> float:
 
 
 @pytest.mark.req("R9", "F35")
-def test_a_boot_waits_for_a_slow_disk(facts: dict[str, Fact]) -> None:
+def test_a_boot_waits_for_a_slow_disk(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """No unit gives a device, a mount, a start or a sign of life less than a quarter of an hour"""
     blocks = [properties(Fact(0, text)) for text in facts["limits"].text.split("\n\n")]
     loaded = {block["Id"]: block for block in blocks if block["LoadState"] == "loaded"}
     # A container has no device manager.
-    assert {"ssh.service", "nginx.service", "systemd-journald.service", "-.mount"} <= set(loaded)
+    services = {f"{name}.service" for name in expected["services"]}
+    assert {*services, "systemd-journald.service", "-.mount"} <= set(loaded)
     short = {
         f"{unit} {name}={block[name]}"
         for unit, block in loaded.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -11,35 +12,21 @@ from .conftest import Machine, await_health
 
 pytestmark = pytest.mark.vm
 
-# Each a shell command whose output must be there, and differ between the clones.
-MARKS = {
-    "machine id": "cat /etc/machine-id",
-    "boot id": "cat /proc/sys/kernel/random/boot_id",
-    "SSH host key ed25519": "cat /etc/ssh/ssh_host_ed25519_key.pub | cut -d' ' -f2",
-    "SSH host key ecdsa": "cat /etc/ssh/ssh_host_ecdsa_key.pub | cut -d' ' -f2",
-    "TLS key": "openssl pkey -in /etc/ssl/private/app.key -pubout -outform DER | sha256sum",
-    "TLS certificate serial": "openssl x509 -noout -serial -in /etc/ssl/certs/app.pem",
-    "SECRET_KEY": "sha256sum < /etc/credstore/app.secret-key",
-    "database system identifier": "/usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main"
-    " | sed -n 's/^Database system identifier: *//p'",
-    "random seed": "sha256sum < /var/lib/systemd/random-seed",
-    "host name": "hostname",
-}
-
 
 @pytest.fixture(scope="module")
-def marks(clones: list[Host]) -> list[dict[str, str]]:
+def marks(clones: list[Host], expected: dict[str, Any]) -> list[dict[str, str]]:
     """What tells each clone from others, all asked in one command a clone."""
-    script = "set -u\n" + "\n".join(f"printf '%s\\0' \"$({command})\"" for command in MARKS.values())
+    identity = expected["identity"]
+    script = "set -u\n" + "\n".join(f"printf '%s\\0' \"$({command})\"" for command in identity.values())
     found = []
     for clone in clones:
-        values = clone.check_output("bash -c %s", script + "\n").split("\0")[: len(MARKS)]
-        found.append(dict(zip(MARKS, values, strict=True)))
+        values = clone.check_output("bash -c %s", script + "\n").split("\0")[: len(identity)]
+        found.append(dict(zip(identity, values, strict=True)))
     return found
 
 
 @pytest.mark.req("F29", "R81", "R61")
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.expected("mark", "identity")
 def test_clones_differ(marks: list[dict[str, str]], mark: str) -> None:
     """Two clones differ in what tells machines apart"""
     values = [found[mark].strip() for found in marks]
@@ -62,6 +49,7 @@ def test_firmware(machines: list[Machine], target: str) -> None:
     assert seen == ({name: expected[name] for name in seen} if target == "proxmox" else expected)
 
 
+@pytest.mark.layers("50-nginx", "application")
 @pytest.mark.req("R86", "R95")
 def test_health_from_outside(machines: list[Machine], spec: object) -> None:
     """From outside each clone, HTTPS answers /health with 200 and says that the database was asked"""

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
 
-# Unit, profile, and the program whose processes bear it.
-CONFINED = {
-    "nginx.service": "nginx",
-    "gunicorn.service": "gunicorn",
-    "postgresql@17-main.service": "postgres",
-    "chrony.service": "/usr/sbin/chronyd",
-}
-NAMED = {unit: profile for unit, profile in CONFINED.items() if not profile.startswith("/")}
-# Of an application whose contract has destinations.
-NETWORK = "gunicorn-network"
 PYTHON = "/opt/app/current/venv/bin/python"
-PROFILES = " ".join(f"/etc/apparmor.d/{profile}" for profile in NAMED.values())
 LABELS = """
 for unit in {units}; do
     echo unit $unit
@@ -42,16 +32,22 @@ def _confined(profile: str, program: str, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def units(host: Host) -> dict[str, Fact]:
+def named(expected: dict[str, Any]) -> dict[str, str]:
+    """The units that name a profile of the layers, and the profile of each; of other profiles the path of a program."""
+    return {unit: profile for unit, profile in expected["confined"].items() if not profile.startswith("/")}
+
+
+@pytest.fixture(scope="module")
+def units(host: Host, named: dict[str, str]) -> dict[str, Fact]:
     """What the units say, and what the profiles are."""
-    shown = " ".join(NAMED)
+    profiles = " ".join(f"/etc/apparmor.d/{profile}" for profile in named.values())
     return gather(
         host,
         {
-            "named": f"systemctl show -p Id -p AppArmorProfile {shown}",
+            "named": f"systemctl show -p Id -p AppArmorProfile {' '.join(named)}",
             "ignored": "grep -l 'AppArmorProfile=-' -r /etc/systemd/system",
-            "exec rules": f"grep -nE '^[^#]*[[:space:]][a-zA-Z]*x[a-zA-Z]*,' {PROFILES}",
-            "modes": f"grep -nE 'flags=.*(complain|unconfined|kill)' {PROFILES}",
+            "exec rules": f"grep -nE '^[^#]*[[:space:]][a-zA-Z]*x[a-zA-Z]*,' {profiles}",
+            "modes": f"grep -nE 'flags=.*(complain|unconfined|kill)' {profiles}",
             "on": "cd /etc/apparmor.d; for file in *; do [ ! -f $file ] || [ -e disable/$file ] || echo $file; done",
             "loader": "systemctl is-enabled apparmor",
         },
@@ -59,17 +55,17 @@ def units(host: Host) -> dict[str, Fact]:
 
 
 @pytest.fixture(scope="module")
-def facts(host: Host) -> dict[str, Fact]:
+def facts(host: Host, expected: dict[str, Any], named: dict[str, str]) -> dict[str, Fact]:
     """What the kernel enforces. The attempts that must fail come last: they leave refusals in the log."""
     harmless = 'print(len(open("/opt/app/current/code/manage.py").read()) > 9)'
     sql = "runuser -u postgres -- psql -XAtq -d postgres -c"
     return gather(
         host,
         {
-            "reload": f"systemctl reload {' '.join(NAMED)}",
+            "reload": f"systemctl reload {' '.join(named)}",
             "enabled": "aa-enabled; systemctl is-active apparmor",
             "status": "aa-status --json",
-            "labels": LABELS.format(units=" ".join(CONFINED)),
+            "labels": LABELS.format(units=" ".join(expected["confined"])),
             "denied": DENIED,
             "missing": "systemd-run --quiet --wait --collect --pipe -p AppArmorProfile=no-such-profile true; echo status $?",
             "nginx reads": _confined("nginx", "/usr/sbin/nginx", "-t", "-c", "/etc/shadow"),
@@ -88,11 +84,11 @@ def facts(host: Host) -> dict[str, Fact]:
 
 
 @pytest.mark.req("R33", "R70", "R85")
-def test_profiles_are_named_in_the_units(units: dict[str, Fact]) -> None:
+def test_profiles_are_named_in_the_units(units: dict[str, Fact], named: dict[str, str]) -> None:
     """Each service names its profile, in the form in which it does not start without it"""
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in units["named"].text.split("\n\n")]
     # systemd shows "-" before a name that may be missing.
-    assert {block["Id"]: block["AppArmorProfile"] for block in blocks} == NAMED
+    assert {block["Id"]: block["AppArmorProfile"] for block in blocks} == named
     assert units["ignored"].lines == []
     assert units["loader"].text == "enabled"
 
@@ -105,23 +101,23 @@ def test_profiles_start_no_program(units: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R33")
-def test_only_used_profiles_are_on(units: dict[str, Fact]) -> None:
+def test_only_used_profiles_are_on(units: dict[str, Fact], expected: dict[str, Any], named: dict[str, str]) -> None:
     """Of Debian's profiles only that of chrony is loaded: the others are for programs that are not here"""
-    assert set(units["on"].lines) == {*NAMED.values(), NETWORK, "usr.sbin.chronyd"}
+    assert set(units["on"].lines) == {*named.values(), *expected["profiles"], "usr.sbin.chronyd"}
 
 
 @pytest.mark.vm
 @pytest.mark.req("R33", "R70", "R85")
-def test_every_loaded_profile_is_enforced(facts: dict[str, Fact]) -> None:
+def test_every_loaded_profile_is_enforced(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """AppArmor is on; exactly the known profiles are loaded, all of them enforced"""
     assert facts["enabled"].lines == ["Yes", "active"]
     profiles = json.loads(facts["status"].text)["profiles"]
-    assert profiles == dict.fromkeys([*CONFINED.values(), NETWORK], "enforce")
+    assert profiles == dict.fromkeys([*expected["confined"].values(), *expected["profiles"]], "enforce")
 
 
 @pytest.mark.vm
 @pytest.mark.req("R33", "R70")
-def test_every_process_is_confined(facts: dict[str, Fact]) -> None:
+def test_every_process_is_confined(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Every process of nginx, the application, the database and the time service bears its profile, enforced"""
     found: dict[str, set[str]] = {}
     unit = ""
@@ -130,7 +126,7 @@ def test_every_process_is_confined(facts: dict[str, Fact]) -> None:
             unit = line.split()[1]
         else:
             found.setdefault(unit, set()).add(line.strip("\0"))
-    assert found == {unit: {f"{profile} (enforce)"} for unit, profile in CONFINED.items()}
+    assert found == {unit: {f"{profile} (enforce)"} for unit, profile in expected["confined"].items()}
 
 
 @pytest.mark.vm
@@ -153,10 +149,14 @@ def test_missing_profile_fails_the_start(facts: dict[str, Fact]) -> None:
 @pytest.mark.parametrize(
     "attempt",
     [
-        "nginx reads", "nginx runs", "gunicorn reads", "gunicorn reads key", "gunicorn writes", "gunicorn runs",
-        "gunicorn calls", "postgres runs", "postgres reads",
+        *(pytest.param(f"nginx {what}", marks=pytest.mark.layers("50-nginx")) for what in ("reads", "runs")),
+        *(
+            pytest.param(f"gunicorn {what}", marks=pytest.mark.layers("40-app"))
+            for what in ("reads", "reads key", "writes", "runs", "calls")
+        ),
+        *(pytest.param(f"postgres {what}", marks=pytest.mark.layers("30-postgresql")) for what in ("runs", "reads")),
     ],
-)  # fmt: skip
+)
 def test_confined_root_is_powerless(facts: dict[str, Fact], attempt: str) -> None:
     """Even root, inside a profile, cannot read other files, write code, start programs, or open network sockets"""
     assert facts[attempt].status != 0
@@ -164,6 +164,7 @@ def test_confined_root_is_powerless(facts: dict[str, Fact], attempt: str) -> Non
 
 
 @pytest.mark.vm
+@pytest.mark.layers("30-postgresql", "40-app")
 @pytest.mark.req("R70")
 def test_confined_services_do_their_work(facts: dict[str, Fact]) -> None:
     """The same programs in the same profiles do what they are for: the refusals above are no accident"""

@@ -5,38 +5,25 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
 
-PORTS = {22: "sshd", 80: "nginx", 443: "nginx"}
 # UDP: the DHCP clients of systemd-networkd; they must hear answers.
 UDP = {("systemd-network", 68), ("systemd-network", 546)}
-# Where sockets with a name may listen, and whose they are; a path ending in "/" stands for all below it.
-UNIX_SOCKETS = {
-    "/run/chrony/chronyd.sock": "chronyc, as root or chrony's user",
-    "/run/cloud-init/share/": "cloud-init's stages, until it is done",
-    "/run/dbus/system_bus_socket": "D-Bus",
-    "/run/fail2ban/fail2ban.sock": "fail2ban-client, as root or fail2ban's user",
-    "/run/gunicorn.sock": "the application, for nginx",
-    "/run/nginx-syslog/refused": "refused requests, for nginx",
-    "/run/systemd/": "systemd's own services",
-    "/run/udev/control": "systemd-udevd",
-    "/run/user/": "the administrator's session",
-}
-UNIX_SOCKETS_OF_SERVICES = ("/run/gunicorn.sock", "/run/postgresql/.s.PGSQL.5432", "/run/nginx-syslog/refused")
 
 
 @pytest.fixture(scope="module")
-def facts(host: Host) -> dict[str, Fact]:
+def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
     """Sockets, addresses and names."""
     return gather(
         host,
         {
             "sockets": "ss -Hlntup",
-            "unix": "stat -c '%F %n' " + " ".join(UNIX_SOCKETS_OF_SERVICES),
+            "unix": f"for path in {' '.join(expected['sockets'])}; do stat -c '%F %n' $path; done",
             "named": "ss -Hlx | awk '$5 ~ /^[/@]/ { print $5 }' | sort -u",
             "vsock": "ss -Hl --vsock; ls /run/ssh-unix-local 2>/dev/null",
             "addresses": "ip -json address",
@@ -66,10 +53,10 @@ def _covers(known: str, path: str) -> bool:
 
 
 @pytest.mark.req("R3", "R10", "R11", "R90")
-def test_tcp_listeners_are_known(facts: dict[str, Fact]) -> None:
-    """Only ports 22, 80 and 443 listen, on IPv4 and IPv6, and nothing at all on the loopback interface"""
+def test_tcp_listeners_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
+    """Only the ports that the layers name listen, on IPv4 and IPv6, and nothing at all on the loopback interface"""
     found = {(address, port) for protocol, address, port, _ in _listeners(facts["sockets"]) if protocol == "tcp"}
-    assert found == {(address, port) for port in PORTS for address in ("0.0.0.0", "[::]")}
+    assert found == {(address, port) for port in expected["ports"] for address in ("0.0.0.0", "[::]")}
 
 
 @pytest.mark.req("R10")
@@ -80,15 +67,17 @@ def test_udp_listeners_are_known(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R11", "R20")
-def test_services_listen_on_unix_sockets(facts: dict[str, Fact]) -> None:
+def test_services_listen_on_unix_sockets(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Application, database and log listen on UNIX sockets"""
-    assert facts["unix"].lines == [f"socket {path}" for path in UNIX_SOCKETS_OF_SERVICES]
+    assert facts["unix"].lines == [f"socket {path}" for path in expected["sockets"]]
 
 
 @pytest.mark.req("R10")
-def test_unix_listeners_are_known(facts: dict[str, Fact]) -> None:
+def test_unix_listeners_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Every named UNIX socket that listens is on the list, and nothing listens for the hypervisor (AF_VSOCK)"""
-    strangers = [path for path in facts["named"].lines if not any(_covers(known, path) for known in UNIX_SOCKETS)]
+    strangers = [
+        path for path in facts["named"].lines if not any(_covers(known, path) for known in expected["unix_sockets"])
+    ]
     assert strangers == []
     assert facts["vsock"].lines == []
 

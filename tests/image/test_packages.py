@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from testinfra.host import Host
 
@@ -55,19 +57,6 @@ def facts(host: Host) -> dict[str, Fact]:
     )
 
 
-# Programs that run with rights of their file's owner or group, and why.
-SET_UID = {
-    "/usr/bin/chage": "reads /etc/shadow for the account's owner",
-    "/usr/bin/crontab": "set-gid: a job table of one's own; cron.allow is empty, so that only root has one",
-    "/usr/bin/mount": "mounts that fstab allows to users; there are none",
-    "/usr/bin/passwd": "account data",
-    "/usr/bin/ssh-agent": "set-gid, so that it cannot be traced",
-    "/usr/bin/su": "changes the user",
-    "/usr/bin/sudo": "administration",
-    "/usr/bin/umount": "as mount",
-    "/usr/lib/dbus-1.0/dbus-daemon-launch-helper": "starts system services of D-Bus",
-    "/usr/sbin/unix_chkpwd": "checks the user's own password",
-}
 # Programs that Debian gives such rights and that nothing here needs: accounts come from cloud-init and have no password, and
 # sshd refuses host-based authentication. Overrides of dpkg keep the rights off.
 PLAIN = [
@@ -137,9 +126,9 @@ def test_no_pip(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R24")
-def test_set_uid_programs_are_known(facts: dict[str, Fact]) -> None:
+def test_set_uid_programs_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Every program with set-uid or set-gid is on the list, with its reason"""
-    assert set(facts["setuid"].lines) <= set(SET_UID)
+    assert set(facts["setuid"].lines) <= set(expected["setuid"])
 
 
 @pytest.mark.req("R24")
@@ -156,6 +145,7 @@ def test_rights_that_were_taken_off_stay_off(host: Host) -> None:
     assert [line.split()[-2].lstrip("0") for line in found["overrides"].lines] == ["755"] * len(PLAIN)
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R35")
 def test_overrides(facts: dict[str, Fact]) -> None:
     """Upgrades keep the web server's directories closed"""

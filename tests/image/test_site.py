@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -12,10 +13,6 @@ from testinfra.host import Host
 from .facts import Fact, ask, browse, gather, properties
 from .remote import until
 
-EVERY_KEY = {
-    "admin_cidrs", "server_names", "certificate", "log_collector", "backup", "alerts", "application", "admin_proxy",
-    "proxies",
-}  # fmt: skip
 BAD = "/run/golden-test-site.yaml"
 
 
@@ -43,10 +40,10 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
 
 
 @pytest.mark.req("R30", "R65")
-def test_settings_are_complete(facts: dict[str, Fact]) -> None:
+def test_settings_are_complete(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """The settings in force name every key, and only root reads them"""
     found = json.loads(facts["settings"].text)
-    assert set(found["settings"]) == EVERY_KEY
+    assert set(found["settings"]) == set(expected["site_keys"])
     assert found["problems"] == []
     assert facts["access"].lines == ["600 root:root", "755 root:root"]
 
@@ -75,9 +72,11 @@ def test_faults_are_named_and_open_nothing(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R30")
-def test_the_schema_has_the_keys_of_this_image(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+def test_the_schema_has_the_keys_of_this_image(
+    facts: dict[str, Fact], expected: dict[str, Any], spec: SimpleNamespace
+) -> None:
     """The schema for editors has the keys of the image's layers, and an unknown key is an error with the image's name"""
-    assert set(json.loads(facts["schema"].text)["properties"]) == EVERY_KEY
+    assert set(json.loads(facts["schema"].text)["properties"]) == set(expected["site_keys"])
     assert f"no layer of the image {spec.name} has this key" in facts["bad status"].text
 
 

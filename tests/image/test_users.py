@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from .facts import Fact, gather
 
-# Accounts and where they come from.
-ACCOUNTS = {
-    "root": "base-passwd", "daemon": "base-passwd", "bin": "base-passwd", "sys": "base-passwd", "sync": "base-passwd",
-    "games": "base-passwd", "man": "base-passwd", "lp": "base-passwd", "mail": "base-passwd", "news": "base-passwd",
-    "uucp": "base-passwd", "proxy": "base-passwd", "www-data": "base-passwd", "backup": "base-passwd",
-    "list": "base-passwd", "irc": "base-passwd", "nobody": "base-passwd", "_apt": "apt",
-    "systemd-network": "systemd", "systemd-resolve": "systemd-resolved", "messagebus": "dbus",
-    "sshd": "openssh-server", "_chrony": "chrony", "dhcpcd": "dhcpcd-base, which cloud-init depends on",
-    "postgres": "postgresql-common",
-    "golden-alert": "layer 74-alerts", "gunicorn": "layer 40-app", "app-migrate": "layer 40-app", "nginx": "layer 50-nginx",
-    "fail2ban": "layer 26-bans", "golden-acme": "layer 65-certificates",
-    "golden-backup": "layer 70-backup", "golden-restore": "layer 70-backup",
-}  # fmt: skip
 NO_SHELL = {"/usr/sbin/nologin", "/bin/false"}
 # Accounts with another shell, and why.
 SHELLS = {"root": "/bin/bash", "sync": "/bin/sync"}
-OWN_ACCOUNTS = (
-    "golden-acme", "golden-alert", "golden-backup", "golden-restore", "nginx", "gunicorn", "app-migrate", "fail2ban",
-)  # fmt: skip
 # Files that may stand in /etc/sudoers.d.
 SUDOERS = {"README": "the package's", "10-golden": "how, not who", "90-cloud-init-users": "the administrator, by cloud-init"}
 
@@ -62,9 +47,9 @@ def passwd(facts: dict[str, Fact]) -> dict[str, list[str]]:
 
 
 @pytest.mark.req("R27", "R79", "R99")
-def test_accounts_are_known(passwd: dict[str, list[str]], spec: SimpleNamespace) -> None:
+def test_accounts_are_known(passwd: dict[str, list[str]], expected: dict[str, Any], spec: SimpleNamespace) -> None:
     """Every account is on the list, with where it comes from, and all of the list is there"""
-    assert set(passwd) == set(ACCOUNTS) | {spec.admin.user}
+    assert set(passwd) == {*expected["accounts"], *expected["service_accounts"], spec.admin.user}
 
 
 @pytest.mark.req("R79")
@@ -84,7 +69,7 @@ def test_shells(passwd: dict[str, list[str]], spec: SimpleNamespace) -> None:
 
 
 @pytest.mark.req("R27")
-@pytest.mark.parametrize("name", OWN_ACCOUNTS)
+@pytest.mark.expected("name", "service_accounts")
 def test_service_accounts(passwd: dict[str, list[str]], name: str) -> None:
     """An account of a service is a system account without home and shell"""
     fields = passwd[name]
@@ -137,8 +122,8 @@ def test_umask(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R16")
-def test_nobody_runs_as_www_data(facts: dict[str, Fact]) -> None:
+def test_nobody_runs_as_www_data(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
     """Group www-data is a right, and nothing runs as the user of that name"""
     users = {line.split()[0] for line in facts["processes"].lines}
     assert "www-data" not in users
-    assert {"nginx", "gunicorn", "postgres"} <= users
+    assert set(expected["running_as"]) <= users

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from build.spec.golden_yaml import Spec
 from build.spec.layers import Stack, load_stack
 
 ROOT = Path(__file__).parents[2]
+LAYERS = tuple(sorted(path.name for path in (ROOT / "overlays").iterdir() if path.is_dir()))
 NOEXEC = ["noatime", "nodev", "nosuid", "noexec"]
 GOLDEN: dict[str, Any] = {
     "name": "golden",
@@ -101,6 +103,14 @@ def write_layer(
 def read_stack(root: Path, *names: str, **changes: Any) -> Stack:
     """Read the named layers of ``root/overlays`` for a valid spec."""
     return load_stack(root / "overlays", make_spec(root, layers=list(names), **changes))
+
+
+def every_layer(*, without: str = "") -> Stack:
+    """Return the layers of this checkout, also those that golden.yaml leaves out; without one and those that require it."""
+    overlays = ROOT / "overlays"
+    spec = replace(specs.load(ROOT / "golden.yaml"), layers=LAYERS)
+    stack = load_stack(overlays, spec)
+    return load_stack(overlays, replace(spec, layers=layers.without(stack.layers, without))) if without else stack
 
 
 def entry(package: str, content: bytes = b"", *, archive: Archive = Archive.DEBIAN, version: str = "1.0-1") -> Entry:

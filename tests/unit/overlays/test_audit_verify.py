@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from build.spec.layers import Stack
 from tests.unit.golden_modules import golden_module
+from tests.unit.helpers import LAYERS, ROOT, every_layer
 
-OVERLAYS = Path(__file__).parents[3] / "overlays"
-CHECKS = OVERLAYS / "78-verify/rootfs/usr/lib/golden/verify.yaml"
+OVERLAYS = ROOT / "overlays"
 STATUS = (
     "Name:\tnginx\nUid:\t{user}\t{user}\t{user}\t{user}\nCapPrm:\t0000000000000000\nCapEff:\t{effective}\n"
     "CapBnd:\t0000000000000400\nCapAmb:\t0000000000000000\nNoNewPrivs:\t{fixed}\nSeccomp:\t{seccomp}\n"
@@ -92,7 +93,7 @@ def test_processes(verify: Any, machine: Machine, changes: dict[str, object], pr
 
 def test_a_service_that_does_not_run_fails(verify: Any, machine: Machine) -> None:
     assert verify.processes(machine, {"unit": "nginx.service", "user": "nginx", "at_least": 2}) != []
-    assert verify.read_only(machine, {"unit": "nginx.service", "kinds": [], "but": []}) != []
+    assert verify.read_only(machine, {"unit": "nginx.service", "but": []}) != []
 
 
 def test_more_in_the_bounding_set_than_allowed(verify: Any, machine: Machine) -> None:
@@ -106,7 +107,7 @@ def test_read_only(verify: Any, machine: Machine, line: str, problems: int) -> N
     options, kind = line.split(" - ")
     process = machine.write("/proc/7/mountinfo", f"1 1 0:1 / /etc {options},noatime shared:1 - {kind} x x\n").parent
     machine.running["nginx.service"] = [process]
-    found = verify.read_only(machine, {"unit": "nginx.service", "kinds": ["tmpfs"], "but": ["/var/lib/nginx"]})
+    found = verify.read_only(machine, {"unit": "nginx.service", "but": ["/var/lib/nginx"]})
     assert len(found) == problems
 
 
@@ -294,8 +295,77 @@ def test_only_skipped_checks_prove_nothing(verify: Any, machine: Machine) -> Non
     assert not verify.verify(checks, machine)["ok"]
 
 
-def test_the_list_of_checks_is_sound(verify: Any) -> None:
-    checks = yaml.safe_load(CHECKS.read_text())
-    assert {check["check"] for check in checks} == set(verify.KINDS), "a kind that no check uses, or a check of no kind"
+def test_a_layer_brings_a_kind_of_check(verify: Any, machine: Machine) -> None:
+    assert verify.kind("accounts") is verify.accounts
+    find = golden_module("golden.verify_kinds.contract").find
+    assert verify.kind("contract") is find
+    with pytest.raises(verify.Skip, match="no contract"):
+        find(machine, {})
+    result = verify.verify([{"check": "gone", "title": "a layer that is gone", "ids": ["R1"]}], machine)
+    assert result["checks"][0]["problems"] == [
+        "the check could not be made: ValueError: no layer has the kind of check 'gone'"
+    ]
+
+
+# --- the parts of the layers ------------------------------------------------------------------------------------------
+
+
+def write_part(directory: Path, name: str, *entries: Mapping[str, Any]) -> None:
+    (directory / f"{name}.yaml").write_text(yaml.safe_dump([dict(entry) for entry in entries]))
+
+
+CHECK = {"name": "ports", "check": "listeners", "title": "Ports", "ids": ["R3"], "ports": ["tcp/22"]}
+
+
+def test_parts_are_one_list(tmp_path: Path) -> None:
+    write_part(tmp_path, "10-base", CHECK, {"check": "accounts", "title": "Accounts", "ids": ["R1"], "paths": {"/a": "x"}})
+    write_part(tmp_path, "50-web", {"adds_to": "ports", "ids": ["R10", "R3"], "ports": ["tcp/80"], "also": ["udp/68"]})
+    write_part(tmp_path, "05-late", {"adds_to": "ports", "paths": {"/b": "y"}}, {"adds_to": "ports", "paths": {"/b": "y"}})
+    ports, accounts = golden_module("golden.check_list").read(tmp_path)
+    assert ports == CHECK | {
+        "ids": ["R3", "R10"], "ports": ["tcp/22", "tcp/80"], "also": ["udp/68"], "paths": {"/b": "y"},
+    }  # fmt: skip
+    assert accounts["title"] == "Accounts"
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([{"check": "units", "title": "x"}], "entry 1: ids missing"),
+        ([CHECK, CHECK], "entry 2: name: 'ports': another check has this name"),
+        ([CHECK, {"adds_to": "port", "ports": []}], "entry 2: adds_to: 'port': no check has this name"),
+        ([CHECK, {"adds_to": "ports", "title": "x"}], "title: 'x': only lists and mappings can be added"),
+        ([CHECK | {"paths": {"/a": 1}}, {"adds_to": "ports", "paths": {"/a": 2}}], "'/a': the check has another value"),
+        (["x"], "10-base.yaml is not a list of checks"),
+        ("[", "10-base.yaml: while parsing"),
+        ([], "has no check"),
+    ],
+)
+def test_a_wrong_part_is_refused(tmp_path: Path, entries: Any, problem: str) -> None:
+    (tmp_path / "10-base.yaml").write_text(entries if isinstance(entries, str) else yaml.safe_dump(entries))
+    with pytest.raises(golden_module("golden.core").Problem) as caught:
+        golden_module("golden.check_list").read(tmp_path)
+    assert problem in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert caught.value.hint
+
+
+def parts_of(stack: Stack, directory: Path) -> Path:
+    """Write the parts that an image of the layers has."""
+    for node in stack.below(["/usr/lib/golden/verify.d/"]):
+        (directory / Path(node.path).name).write_bytes(node.content)
+    return directory
+
+
+def test_the_list_of_checks_is_sound(verify: Any, tmp_path: Path) -> None:
+    checks = golden_module("golden.check_list").read(parts_of(every_layer(), tmp_path))
+    kinds = {module.stem for module in OVERLAYS.glob("*/rootfs/usr/lib/python3/dist-packages/golden/verify_kinds/*.py")}
+    assert {check["check"] for check in checks} == {*verify.KINDS, *kinds}, "a kind without a check, or a check of no kind"
+    assert all(callable(verify.kind(check["check"])) for check in checks)
     assert len({check["title"] for check in checks}) == len(checks)
     assert all(check["ids"] and all(name.startswith("R") for name in check["ids"]) for check in checks)
+
+
+@pytest.mark.parametrize("name", LAYERS[1:])
+def test_the_checks_of_the_other_layers_fit_without_one(tmp_path: Path, name: str) -> None:
+    assert golden_module("golden.check_list").read(parts_of(every_layer(without=name), tmp_path))

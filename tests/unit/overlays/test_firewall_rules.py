@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from build.core import run
+from build.spec.layers import Stack
 from tests.unit.golden_modules import golden_module
+from tests.unit.helpers import LAYERS, every_layer
 
 USERS = {"root", "golden-acme", "golden-alert"}
 NOTHING: dict[str, Any] = {
@@ -107,3 +112,43 @@ def test_the_state_is_read_from_what_nft_lists(module: ModuleType) -> None:
         "site_out": ["root:6514"],
         "dropped": {"in": 7},
     }
+
+
+# --- the rules of the layers ------------------------------------------------------------------------------------------
+
+
+def ruleset(stack: Stack, directory: Path) -> str:
+    """Return what the kernel holds after the rules of an image were loaded twice, in a network namespace of its own."""
+    rules = "".join(node.content.decode() for node in stack.below(["/etc/nftables.d/"]))
+    main = {node.path: node.content.decode() for node in stack.nodes}["/etc/nftables.conf"]
+    main = main.replace('include "/etc/nftables.d/*.nft"', rules)
+    # This host has neither the users of the image nor what golden-firewall writes.
+    main = re.sub(r"skuid [a-z_][a-z-]*", "skuid 12345", main)
+    (directory / "nftables.conf").write_text(re.sub(r'^include "/(run|etc)/golden.*$', "", main, flags=re.MULTILINE))
+    script = 'nft -f "$0" && nft -f "$0" && nft -s list ruleset'
+    namespace = ["unshare", "--user", "--map-root-user", "--net", "--"]
+    return run.run([*namespace, "sh", "-c", script, directory / "nftables.conf"], timeout=60).stdout
+
+
+@pytest.fixture(scope="module")
+def _packet_filter() -> None:
+    probe = ["unshare", "--user", "--map-root-user", "--net", "--", "nft", "list", "ruleset"]
+    if run.run(probe, timeout=60, check=False).returncode:
+        pytest.skip("this host's kernel has no nftables")
+
+
+@pytest.mark.usefixtures("_packet_filter")
+def test_the_packet_filter_accepts_the_rules_of_all_layers(tmp_path: Path) -> None:
+    found = ruleset(every_layer(), tmp_path)
+    chains = {name: body.split("\n") for name, body in re.findall(r"chain (\w+) \{\n(.*?)\n\t\}", found, re.DOTALL)}
+    assert [line.strip() for line in chains["input"]][-2:] == ["tcp dport { 80, 443 } goto web_in", "goto refuse_in"]
+    assert [line.strip() for line in chains["output"]][-1] == "goto refuse_out"
+    assert found.count("policy drop") == 3
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("10-base", "25-firewall", "80-firstboot")])
+@pytest.mark.usefixtures("_packet_filter")
+def test_the_packet_filter_accepts_the_rules_without_a_layer(tmp_path: Path, name: str) -> None:
+    found = ruleset(every_layer(without=name), tmp_path)
+    assert ("80, 443 }" in found.partition("chain output")[0]) is (name != "50-nginx")
+    assert ("application_out4" in found) is (name not in ("30-postgresql", "40-app", "50-nginx", "72-deploy"))

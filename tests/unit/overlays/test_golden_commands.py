@@ -376,9 +376,10 @@ CHECKS = [
 
 
 def test_verify_says_each_result_and_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command) -> None:
-    places = {"CHECKS": tmp_path / "verify.yaml", "SAVED": tmp_path / "kept/last.json"}
+    places = {"CHECKS": tmp_path / "verify.d", "SAVED": tmp_path / "kept/last.json"}
     module = place(monkeypatch, "golden.commands.verify", **places)
-    module.CHECKS.write_text(json.dumps(CHECKS))
+    module.CHECKS.mkdir()
+    (module.CHECKS / "10-base.yaml").write_text(json.dumps(CHECKS))
     assert command("verify", "--last").code == core.FAILED
     assert [line.split()[0] for line in command("verify", "--list").out.splitlines()] == ["R1", "R2"]
     found = command("verify", "--save")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import yaml
 
 from build.core.errors import SpecError
 from build.spec import layers
-from build.spec.golden_yaml import load
 from build.spec.layer_yaml import Access, Command
 from build.spec.layers import Node
-from tests.unit.helpers import ROOT, read_stack, write_layer
+from tests.unit.helpers import LAYERS, ROOT, every_layer, read_stack, write_layer
 
 EPOCH = 1795140670
 
@@ -126,9 +124,20 @@ def test_layers_that_the_spec_does_not_name_are_not_read(tmp_path: Path) -> None
 
 def test_every_committed_layer_is_valid() -> None:
     """Also one that golden.yaml leaves out."""
-    names = sorted(path.name for path in (ROOT / "overlays").iterdir() if path.is_dir())
-    spec = replace(load(ROOT / "golden.yaml"), layers=tuple(names))
-    assert [layer.name for layer in layers.load_stack(ROOT / "overlays", spec).layers] == names
+    found = [layer.name for layer in every_layer().layers]
+    assert tuple(name for name in found if f"/{layers.PARTS}/" not in name) == LAYERS
+
+
+def test_a_layer_is_left_out_with_those_that_require_it(tmp_path: Path) -> None:
+    write_layer(tmp_path, "10-base")
+    write_layer(tmp_path, "30-db", provides=["database"])
+    write_layer(tmp_path, "40-app", requires=["database"])
+    write_layer(tmp_path, "72-deploy", requires=["40-app", "10-base"])
+    write_layer(tmp_path, "40-app/with/30-db")
+    stack = read_stack(tmp_path, "10-base", "30-db", "40-app", "72-deploy")
+    assert layers.without(stack.layers, "30-db") == ("10-base",)
+    assert layers.without(stack.layers, "72-deploy") == ("10-base", "30-db", "40-app")
+    assert layers.without(stack.layers, "10-base") == ("30-db", "40-app")
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

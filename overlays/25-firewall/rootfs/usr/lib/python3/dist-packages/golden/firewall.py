@@ -1,4 +1,7 @@
-"""What the packet filter is told on a clone: rules in nft's language, made from the site settings."""
+"""What the packet filter is told on a clone: rules in nft's language, made from the site settings.
+
+Each key of the site settings names the networks and the addresses outside that it needs (golden.site_table.Key).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from golden import site as site_settings
+
 TABLE = "inet golden"
 PORTS = {"http": 80, "https": 443, "scp": 22, "smtp": 587}
-# Who calls: the users of rsyslog.service, golden-acme, golden-backup-send, golden-alert-send, golden-deploy.
-LOGS, CERTIFICATES, BACKUPS, ALERTS, RELEASES = "root", "golden-acme", "root", "golden-alert", "root"
 # As long as one of these lies in the directory that /etc/nftables.conf includes, the machine starts fenced.
 ISOLATE = (
     f"flush chain {TABLE} gate_in\n"
@@ -26,11 +29,11 @@ def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str], users: 
 
     A user who is not among the machine's ``users`` calls nobody. Raises ValueError for a network that is none.
     """
-    proxies = (site.get("proxies") or {}).get("addresses", [])
-    return (
-        _fill_networks("admin", site.get("admin_cidrs") or default_cidrs)
-        + _fill_networks("proxy", proxies)
-        + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users])
+    networks = {"admin": site.get("admin_cidrs") or default_cidrs}
+    for key, known in site_settings.keys().items():
+        networks |= known.networks(site.get(key))
+    return "".join(_fill_networks(name, cidrs) for name, cidrs in networks.items()) + _fill(
+        "site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users]
     )
 
 
@@ -49,18 +52,8 @@ def _fill(name: str, elements: Iterable[str]) -> str:
 
 def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
     """Return who may open connections to which TCP port outside: only what the site settings ask for."""
-    acme = (site.get("certificate") or {}).get("acme")
-    alerts = site.get("alerts") or {}
-    collector = site.get("log_collector")
-    addresses = (
-        (LOGS, collector and f"syslog://collector:{collector['port']}"),
-        (CERTIFICATES, acme and acme["directory"]),
-        (BACKUPS, site.get("backup") and site["backup"]["target"]),
-        (ALERTS, alerts.get("mail") and f"smtp://{alerts['mail']['server']}"),
-        (ALERTS, alerts.get("webhook")),
-        (RELEASES, site.get("application") and site["application"]["bundle"]),
-    )
-    wanted = ((user, _port(address)) for user, address in addresses if address)
+    named = (known.outgoing(site[key]) for key, known in site_settings.keys().items() if site.get(key))
+    wanted = ((user, _port(address)) for addresses in named for user, address in addresses if address)
     return {(user, port) for user, port in wanted if port}
 
 

@@ -1,7 +1,8 @@
 """The checks of golden-verify: each kind is a function from the machine and a check's data to what is wrong.
 
 An empty answer is a pass. The machine is behind ``System``, so that every check can be shown a machine on which it must
-fail. What the checks expect stands in verify.yaml.
+fail. What the checks expect is in the parts of the layers (golden.check_list); a layer may add a kind of check: the module
+``golden.verify_kinds.NAME`` with the function ``find``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from golden import web as web_client
 
 Check = Mapping[str, Any]
 SECONDS = 120
+KINDS_OF_LAYERS = "golden.verify_kinds"
 # The unit's sandbox has no network and hardly a right: what needs more is a unit of its own for a moment.
 ELSEWHERE = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect")
 ASKER = ("--property=DynamicUser=yes", "--property=IPAddressDeny=any", "--property=IPAddressAllow=localhost")
+IN_MEMORY = ("tmpfs", "ramfs", "proc", "devpts", "mqueue", "hugetlbfs")
+# A unit's own /var/tmp, the file in which systemd tells about memory, and the files of systemd-nspawn in a container.
+ALWAYS_WRITABLE = ("/var/tmp", "/sys/fs/cgroup/system.slice/*/memory.pressure", "/run/host/*")
 
 
 class Skip(Exception):
@@ -95,7 +100,7 @@ def _result(check: Check, system: System) -> dict[str, Any]:
     try:
         if check.get("own_kernel") and system.run(["systemd-detect-virt", "--container", "--quiet"])[0] == 0:
             raise Skip("a container has the kernel and the file systems of its host")  # noqa: TRY301
-        problems = KINDS[check["check"]](system, check)
+        problems = kind(check["check"])(system, check)
         verdict = "FAIL" if problems else "PASS"
     except Skip as reason:
         problems, verdict = [str(reason)], "SKIP"
@@ -168,14 +173,14 @@ def processes(system: System, check: Check) -> list[str]:
 
 def read_only(system: System, check: Check) -> list[str]:
     """Find file systems that a unit's processes can write to, but for the mounts that are named, and kinds in memory."""
-    found = []
+    found, writable = [], (*ALWAYS_WRITABLE, *check["but"])
     for process in system.processes(check["unit"]):
         for line in (process / "mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
-            mount, options, kind = left.split()[4], left.split()[5].split(","), right.split()[0]
-            known = kind in check["kinds"] or any(fnmatch.fnmatch(mount, one) for one in check["but"])
+            mount, options, file_system = left.split()[4], left.split()[5].split(","), right.split()[0]
+            known = file_system in IN_MEMORY or any(fnmatch.fnmatch(mount, pattern) for pattern in writable)
             if "rw" in options and not known:
-                found.append(f"process {process.name} can write to {mount} ({kind})")
+                found.append(f"process {process.name} can write to {mount} ({file_system})")
         break
     else:
         found.append(f"{check['unit']} has no process")
@@ -363,24 +368,11 @@ def programs(system: System, check: Check) -> list[str]:
 
 
 def web(system: System, check: Check) -> list[str]:
-    """Find requests that the web server answers otherwise than it must."""
+    """Find requests that the web server answers otherwise than it must; ``every``: what holds for each of them."""
     found: list[str] = []
     answers = system.browse([one["ask"] for one in check["requests"]])
     for one, answer in zip(check["requests"], answers, strict=True):
-        found += [f"{one['name']}: {problem}" for problem in web_client.judge(answer, one)]
-    return found
-
-
-def contract(system: System, _check: Check) -> list[str]:
-    """Find differences between the contract of the release that serves and what the machine grants it."""
-    try:
-        # Of the layer 72-deploy, which an image without an application does not have.
-        checks = importlib.import_module("golden.contract_check")
-    except ModuleNotFoundError:
-        raise Skip("the image has no application that is deployed") from None
-    found: list[str] | None = checks.compare(system.path, system.properties)
-    if found is None:
-        raise Skip("the application has no contract")
+        found += [f"{one['name']}: {problem}" for problem in web_client.judge(answer, {**check.get("every", {}), **one})]
     return found
 
 
@@ -388,6 +380,20 @@ KINDS: dict[str, Callable[[System, Check], list[str]]] = {
     function.__name__: function
     for function in (
         failed_units, units, presets, processes, read_only, confined, secrets, access, absent, trees, mounts, accounts,
-        sysctl, listeners, programs, web, contract,
+        sysctl, listeners, programs, web,
     )
 }  # fmt: skip
+
+
+def kind(name: str) -> Callable[[System, Check], list[str]]:
+    """Return the function of a kind of check. Raises ValueError for a kind that no layer of this image has."""
+    if name in KINDS:
+        return KINDS[name]
+    module = f"{KINDS_OF_LAYERS}.{name}"
+    try:
+        found: Callable[[System, Check], list[str]] = importlib.import_module(module).find
+    except ModuleNotFoundError as error:
+        if error.name not in (module, KINDS_OF_LAYERS):
+            raise
+        raise ValueError(f"no layer has the kind of check {name!r}") from None
+    return found

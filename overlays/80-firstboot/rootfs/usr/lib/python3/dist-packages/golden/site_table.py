@@ -6,7 +6,7 @@ A bad value never opens anything: it is as if nothing had been given.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,15 @@ class Key:
 
     ``read`` gets the table of the whole file and the key's name, and returns the setting, also for a file without the key.
     ``files`` returns files for /run/golden, by name, that units need besides site.json. ``from_hypervisor``: the hypervisor
-    may set the key too (see golden.site).
+    may set the key too (see golden.site). For the packet filter: ``outgoing`` returns who calls which address (a URL);
+    ``networks`` returns networks by the name of their sets (NAME_inet4, NAME_inet6).
     """
 
     read: Callable[[Table, str], Any]
     files: Callable[[Any], Mapping[str, bytes]] = lambda _setting: {}
     from_hypervisor: bool = False
+    outgoing: Callable[[Any], Iterable[tuple[str, str | None]]] = lambda _setting: ()
+    networks: Callable[[Any], Mapping[str, Sequence[str]]] = lambda _setting: {}
 
 
 class Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from golden.proxies import FORWARDED_FOR, PROXY_PROTOCOL
@@ -32,4 +33,9 @@ def _proxies(part: Table) -> dict[str, Any]:
     return {"addresses": addresses, "client": part.value("client", forms, default=FORWARDED_FOR, about=about)}
 
 
-KEY = Key(read)
+def networks(proxies: Mapping[str, Any] | None) -> Mapping[str, Sequence[str]]:
+    """Return the networks whose connections the packet filter does not count."""
+    return {"proxy": (proxies or {}).get("addresses", [])}
+
+
+KEY = Key(read, networks=networks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.site_table import Key, Table
@@ -25,4 +26,10 @@ def _acme(part: Table) -> dict[str, Any]:
     }
 
 
-KEY = Key(read)
+def outgoing(certificate: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """Return the authority that golden-acme.service calls."""
+    acme = certificate["acme"]
+    return [("golden-acme", acme and acme["directory"])]
+
+
+KEY = Key(read, outgoing=outgoing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.site_table import Key, Table, Wrong, kind
@@ -70,4 +71,9 @@ def _backup(part: Table) -> dict[str, Any]:
     }
 
 
-KEY = Key(read)
+def outgoing(backup: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """Return the target that golden-backup-send.service calls."""
+    return [("root", backup["target"])]
+
+
+KEY = Key(read, outgoing=outgoing)

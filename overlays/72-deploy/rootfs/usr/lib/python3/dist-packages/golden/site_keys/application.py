@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.contract_keys import ADMINISTRATION, DESTINATION, METHODS, SECRET
@@ -122,4 +122,9 @@ def files(application: Mapping[str, Any] | None) -> Mapping[str, bytes]:
     return {f"{SECRET_FILE}{name}": read_secret(path).encode() for name, path in given.items()}
 
 
-KEY = Key(read, files)
+def outgoing(application: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """Return where golden-deploy gets the bundle from."""
+    return [("root", application["bundle"])]
+
+
+KEY = Key(read, files, outgoing=outgoing)

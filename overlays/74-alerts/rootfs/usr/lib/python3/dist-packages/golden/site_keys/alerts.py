@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.site_table import Key, Table, Wrong, kind
@@ -94,4 +94,10 @@ def files(alerts: Mapping[str, Any]) -> Mapping[str, bytes]:
     return {MAIL_PASSWORD: read_secret((alerts["mail"] or {}).get("password_file")).encode()}
 
 
-KEY = Key(read, files)
+def outgoing(alerts: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """Return the servers that golden-alert-send.service calls."""
+    mail = alerts["mail"]
+    return [("golden-alert", mail and f"smtp://{mail['server']}"), ("golden-alert", alerts["webhook"])]
+
+
+KEY = Key(read, files, outgoing=outgoing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.site_table import Key, Table, Wrong, kind
@@ -40,4 +41,9 @@ def _collector(part: Table) -> dict[str, Any]:
     }
 
 
-KEY = Key(read)
+def outgoing(collector: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """Return the collector, which rsyslog.service calls."""
+    return [("root", f"syslog://collector:{collector['port']}")]
+
+
+KEY = Key(read, outgoing=outgoing)

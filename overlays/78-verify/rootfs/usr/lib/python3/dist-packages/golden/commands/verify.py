@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from golden import check_list, core, verify
 
-from golden import core, verify
-
-CHECKS = Path("/usr/lib/golden/verify.yaml")
+CHECKS = Path("/usr/lib/golden/verify.d")
 SAVED = Path("/var/lib/golden-verify/last.json")
 
 
@@ -38,8 +36,7 @@ def act(arguments: argparse.Namespace) -> Mapping[str, Any]:
             raise core.Problem("no result was kept yet", hint="systemctl start golden-verify.service")
         kept: dict[str, Any] = json.loads(SAVED.read_text())
         return kept
-    listed = yaml.safe_load(CHECKS.read_text())
-    checks = [check for check in listed if not arguments.only or {*check["ids"]} & {*arguments.only}]
+    checks = [check for check in check_list.read(CHECKS) if not arguments.only or {*check["ids"]} & {*arguments.only}]
     if not checks:
         raise core.Problem(f"no check is for {' '.join(arguments.only)}", hint="golden-verify --list", code=core.USAGE)
     if arguments.list:
