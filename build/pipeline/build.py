@@ -83,10 +83,7 @@ def lock_resolver_for(options: Options, release: str) -> resolve.LockResolver:
 
 
 def gather(options: Options, *, settle: bool) -> Gathered:
-    """Read spec, layers and locks; with ``settle``, fetch every locked file, or resolve a new set.
-
-    Without ``settle`` nothing is fetched: the plan uses the locks as they are.
-    """
+    """Read spec, layers and locks; with ``settle``, fetch every locked file, or resolve a new set; else fetch nothing."""
     project = options.project
     spec = spec_of(options)
     stack = layers.load_stack(project.overlays, spec)
@@ -103,9 +100,8 @@ def gather(options: Options, *, settle: bool) -> Gathered:
     for venv in stack.venvs:
         # A lock from which no SBOM can be written is reported now, not after an hour.
         wheel_lock.parse(venv.requirements)
-    gathered = inputs.Inputs(
-        project, spec, stack, options.mirrors, rootfs_set.lock, installer_set.lock, git.checkout_of(project.root)
-    )
+    checkout = git.checkout_of(project.root)
+    gathered = inputs.Inputs(project, spec, stack, options.mirrors, rootfs_set.lock, installer_set.lock, checkout)
     return Gathered(gathered, inputs.stage_keys(gathered), rootfs_set.changes + installer_set.changes)
 
 

@@ -91,8 +91,7 @@ def replace_machine(job: Job, name: str) -> Replaced:
     if pair.active().phase is Phase.BACK:
         _back(job, job.api, pair)
         raise RolledBack(
-            f"{name}: an earlier replacement failed, and this run rolled it back: "
-            f"{pair.active().failed or 'it was interrupted'}",
+            f"{name}: this run rolled back an earlier, failed replacement: {pair.active().failed or 'it was interrupted'}",
             hint="correct the cause, then run the same command again",
         )
     return _forward(job, pair, source)
