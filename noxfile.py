@@ -86,6 +86,7 @@ COMMANDS = {
     "diff": Command((), "Compare two artifacts: -- A B (directories, names, versions or digests)."),
     "notes": Command((), "Print the release notes of an artifact, in Markdown: -- VERSION."),
     "report": Command((), "Regenerate the HTML report of an artifact: -- ARTIFACT -o FILE."),
+    "layer": Command((), "Write a new layer with a page, a check and a test: -- 45-redis."),
     "bundle": Command((), "Pack an application with its locked wheels for golden-deploy: -- DIR -o FILE."),
     "bench": Command(IMAGE_TESTS, "Measure builds and a baseline installation (an hour): docs/reference/benchmarks.md."),
 }  # fmt: skip

@@ -53,6 +53,7 @@ COMMANDS = {
     "diff": "compare two artifacts: packages, files, units, sockets, test results and more",
     "notes": "print the release notes of an artifact, in Markdown",
     "report": "regenerate the report of an artifact: one HTML page, with the trend until now",
+    "layer": "write a new layer: layer.yaml, a page, a check of golden-verify, an image test",
     "bundle": "pack an application with its locked wheels for golden-deploy, and print the SHA-256",
     "bench": "measure builds and a baseline installation, and write docs/reference/benchmarks.md",
 }

@@ -144,7 +144,7 @@ for command in {commands}:
 ON_CLUSTER = {
     "publish", "clone", "drift", "promote", "rollback", "history", "revoke", "restore", "prune", "replace", "fleet",
 }  # fmt: skip
-REQUIRED = {"bundle": ["DIR", "-o", "FILE"]}
+REQUIRED = {"bundle": ["DIR", "-o", "FILE"], "layer": ["45-redis"]}
 
 
 def test_only_commands_for_a_cluster_need_the_packages_for_proxmox() -> None:
