@@ -9,6 +9,7 @@ from .facts import gather
 from .planes import diagrams
 
 
+@pytest.mark.layers("25-firewall", "30-postgresql", "40-app", "50-nginx")
 @pytest.mark.req("R2", "R3")
 def test_every_arrow_is_enforced(host: Host) -> None:
     """Every arrow of the planes is enforced by what it names"""

@@ -66,7 +66,8 @@ def test_a_command_starts_the_module_of_its_name(path: Path) -> None:
 
 
 def test_every_command_has_a_starter_or_a_unit() -> None:
-    units = [path for path in ROOT.glob("overlays/*/rootfs/etc/systemd/system/**/*") if path.is_file()]
+    roots = [*ROOT.glob("overlays/*/rootfs"), *ROOT.glob("overlays/*/with/*/rootfs")]
+    units = [path for root in roots for path in root.glob("etc/systemd/system/**/*") if path.is_file()]
     text = "\n".join(path.read_text(encoding="utf-8") for path in units)
     started = dict.fromkeys(re.findall(r"^ExecStart=/usr/bin/python3 -I -m golden\.commands\.(\w+)$", text, re.MULTILINE))
     assert text.count("golden.commands.") == len(started)
