@@ -110,7 +110,7 @@ def test_an_installer_that_does_not_end_leaves_nothing(bench: Bench, found: pack
 
 
 def test_a_cache_without_a_medium_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="holds no media"):
+    with pytest.raises(SpecError, match="has no result of stage media"):
         on_node.newest_medium(tmp_path)
 
 

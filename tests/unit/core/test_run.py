@@ -337,7 +337,7 @@ def test_an_end_is_told_with_its_status_or_signal(status: int, text: str) -> Non
 
 
 def test_a_program_that_a_signal_ends_in_a_container_is_told_by_the_signal(tmp_path: Path) -> None:
-    with run.spawn(["sh", "-c", "sleep 300 & wait"], log=tmp_path / "log") as process:
+    with run.spawn(["sh", "-c", "sleep 300 & wait $!"], log=tmp_path / "log") as process:
         assert wait_for(lambda: process.poll() is None)
         process.terminate()
         status = process.poll()

@@ -169,4 +169,4 @@ def test_a_process_that_does_not_run(machine: Path) -> None:
 def test_golden_verify_skips_an_application_without_a_contract(tmp_path: Path) -> None:
     system = verify.System(tmp_path)
     with pytest.raises(verify.Skip):
-        verify.contract(system, {})
+        golden_module("golden.verify_kinds.contract").find(system, {})
