@@ -27,9 +27,10 @@ from .remote import POLL_SECONDS, Remote, seconds
 OVERLAYS = Path(__file__).parents[2] / "overlays"
 # Workers take files in this order. The first file goes to the worker that begins last, because its clone's inventory comes
 # before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
-# and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left.
+# and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left;
+# last the one that stops every service and unmounts the file systems of a data disk.
 FIRST = ("test_sealed", "test_alerts")
-LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh")
+LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh", "test_data")
 # Long service tests that run over SSH on a clone in every build, also where a container runs all of them: one module of each
 # kind, the cheapest. A session over SSH has another umask, environment, and audit identity than a container's. What happens
 # under load is tried on a clone by test_request_path, which rotates a log.

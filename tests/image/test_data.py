@@ -11,6 +11,7 @@ import pytest
 from testinfra.host import Host
 
 from .facts import Fact, ask, browse, gather
+from .remote import until
 
 # On virtual disks of clones: tests/faults/test_data.py.
 pytestmark = pytest.mark.story
@@ -33,16 +34,19 @@ device=/dev/loop$number
 mkdir -p {LINK.rpartition("/")[0]}
 losetup $device {IMAGE} && ln -sfn $device {LINK}
 """
-STOP = "systemctl stop nginx.socket nginx gunicorn.socket gunicorn postgresql@17-main syslog.socket rsyslog"
+# Besides what serves, what reads the files of the application in the background.
+STOP = (
+    "systemctl stop nginx.socket nginx gunicorn.socket gunicorn postgresql@17-main syslog.socket rsyslog "
+    "golden-deploy-accept golden-aide"
+)
 START = "systemctl start postgresql@17-main rsyslog gunicorn.socket nginx.socket gunicorn nginx"
 # As at a boot: before the services, and before the file that says that they run.
 AT_BOOT = (
     "rm -f /run/golden-data/started; golden-data --json attach; status=$?; touch /run/golden-data/started; exit $status"
 )
-UNMOUNT = (
-    f'awk -v device=$(readlink -f {LINK}) \'$0 ~ " - ext4 " device " " {{print $5}}\' /proc/self/mountinfo | '
-    "tac | xargs -r -n1 umount"
-)
+MOUNTED = f'awk -v device=$(readlink -f {LINK}) \'$0 ~ " - ext4 " device " " {{print $5}}\' /proc/self/mountinfo | tac'
+# What was stopped may take a moment to let go of its files; the first run of AIDE is not stopped, and goes on to others.
+UNMOUNT = until(f"{MOUNTED} | xargs -r -n1 umount", 60)
 OTHER_SITE = "marker.update(was=marker['site'], site='other')"
 NEWER_LAYOUT = "marker.update(site=marker['was'], layout=marker['layout'] + 1)"
 
@@ -112,7 +116,8 @@ def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
         "blank": f"wipefs -qa $(readlink -f {LINK}); {AT_BOOT}",
     })  # fmt: skip
     found |= gather(host, {
-        "end": "rm -f /var/lib/golden-data/site /run/golden-data/refused; systemctl reset-failed golden-data.service; "
+        "end": f"{STOP}; {MOUNTED} | xargs -r -n1 umount --lazy; "
+        "rm -f /var/lib/golden-data/site /run/golden-data/refused; systemctl reset-failed golden-data.service; "
         f"losetup -d $(readlink -f {LINK}); rm -f {LINK} {IMAGE}; cp -a /run/goldentest-key /etc/ssl/private/app.key; "
         f"rm -f /run/goldentest-key; {START}; rm -f /var/www/media/goldentest-data; "
         "sudo -u golden-backup psql -qAt -h /run/postgresql -U app_owner app -c 'drop table goldentest_data'; "
