@@ -133,6 +133,7 @@ def facts(host: Host, expected: dict[str, Any]) -> Iterator[dict[str, Fact]]:
         )
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R9")
 def test_every_failure_is_one_clear_line(facts: dict[str, Fact]) -> None:
     """A service that fails is named in the journal with priority alert, what failed, and where to look"""
@@ -141,6 +142,7 @@ def test_every_failure_is_one_clear_line(facts: dict[str, Fact]) -> None:
     assert all("status 7" in line and "journalctl -u goldentest-one.service" in line for line in lines)
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R9", "R77", "R95")
 def test_every_service_raises_an_alert(facts: dict[str, Fact]) -> None:
     """Every service of the image has an alert for its failure, and the alert has none for its own"""
@@ -150,6 +152,7 @@ def test_every_service_raises_an_alert(facts: dict[str, Fact]) -> None:
         assert unit["OnFailure"] == expected
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R95", "F33")
 def test_an_alert_waits_for_the_network(facts: dict[str, Fact]) -> None:
     """What cannot be delivered waits, and the sender that could not deliver is no failure of its own"""
@@ -159,12 +162,14 @@ def test_an_alert_waits_for_the_network(facts: dict[str, Fact]) -> None:
     assert properties(facts["sender"])["Result"] == "success"
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R9", "R95")
 def test_an_alert_goes_to_nobody_who_cannot_prove_his_name(facts: dict[str, Fact]) -> None:
     """A mail server or web hook whose certificate does not verify gets nothing"""
     assert facts["not trusted"].status != 0, facts["not trusted"].text
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R95", "R77")
 def test_an_alert_arrives_by_mail_and_web_hook(facts: dict[str, Fact]) -> None:
     """When the servers are there, mail (over TLS) and web hook get the alert, once"""
@@ -180,12 +185,14 @@ def test_an_alert_arrives_by_mail_and_web_hook(facts: dict[str, Fact]) -> None:
     assert sorted(done["history"][-1]["delivered"]) == ["mail", "webhook"]
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R9")
 def test_the_same_unit_is_not_told_about_at_once_again(facts: dict[str, Fact]) -> None:
     """A unit that fails again within half an hour is in the journal again, and in no second message"""
     assert facts["got again"].text == facts["got"].text
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R95", "R100")
 def test_the_way_to_the_operator_can_be_tried(facts: dict[str, Fact]) -> None:
     """golden-alert --test says whether a message gets through"""
@@ -195,12 +202,23 @@ def test_the_way_to_the_operator_can_be_tried(facts: dict[str, Fact]) -> None:
     assert json.loads(facts["test fails"].text)["delivered"] == []
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R9", "R28")
 def test_alert_units_are_confined(facts: dict[str, Fact]) -> None:
     """The alert units have a user and a sandbox of their own, and nobody else reads the queue"""
     for line in facts["exposure"].lines:
         assert float(line.split(".service: ")[1].split()[0]) <= 2.0, line
     assert facts["spool"].lines == ["700 golden-alert"] * 2
+
+
+@pytest.mark.req("R95")
+def test_a_service_reads_what_a_session_wrote(host: Host) -> None:
+    """A file that a root session writes into a directory of root can be read by a service, as these tests need it"""
+    read = gather(host, {
+        "read": f"mkdir -p {WORK}; echo text >{WORK}/written; "
+        f"systemd-run --quiet --wait --pipe --collect --property=DynamicUser=yes cat {WORK}/written; rm -rf {WORK}"
+    })["read"]  # fmt: skip
+    assert (read.status, read.text) == (0, "text")
 
 
 @pytest.mark.req("R9", "R95")
