@@ -29,15 +29,14 @@ OVERLAYS = Path(__file__).parents[2] / "overlays"
 # before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
 # and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left;
 # last the one that stops every service and unmounts the file systems of a data disk.
-FIRST = ("test_sealed", "test_alerts")
+FIRST = ("test_sealed", "test_site")
 LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh", "test_data")
 # Long service tests that run over SSH on a clone in every build, also where a container runs all of them: one module of each
 # kind, the cheapest. A session over SSH has another umask, environment, and audit identity than a container's. What happens
-# under load is tried on a clone by test_request_path, which rotates a log.
+# under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its own.
 EVERYWHERE = {
     "test_alerts": "services that the test starts, which read files that it made",
     "test_web_admin": "a web server with other settings, and bytes on the wire",
-    "test_bans": "neighbours on a network of their own",
     "test_site": "settings of the site, changed and put back",
 }
 

@@ -177,7 +177,6 @@ def scene(host: Host) -> dict[str, Any]:
     return play(host, SCENE, {"by hand": "192.0.2.66", "embedded": EMBEDDED, "network 6": NETWORK6})
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R50", "R66")
 def test_jails_run(facts: dict[str, Fact]) -> None:
     """fail2ban watches sshd and the refused requests of nginx"""
@@ -185,7 +184,6 @@ def test_jails_run(facts: dict[str, Fact]) -> None:
     assert {name.strip() for name in listed.split(",")} == JAILS
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R66")
 def test_service_can_do_little(facts: dict[str, Fact]) -> None:
     """fail2ban is a user with one capability, in a sandbox, and starts again after a crash"""
@@ -202,7 +200,6 @@ def test_service_can_do_little(facts: dict[str, Fact]) -> None:
     assert facts["access"].text == "640 root:adm"
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R50", "R66")
 def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
     """What only a scanner asks for counts against it, and what a visitor may ask for does not"""
@@ -210,21 +207,18 @@ def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
     assert {uri: _address(number) in found for number, uri in enumerate(LOOKED_FOR)} == LOOKED_FOR
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R50")
 def test_too_many_requests_count(facts: dict[str, Fact]) -> None:
     """An answer 429 counts against its address, of IPv6 against the /64; another one does not, nor a browser's"""
     assert facts["limits"].lines == [_address(0), "2001:db8:1:2::/64"]
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R50", "R66")
 def test_what_a_browser_can_be_made_to_send_does_not_count(facts: dict[str, Fact]) -> None:
     """A request that a page of another site can have a visitor's browser send counts against nobody"""
     assert facts["embedded"].lines == []
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R80")
 def test_sshd_counts_networks(facts: dict[str, Fact]) -> None:
     """sshd's own penalties count an IPv6 client by its /64"""
@@ -272,14 +266,12 @@ def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
     return {case: counted.get(case, 0) for case in requests}
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R50", "R66")
 def test_browsers_are_known_by_what_no_page_can_take_away(marked: dict[str, int]) -> None:
     """A request with a browser's marks does not count, unless its method or version is one that no page can ask for"""
     assert marked == {"nothing": 1, "language": 0, "site": 0, "form": 0, **dict.fromkeys(MACHINES, 1)}
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R66")
 def test_nobody_can_blame_another(facts: dict[str, Fact]) -> None:
     """An address that a client writes into its request is never banned"""
@@ -288,7 +280,6 @@ def test_nobody_can_blame_another(facts: dict[str, Fact]) -> None:
     assert INNOCENT not in facts["limits"].text
 
 
-@pytest.mark.minutes
 @pytest.mark.req("R66", "F24")
 def test_messages_of_sshd_are_known(facts: dict[str, Fact]) -> None:
     """A failed login is found in the messages of sshd, also of OpenSSH 10, where another program writes them"""
