@@ -36,7 +36,7 @@ COMPACT_SECONDS = 900.0
 POLL_SECONDS = 0.25
 # The installer writes the reason of a failure to its system log, which arrives on another port than the console.
 REASON_SECONDS = 2.0
-REASON_LINES = 30
+REASON_LINES, LAST_LINES = 30, 10
 # QEMU under TCG sometimes panics Linux 6.12, or fails a program of the guest (docs/decisions); on real CPUs that is a bug.
 TCG_ATTEMPTS = 2
 # The logs of an attempt after which there was another one.
@@ -191,9 +191,7 @@ def _reason_of_failure(syslog: Path) -> Iterator[None]:
         yield
     except StepFailed as error:
         time.sleep(REASON_SECONDS)
-        if syslog.is_file():
-            last = run.tail(syslog.read_text(errors="replace"), REASON_LINES)
-            error.details = f"{error.details}\n{syslog.name}:\n{last}"
+        error.details = "\n".join([error.details, *_tails(syslog, lines=REASON_LINES)])
         raise
 
 
@@ -263,11 +261,12 @@ def _judge_end(workspace: Workspace, *, status: int, powered_off: bool, timings:
 
 
 def _last_lines(workspace: Workspace) -> str:
-    parts = []
-    for path in (workspace.syslog, workspace.console):
-        if path.is_file():
-            parts.append(f"{path.name}:\n{run.tail(path.read_text(errors='replace'), 10)}")
-    return "\n".join(parts)
+    return "\n".join(_tails(workspace.syslog, workspace.console, lines=LAST_LINES))
+
+
+def _tails(*paths: Path, lines: int) -> list[str]:
+    """Return the last ``lines`` of each log that is there, below its name."""
+    return [f"{path.name}:\n{run.tail(path.read_text(errors='replace'), lines)}" for path in paths if path.is_file()]
 
 
 def compact(source: Path, target: Path, *, seed: str, log_file: Path) -> None:
