@@ -105,7 +105,7 @@ def run(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
     places = [path for path in sys.path if path.endswith("dist-packages")]
     return subprocess.run(
         [sys.executable, "-c", CALLER.format(places=places), program],
-        text=True, capture_output=True, check=False, timeout=60, **options,
+        text=True, check=False, timeout=60, **({"capture_output": True} | options),
     )  # fmt: skip
 
 
@@ -113,6 +113,13 @@ def test_input_output_errors_and_exit_code_are_the_commands() -> None:
     program = "import sys; print(sys.stdin.read().upper()); print('e' * 200000, file=sys.stderr); sys.exit(7)"
     done = run(program, input="some\ntext")
     assert (done.returncode, done.stdout, done.stderr) == (7, "SOME\nTEXT\n", "e" * 200000 + "\n")
+
+
+def test_two_outputs_that_are_one_pipe_keep_their_order() -> None:
+    """``golden-app run ... 2>&1 | less`` shows what the command wrote in its order, whatever the pieces"""
+    program = "import os\nfor number in range(2000): os.write(1 + number % 2, b'%d ' % number)"
+    done = run(program, capture_output=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.stdout.split() == [str(number) for number in range(2000)]
 
 
 def test_a_command_that_reads_nothing_ends_while_the_input_is_open() -> None:

@@ -31,18 +31,22 @@ def run(words: Sequence[str], *, owner: bool = False) -> int:
     """Run a command with this process's terminal, or its input and output; return the exit code."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return subprocess.run(argv(words, owner=owner, terminal=True), check=False).returncode
-    # AppArmor checks open files again for the command, and refuses files of the caller: pipes go between.
+    # AppArmor checks open files again for the command, and refuses files of the caller: pipes go between. With `2>&1` there
+    # is one pipe for both outputs, so that their order and their lines are kept.
+    one = os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
     process = subprocess.Popen(
-        argv(words, owner=owner), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        argv(words, owner=owner),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if one else subprocess.PIPE,
     )
     assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
     # A command that reads nothing ends while the caller's input is still open.
     threading.Thread(target=_copy, args=(sys.stdin.buffer, process.stdin), kwargs={"end": True}, daemon=True).start()
     outputs = [
         threading.Thread(target=_copy, args=(source, target))
         for source, target in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))
+        if source is not None
     ]
     for thread in outputs:
         thread.start()
