@@ -42,13 +42,25 @@ if verb == "probe":
         print("line", number, file=sys.stderr)
     sys.exit(7)
 """
-WSGI = """
+# What becomes of a connection to the server outside.
+REACH = """
+import errno, socket
+def reach(port):
+    try:
+        with socket.create_connection(("192.0.2.1", port), timeout=3) as connection:
+            return connection.recv(100).decode()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, "time-out")
+"""
+WSGI = REACH + """
 import os
 def application(environ, start_response):
     length = int(environ.get("CONTENT_LENGTH") or 0)
     body = environ["wsgi.input"].read(length)
     start_response("200 OK", [("Content-Type", "text/plain")])
     path = environ["REQUEST_METHOD"] + " " + environ["PATH_INFO"] + " " + str(len(body))
+    if environ["PATH_INFO"].startswith("/out/"):
+        return [reach(int(environ["PATH_INFO"][5:])).encode()]
     return [path.encode() + b" " + os.environ.get("GREETING", "-").encode()]
 """
 CONTRACT = """
@@ -103,6 +115,41 @@ def asked():
     found["POST / 2M"] = request("POST", "/", big)
     return found
 
+OUTSIDE = "golden-outside"
+SERVER = """
+import selectors, socket, sys, time
+listeners = selectors.DefaultSelector()
+for port in (25, 26):
+    listeners.register(socket.create_server(("192.0.2.1", port)), selectors.EVENT_READ)
+print("ready", flush=True)
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    for key, _ in listeners.select(1):
+        connection, _address = key.fileobj.accept()
+        connection.sendall(b"welcome")
+        connection.close()
+"""
+
+def outside():
+    """Join a network namespace with a server at 192.0.2.1 to this machine; return the server's process."""
+    for argv in (("netns", "add", OUTSIDE),
+                 ("link", "add", "goutside0", "type", "veth", "peer", "name", "goutside1", "netns", OUTSIDE),
+                 ("address", "add", "192.0.2.2/24", "dev", "goutside0"), ("link", "set", "goutside0", "up"),
+                 ("-n", OUTSIDE, "address", "add", "192.0.2.1/24", "dev", "goutside1"),
+                 ("-n", OUTSIDE, "link", "set", "goutside1", "up")):
+        subprocess.run(["ip", *argv], check=True)
+    argv = ["ip", "netns", "exec", OUTSIDE, "python3", "-c", SERVER, str(60 * int(os.environ["PACE"]))]
+    server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    server.stdout.readline()
+    return server
+
+def reached():
+    """Return who reaches which port of the server outside."""
+    probe = REACH + "import sys; print(reach(int(sys.argv[1])))"
+    found = {f"{user} 25": run("setpriv", f"--reuid={user}", "--clear-groups", "python3", "-c", probe, 25)["text"].strip()
+             for user in ("www-data", "nobody")}
+    return found | {f"application {port}": request("GET", f"/out/{port}")[1] for port in (25, 26)}
+
 def shown(unit, *names):
     text = run("systemctl", "show", *(f"--property={name}" for name in names), unit)["text"]
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -118,6 +165,7 @@ record = APP / "releases" / first / "release.json"
 adopted = not record.exists()
 said["start"] = {"releases": sorted(path.name for path in (APP / "releases").iterdir())}
 rules = {path.name: path.read_text() for path in RULES.iterdir()}
+server = None
 try:
     WORK.mkdir(mode=0o700)
     WHEEL, BODY = repacked("gunicorn")
@@ -182,11 +230,19 @@ try:
     network = ("PrivateNetwork", "RestrictAddressFamilies", "SocketBindDeny", "IPAddressDeny")
     said["out unit"] = shown("gunicorn.service", *network)
     said["out set"] = run("nft", "list", "set", "inet", "golden", "application_out4")["text"]
+    server = outside()
+    said["out reached"] = reached()
     said["out exposure"] = run("sh", "-c", "systemd-analyze security --no-pager gunicorn.service | tail -1")["text"]
     said["out rollback"] = run("golden-deploy", "--rollback")
     said["closed unit"] = shown("gunicorn.service", *network)
+    said["closed probe"] = run("setpriv", "--reuid=gunicorn", "--clear-groups", "python3", "-c", REACH + "print(reach(25))")
     said["closed set"] = run("nft", "list", "set", "inet", "golden", "application_out4")["text"]
 finally:
+    if server:
+        server.kill()
+        server.wait()
+    run("ip", "link", "delete", "goutside0")
+    run("ip", "netns", "delete", OUTSIDE)
     if os.readlink(APP / "current").split("/")[-1] != first:
         again = f"from golden import deploy; from golden.releases import Releases; deploy.activate(Releases(), '{first}')"
         run("python3", "-I", "-c", again)
@@ -335,6 +391,10 @@ def test_rollback_takes_the_grants(story: dict[str, Any]) -> None:
     assert story["forward worker"]["ActiveState"] == "active"
 
 
+# How the packet filter refuses a connection, and how a process without a network fails.
+REFUSED = ("ECONNREFUSED", "EACCES", "EPERM", "EHOSTUNREACH", "ENETUNREACH", "time-out")
+
+
 @pytest.mark.req("R16", "R18")
 def test_a_destination_is_open_for_the_application_alone(story: dict[str, Any]) -> None:
     """A server that the contract names is open, by address and port, for this user alone, and closed with its release"""
@@ -349,5 +409,10 @@ def test_a_destination_is_open_for_the_application_alone(story: dict[str, Any]) 
     assert match, story["out exposure"]
     assert float(match.group(1)) <= 1.1
     assert story["out rollback"]["code"] == 0, story["out rollback"]["text"]
+    reached = story["out reached"]
+    assert reached["application 25"] == "welcome"
+    for who in ("application 26", "www-data 25", "nobody 25"):
+        assert reached[who] in REFUSED, (who, reached)
     assert "192.0.2.1" not in story["closed set"]
+    assert story["closed probe"]["text"].strip() in REFUSED, story["closed probe"]
     assert story["closed unit"]["PrivateNetwork"] == "yes"
