@@ -97,6 +97,7 @@ RESTORE = (
 
 @pytest.mark.story
 @pytest.mark.minutes
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R4", "F30")
 def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
     """golden-site apply: 253 characters are served; what nginx refuses changes nothing; a dead nginx is started"""
@@ -134,6 +135,7 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
 
 
 @pytest.mark.story
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
     """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""

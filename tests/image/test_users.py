@@ -26,7 +26,7 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
             "passwd": "cat /etc/passwd",
             "shadow": "cat /etc/shadow",
             "groups": "cat /etc/group",
-            "keys": "find / /home /var /var/www -xdev "
+            "keys": "find / /home /var $(ls -d /var/www 2>/dev/null) -xdev "
             "\\( -name 'authorized_keys*' -o -name .rhosts -o -name .netrc \\) -size +0 | sort -u",
             "root key": "cat /root/.ssh/authorized_keys",
             "key": f"cat /home/{spec.admin.user}/.ssh/authorized_keys",
