@@ -53,7 +53,10 @@ def reach(port):
         return errno.errorcode.get(error.errno, "time-out")
 """
 WSGI = REACH + """
-import os
+import os, pathlib
+key = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere"), "app.test-key")
+print("server", *(os.environ.get(name, "-") for name in ("GREETING", "DATABASE_ROLE", "PGUSER", "PGHOST", "SITE_HOSTS")),
+      key.read_text().strip() if key.exists() else "-", os.getuid(), os.getcwd(), sep="|", flush=True)
 def application(environ, start_response):
     length = int(environ.get("CONTENT_LENGTH") or 0)
     body = environ["wsgi.input"].read(length)
@@ -75,6 +78,7 @@ web:
   well_known: [security.txt]
   suffixes: [ini]
 media: {kinds: [{suffixes: [m4v], type: video/mp4, send: inline}], private: [golden-test-private]}
+health: {path: /up, pages: [/, /api/x]}
 """
 SECRET = pathlib.Path("/run/golden/app-secret-test-key")
 MEDIA = pathlib.Path("/var/www/media")
@@ -203,6 +207,7 @@ try:
     said["tick"] = tick.read_text() if tick.exists() else ""
     said["exposure"] = {unit: run("sh", "-c", f"systemd-analyze security --no-pager {unit} | tail -1")["text"]
                         for unit in ("gunicorn.service", "application-worker.service", "application-job-tick.service")}
+    said["candidate log"] = run("journalctl", "-b", "-o", "cat", "-u", "application-candidate.service")["text"]
     said["worker log"] = run("journalctl", "-b", "-o", "cat", "-u", "application-worker.service")["text"]
     shell = "golden-app run -- probe a 'b c' 2>/run/golden/test-contract.err; echo code $?"
     said["run"] = run("sh", "-c", shell) | {"err": pathlib.Path("/run/golden/test-contract.err").read_text()}
@@ -357,6 +362,9 @@ def test_one_environment(story: dict[str, Any]) -> None:
     assert uid != "0"
     assert place.startswith("/opt/app/releases/")
     assert facts(story["tick"]) == facts(worker)
+    # It was tried with the same before it served.
+    tried = [line for line in story["candidate log"].splitlines() if line.startswith("server|")]
+    assert facts(worker) in map(facts, tried), tried
     assert facts(story["run"]["text"].splitlines()[0]) == facts(worker)
     assert story["answers"]["GET /"][1].endswith('a "b" $HOME %h')
 

@@ -18,6 +18,9 @@ UNITS = (
     "golden-deploy-accept.service",
 )  # fmt: skip
 
+# Fails for whoever started it to see: golden-deploy.
+CANDIDATE = "application-candidate.service"
+
 # A small application, so that emulated machines build it in seconds: what golden-deploy asks of any (manage.py with
 # check, collectstatic and migrate; a WSGI callable; /health), and gunicorn, whose wheel is put together again from the
 # installed package, so that no package index is needed.
@@ -59,8 +62,10 @@ if verb == "migrate":
     sys.exit(7 if told.exists() and told.read_text() == "@NAME@" else 0)
 """
 WSGI = """
+import os
+ANSWER = "@ANSWER@" if "GOLDEN_CANDIDATE" in os.environ else "@LATER@" or "@ANSWER@"
 def application(environ, start_response):
-    start_response("@ANSWER@", [("Content-Type", "text/plain")])
+    start_response(ANSWER, [("Content-Type", "text/plain")])
     return [b"release @NAME@"]
 """
 LOGS = """
@@ -112,9 +117,9 @@ def packed(name, *, files=None, changes=None, link=""):
             archive.addfile(info)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
-def application(name, *, answer="200 OK"):
+def application(name, *, answer="200 OK", later=""):
     def fill(text):
-        return text.replace("@NAME@", name).replace("@ANSWER@", answer).encode()
+        return text.replace("@NAME@", name).replace("@ANSWER@", answer).replace("@LATER@", later).encode()
     files = {"code/manage.py": fill(MANAGE), "code/project/__init__.py": b"", "code/project/wsgi.py": fill(WSGI),
              "code/project/logs.py": LOGS.encode(), "requirements.lock": LOCK, f"wheels/{WHEEL}": BODY}
     return files
@@ -211,7 +216,7 @@ try:
     said["probe"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-build@{one_hash[:12]}.service")["text"]
     said["migrated"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-migrate@{one_hash[:12]}.service")["text"]
 
-    # One that fails: while migrating, and in a second attempt while serving. The release before goes on.
+    # One that fails: while migrating, and in a second attempt while it is tried. The release before goes on.
     SITE.write_text(json.dumps(content | {"backup": None}))
     ill = packed("ill", files=application("ill", answer="503 Service Unavailable"))
     FAILS.write_text("ill")
@@ -220,6 +225,13 @@ try:
     FAILS.unlink()
     said["ill"] = deploy(*ill)
     said["ill state"] = state()
+    said["ill visitor"] = list(visitor.failed)
+    said["candidate"] = run("systemctl", "show", "-p", "ActiveState", "application-candidate.service")["text"]
+    said["candidate link"] = os.path.lexists("/run/golden/candidate")
+
+    # One that is well until it serves.
+    said["late"] = deploy(*packed("late", files=application("late", later="503 Service Unavailable")))
+    said["late state"] = state()
     visitor.going = False
     visitor.join()
     said["visitor"] = {"names": visitor.names, "failed": visitor.failed[:5]}
@@ -262,7 +274,8 @@ def story(host: Host) -> dict[str, Any]:
 def facts(host: Host) -> dict[str, Fact]:
     """What systemd says of the units."""
     commands = {f"unit {unit}": f"systemctl show -p OnFailure -p User {unit}" for unit in UNITS}
-    commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager '{unit}' | tail -1" for unit in UNITS}
+    exposed = (*UNITS, CANDIDATE)
+    commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager '{unit}' | tail -1" for unit in exposed}
     return gather(host, commands)
 
 
@@ -274,6 +287,14 @@ def test_units(facts: dict[str, Fact], unit: str) -> None:
     found = re.search(r"level for \S+: ([0-9.]+)", facts[f"exposure {unit}"].text)
     assert found, facts[f"exposure {unit}"].text
     assert float(found.group(1)) <= 2.0
+
+
+@pytest.mark.req("R18", "R75")
+def test_a_release_that_is_tried_has_the_sandbox_of_the_service(facts: dict[str, Fact]) -> None:
+    """The server of a release that is tried is rated as the one that serves"""
+    found = re.search(r"level for \S+: ([0-9.]+)", facts[f"exposure {CANDIDATE}"].text)
+    assert found, facts[f"exposure {CANDIDATE}"].text
+    assert float(found.group(1)) <= 0.3
 
 
 @pytest.mark.req("R18")
@@ -357,12 +378,23 @@ def test_failing_migration(story: dict[str, Any]) -> None:
 
 
 @pytest.mark.req("R18", "R75")
-def test_ill_release_is_taken_back(story: dict[str, Any]) -> None:
-    """A release that is not healthy is taken back by itself; what was built for it is not built twice"""
+def test_ill_release_never_serves(story: dict[str, Any]) -> None:
+    """A release that is not healthy gets no request of a visitor; what was built for it is not built twice"""
     assert story["ill"]["code"] == 3
-    assert "is not healthy (/health: 503" in story["ill"]["text"]
-    assert "serves again" in story["ill"]["text"]
+    assert "is not healthy, and never served: /health: 503" in story["ill"]["text"]
     assert story["ill state"]["links"] == story["one state"]["links"]
+    assert story["ill visitor"] == []
+    assert story["candidate"].strip() == "ActiveState=inactive"
+    assert story["candidate link"] is False
+
+
+@pytest.mark.req("R18", "R75")
+def test_release_that_falls_ill_is_taken_back(story: dict[str, Any]) -> None:
+    """A release that is not healthy when it serves is taken back by itself"""
+    assert story["late"]["code"] == 3
+    assert "is not healthy (/health: 503" in story["late"]["text"]
+    assert "serves again" in story["late"]["text"]
+    assert story["late state"]["links"] == story["one state"]["links"]
 
 
 @pytest.mark.req("R18", "R22", "R75", "F03")

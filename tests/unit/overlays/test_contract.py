@@ -77,6 +77,14 @@ WRONG_BESIDES: dict[str, tuple[str, str]] = {
     "destinations: ['smtp.example.org:99999']": ("destinations[0]", "1 to 65535"),
     "database: {schemas: [pg_x]}": ("database.schemas[0]", "another one"),
     "processes: {run: {command: [a]}}": ("processes (a name)", "the image's"),
+    "processes: {candidate: {command: [a]}}": ("processes (a name)", "the image's"),
+    "health: {pages: [/admin/login/]}": ("health.pages", "web.administration closes it"),
+    "health: {path: /static/a.css}": ("health.path", "name a page"),
+    "health: {path: /status.py}": ("health.path", "web.suffixes"),
+    "{health: {pages: [/media/bills/a.txt]}, media: {private: [bills]}}": ("health.pages", "media.private"),
+    "{health: {pages: [/hook]}, web: {paths: [{path: /hook, methods: [POST]}]}}": ("health.pages", "add GET"),
+    "{health: {pages: [/api/x]}, web: {paths: [{path: /api/, methods: [PUT]}]}}": ("health.pages", "add GET"),
+    "{health: {path: /}, web: {methods: [POST]}}": ("health.path", "add GET"),
     "{jobs: {a: {command: [x], when: daily}}, processes: {a: {command: [x]}}}": ("jobs", "another one"),
     "web: {body: 1M": ("golden-app.yaml", "correct the YAML"),
     "web: {body: 1M}\nweb: {body: 2M}": ("golden-app.yaml", "twice"),
@@ -104,6 +112,17 @@ def test_a_fault_has_key_and_remedy(text: str) -> None:
     _content, faults = parsed(text)
     matches = [fault for fault in faults if fault.key == key and remedy in fault.remedy]
     assert matches, [str(fault) for fault in faults]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["health: {path: /up, pages: [/, /static/a.css, /administration]}",
+     "{health: {path: /up}, web: {methods: [POST]}}",
+     "{health: {path: /up.py}, web: {suffixes: [py]}}",
+     "{health: {pages: [/api/x]}, web: {methods: [POST], paths: [{path: /api/, methods: [GET]}]}}"],
+)  # fmt: skip
+def test_pages_of_the_health_check_that_the_web_server_passes_on(text: str) -> None:
+    assert parsed(text)[1] == []
 
 
 def test_all_faults_at_once() -> None:

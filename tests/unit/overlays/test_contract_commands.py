@@ -75,6 +75,26 @@ def test_destinations_are_opened_and_stay_while_names_are_away(
     assert "add element" not in (tmp_path / "RULES").read_text()
 
 
+def test_destinations_of_a_release_that_is_tried_are_open_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command, release: Path, programs: Programs
+) -> None:
+    for name in ("RULES", "SEEN"):
+        monkeypatch.setattr(destinations, name, tmp_path / name)
+    candidate = tmp_path / "candidate"
+    monkeypatch.setattr(golden_module("golden.trial"), "CANDIDATE", candidate)
+    monkeypatch.setattr(golden_module("golden.destinations").seen_now, "__kwdefaults__", {"lookup": lambda host: [host]})
+    (release / "code/golden-app.yaml").write_text("destinations: ['192.0.2.1:25']\n")
+    command("contract", "--write", release)
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next/code").mkdir()
+    (tmp_path / "next/code/golden-app.yaml").write_text("destinations: ['192.0.2.1:25', '192.0.2.7:443']\n")
+    command("contract", "--write", tmp_path / "next")
+    candidate.symlink_to(tmp_path / "next")
+    assert command("destinations").out == "open: 192.0.2.1 25, 192.0.2.7 443\n"
+    candidate.unlink()
+    assert command("destinations").out == "open: 192.0.2.1 25\n"
+
+
 def _lookup(host: str) -> list[str]:
     if host == "gone.invalid":
         raise OSError(host)

@@ -20,7 +20,12 @@ core = golden_module("golden.core")
 deploy = golden_module("golden.deploy")
 grants = golden_module("golden.grants")
 releases = golden_module("golden.releases")
+trial = golden_module("golden.trial")
 
+TRIAL = (
+    "daemon-reload", "start application-candidate.service",
+    "stop application-candidate.socket application-candidate.service",
+)  # fmt: skip
 WORKER = "processes: {worker: {command: [manage.py, work]}}\n"
 
 
@@ -63,7 +68,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs)
         monkeypatch.setattr(module, "SITE", tmp_path / "site.json")
     monkeypatch.setattr(grants, "SERVED", tmp_path / "served/app")
     for name in ("wait_healthy", "page_problem", "missing_page"):
-        monkeypatch.setattr(deploy, name, lambda *_words: "")
+        for module in (deploy, trial):
+            monkeypatch.setattr(module, name, lambda *_words: "")
+    monkeypatch.setattr(trial, "CANDIDATE", tmp_path / "candidate")
     monkeypatch.setattr(shutil, "chown", lambda *_words, **_names: None)
     monkeypatch.setattr(deploy, "lend", lambda *_words: None)
     monkeypatch.setattr(releases, "take", lambda *_words: None)
@@ -83,7 +90,7 @@ def test_the_steps_of_a_deployment(machine: Machine, programs: Programs) -> None
     assert calls(programs) == [
         f"start golden-deploy-build@{name}.service", f"start golden-deploy-check@{name}.service",
         f"start golden-deploy-roles@{name}.service", f"start golden-deploy-owner@{name}.service",
-        f"start golden-deploy-migrate@{name}.service", "daemon-reload",
+        f"start golden-deploy-migrate@{name}.service", *TRIAL, "daemon-reload",
         "restart gunicorn.service application-worker.service", "reload nginx.service",
         "start --no-block golden-deploy-accept.service",
     ]  # fmt: skip
@@ -179,6 +186,80 @@ def test_a_rollback_takes_the_grants_along(machine: Machine, programs: Programs)
         "stop -- application-worker.service", "daemon-reload", "restart gunicorn.service",
     ]  # fmt: skip
     assert machine.releases.current() == "image"
+
+
+def test_an_unhealthy_release_never_serves(machine: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, digest = machine.bundle("shop", "health: {path: /up, pages: [/, /about, /media/a.txt]}\n")
+    name = digest[:12]
+    asked: list[tuple[object, ...]] = []
+
+    def answer(*words: object) -> str:
+        asked.append(words)
+        return "/about: 500" if words[0] == ["/", "/about"] else ""
+
+    monkeypatch.setattr(trial, "wait_healthy", answer)
+    monkeypatch.setattr(trial, "missing_page", answer)
+    programs.answer("journalctl", out="KeyError: 'price'\n")
+    with pytest.raises(core.Problem, match=r"is not healthy, and never served: /about: 500; image goes on") as caught:
+        deploy.deploy(path, digest, backup=False)
+    assert caught.value.code == core.CHECK_FAILED
+    assert "KeyError: 'price'" in caught.value.hint
+    assert asked == [([],), (deploy.HEALTHY_SECONDS, "/up", trial.SOCKET), (["/", "/about"], trial.SOCKET)]
+    assert calls(programs)[4:] == [
+        f"start golden-deploy-migrate@{name}.service", *TRIAL,
+        "start golden-deploy-roles@image.service", "start golden-deploy-owner@image.service",
+    ]  # fmt: skip
+    assert machine.releases.current() == "image"
+    assert not trial.CANDIDATE.is_symlink()
+
+
+def test_a_release_that_does_not_start_never_serves(machine: Machine, programs: Programs) -> None:
+    path, digest = machine.bundle("shop", "{}")
+    programs.answer("systemctl", "start", trial.SERVICE, status=1)
+    programs.answer(
+        "journalctl", out="Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'shop'\n"
+    )
+    with pytest.raises(core.Problem, match="never served: it does not start; image goes on") as caught:
+        deploy.deploy(path, digest, backup=False)
+    assert "No module named 'shop'" in caught.value.hint
+    assert f"stop {trial.SOCKET_UNIT} {trial.SERVICE}" in calls(programs)
+    assert machine.releases.current() == "image"
+
+
+def test_a_release_is_tried_with_its_own_grants(
+    machine: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.site(bundle=None, allow={"destinations": ["a.example.org:25"]})
+    path, digest = machine.bundle("shop", "destinations: ['a.example.org:25']\n")
+    tried = []
+
+    def look(*_words: object) -> str:
+        tried.append(grants.read(trial.CANDIDATE)["destinations"])
+        return ""
+
+    monkeypatch.setattr(trial, "wait_healthy", look)
+    deploy.deploy(path, digest, backup=False)
+    assert tried == [["a.example.org:25"]]
+    assert [call for call in calls(programs) if "destinations" in call or "candidate" in call] == [
+        "start golden-destinations.service", *TRIAL[1:], "start golden-destinations.service",
+        "start golden-destinations.service", "restart gunicorn.service golden-destinations.timer",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("collected", "problem"), [("a.css", ""), ("b.css", "/static/a.css: collectstatic has not made it")]
+)
+def test_a_static_file_that_the_contract_names_is_of_the_release(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch, collected: str, problem: str
+) -> None:
+    monkeypatch.setattr(trial, "CANDIDATE", tmp_path / "candidate")
+    for name in ("wait_healthy", "page_problem", "missing_page"):
+        monkeypatch.setattr(trial, name, lambda *_words: "")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / collected).touch()
+    contract = deploy.contract.parse(b"health: {pages: [/static/a.css]}")[0]
+    found = trial.problem(tmp_path, contract, 1)
+    assert (found.brief if found else "") == problem
 
 
 def test_a_page_that_the_contract_names_has_to_answer(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

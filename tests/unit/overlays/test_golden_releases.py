@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.unit.golden_modules import golden_module
+from tests.unit.overlays.conftest import Programs
 
 golden = golden_module("golden.core")
 releases = golden_module("golden.releases")
 deploy = golden_module("golden.deploy")
+steps = golden_module("golden.steps")
 A, B, C, D, E = (letter * 12 for letter in "abcde")
 
 
@@ -296,7 +298,7 @@ failed: /opt/app/venv/bin/python manage.py check --deploy"""
 
 def test_errors_of_the_checks_are_shown_and_not_their_warnings() -> None:
     text = CHECK.format(warnings="\n".join(f"?: (security.W{number:03}) You have not set this." for number in range(40)))
-    assert deploy.reason(text.splitlines()) == [
+    assert steps.reason(text.splitlines()) == [
         "CRITICALS:", "?: (app.C001) The licence is over.", "ERRORS:",
         "shop.Order.customer: (fields.E300) Field defines a relation with model 'Customer', which is not installed.",
         "\tHINT: Install it.", "shop.Order: (models.E005) The property 'total' clashes.",
@@ -318,15 +320,24 @@ Traceback (most recent call last):
 django.core.exceptions.ImproperlyConfigured: Set SECRET
 of two lines
 failed: manage.py migrate"""
-    assert deploy.reason(text.splitlines()) == [
+    assert steps.reason(text.splitlines()) == [
         "django.core.exceptions.ImproperlyConfigured: Set SECRET", "of two lines", "failed: manage.py migrate",
     ]  # fmt: skip
 
 
 def test_without_either_the_last_lines_are_shown() -> None:
     lines = [f"line {number}" for number in range(100)]
-    assert deploy.reason(lines) == lines[-deploy.SHOWN_LINES :]
-    assert deploy.reason([]) == []
+    assert steps.reason(lines) == lines[-steps.SHOWN_LINES :]
+    assert steps.reason([]) == []
+
+
+def test_the_application_servers_lines_are_read_as_they_were_meant(programs: Programs) -> None:
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no entry for a.css'
+    event = {"level": "ERROR", "msg": "Internal Server Error: /", "trace": trace}
+    programs.answer("journalctl", out=f"{json.dumps(event)}\n{{no JSON\n")
+    assert steps.said("a.service").splitlines() == [
+        "journalctl -u a.service:", "      ValueError: no entry for a.css", "      {no JSON",
+    ]  # fmt: skip
 
 
 # --- migrations -------------------------------------------------------------------------------------------------------
@@ -344,7 +355,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             if end := left.pop(0):
                 raise golden.Problem(what, hint=end)
 
-        monkeypatch.setattr(deploy, "_start", start)
+        monkeypatch.setattr(steps, "start", start)
         return done
 
     return set_up

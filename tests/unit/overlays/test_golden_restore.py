@@ -266,10 +266,35 @@ def test_the_path_is_that_of_the_contract(tmp_path: Path) -> None:
 
 def test_a_page_answers_or_leads_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"/": 200, "/login": 302, "/gone": 404, "/broken": 500, "/none": 0}
-    monkeypatch.setattr(health, "_status", lambda path: (answers[path], f"{path}: {answers[path]}"))
+    monkeypatch.setattr(health, "_status", lambda path, _server: (answers[path], f"{path}: {answers[path]}"))
     assert health.missing_page(["/", "/login"]) == ""
     problems = [health.missing_page(["/", path]) for path in ("/gone", "/broken", "/none")]
     assert problems == ["/gone: 404", "/broken: 500", "/none: 0"]
+
+
+def test_a_server_that_does_not_serve_yet_is_asked_at_its_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(health, "NAMES", tmp_path / "names")
+    (tmp_path / "names").write_text("a.example b.example\n")
+    asked = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "server"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _address = listener.accept()
+            with connection:
+                asked.append(connection.recv(4096).decode())
+                connection.sendall(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert health.missing_page(["/about"], tmp_path / "server") == ""
+        thread.join()
+    assert asked[0].split("\r\n") == [
+        "GET /about HTTP/1.1", "Host: a.example", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: https",
+        "Connection: close", "", "",
+    ]  # fmt: skip
+    assert "FileNotFoundError" in health.page_problem("/", tmp_path / "none")
 
 
 def test_no_web_server_is_not_healthy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -277,6 +302,6 @@ def test_no_web_server_is_not_healthy(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(health, "PAUSE_SECONDS", 0)
     assert "FileNotFoundError" in health.wait_healthy(seconds=0)
     answers = iter(["not yet", "not yet", ""])
-    monkeypatch.setattr(health, "_ask", lambda _path: next(answers))
+    monkeypatch.setattr(health, "_ask", lambda _path, _server: next(answers))
     assert health.wait_healthy() == ""
     assert list(answers) == []

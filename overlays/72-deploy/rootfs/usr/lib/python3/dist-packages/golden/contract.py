@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from golden import site_yaml
-from golden.contract_keys import CONTRACT, MODULE
+from golden.contract_keys import CLOSED_SUFFIXES, CONTRACT, MODULE
 from golden.fields import MOST_FAULTS
 from golden.site_table import Fault, Schema, shown
 
@@ -71,6 +71,7 @@ def _joint_faults(contract: Mapping[str, Any]) -> Iterator[Fault]:
     if web["websockets"] and not entry["asgi"]:
         yield Fault("web.websockets", shown(web["websockets"]), "WebSockets need entry.asgi")
     yield from _path_faults(web)
+    yield from _health_faults(contract)
     suffixes = [suffix for kind in contract["media"]["kinds"] for suffix in kind["suffixes"]]
     for suffix in _repeated(suffixes):
         yield Fault("media.kinds", suffix, "two kinds have this suffix: remove one")
@@ -92,6 +93,36 @@ def _path_faults(web: Mapping[str, Any]) -> Iterator[Fault]:
         for path in (*paths, *web["websockets"]):
             if path == closed or path.startswith(f"{closed}/"):
                 yield Fault("web.paths", path, f"web.administration closes {closed} and all below it: remove one of the two")
+
+
+def _health_faults(contract: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the paths of the health check that the web server would not pass on by the rules of the same contract."""
+    health, web = contract["health"], contract["web"]
+    suffixes = [suffix for suffix in CLOSED_SUFFIXES if suffix not in web["suffixes"]]
+    private = [f"/media/{directory}/" for directory in contract["media"]["private"]]
+    for key, path in (("health.path", health["path"]), *(("health.pages", page) for page in health["pages"])):
+        file = path.startswith(("/static/", "/media/"))
+        if key == "health.path" and file:
+            yield Fault(key, path, "a file is not an answer of the application: name a page")
+        elif any(path == closed or path.startswith(f"{closed}/") for closed in web["administration"]):
+            yield Fault(key, path, "web.administration closes it: name another page")
+        elif path.startswith((*private, *web["websockets"])):
+            yield Fault(key, path, "a browser cannot get it as a page (media.private, web.websockets): name another one")
+        elif not file and re.search(rf"\.(?:{'|'.join(suffixes)})$", path, re.IGNORECASE):
+            yield Fault(key, path, "the web server closes this suffix: add it to web.suffixes, or name another page")
+        elif not file and "GET" not in _methods_of(web, path, health["path"]):
+            yield Fault(key, path, "web.methods or web.paths have no GET for it: add GET, or name another page")
+
+
+def _methods_of(web: Mapping[str, Any], path: str, health: str) -> Sequence[str]:
+    """Return the methods that the web server passes on for a path (golden/web_rules.py)."""
+    own = [rule for rule in web["paths"] if rule["path"] == path]
+    if not own and path == health and not path.endswith("/"):
+        return ["GET"]
+    above = [rule for rule in web["paths"] if rule["path"].endswith("/") and path.startswith(rule["path"])]
+    longest = max(own or above, key=lambda rule: len(rule["path"]), default=web)
+    found: Sequence[str] = longest["methods"] or web["methods"]
+    return found
 
 
 def _repeated(values: Sequence[str]) -> list[str]:

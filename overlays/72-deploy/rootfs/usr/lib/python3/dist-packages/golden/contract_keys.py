@@ -22,7 +22,7 @@ RESERVED = (
     r"|WEB_CONCURRENCY|GUNICORN_.*|GOLDEN_.*"
 )
 # Names that units of the application have already.
-TAKEN_NAMES = ("job", "run", "web", "owner")
+TAKEN_NAMES = ("job", "run", "web", "owner", "candidate")
 EXTENSIONS = (
     "btree_gin", "btree_gist", "citext", "cube", "dict_int", "fuzzystrmatch", "hstore", "intarray", "isn", "lo", "ltree",
     "pg_trgm", "pgcrypto", "seg", "tablefunc", "tcn", "tsm_system_rows", "tsm_system_time", "unaccent", "uuid-ossp",
@@ -195,7 +195,10 @@ HEALTH = Section({
         "answers 200 when the application is well; the image answers /health for an application without such a page",
         PATH, default="/health",
     ),
-    "pages": Key("paths that have to answer with 200, or a redirect to another page", Items(PATH), default=[]),
+    "pages": Key(
+        "paths that have to answer with 200, or a redirect to another page; below /static/: files that collectstatic makes",
+        Items(PATH), default=[],
+    ),
 })  # fmt: skip
 
 CONTRACT = Section({

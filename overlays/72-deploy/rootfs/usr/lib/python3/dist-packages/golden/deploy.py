@@ -1,23 +1,23 @@
-"""A deployment: check, build beside what serves, back up, migrate, switch, and go back when it is not healthy.
+"""A deployment: check, build beside what serves, back up, migrate, try, switch, and go back when it is not healthy.
 
 Nothing that serves is touched before the switch, which is one rename. Migrations run before it, while the old release
 still serves, and are not undone: they must suit the old code too (add first, remove in a later release). The backup
-that is made before them is the way back for those that do not.
+that is made before them is the way back for those that do not. Before the switch the new release is started beside the old
+one and asked for what its contract names; after it, the same is asked through the web server.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from golden import app_units, aside, contract, exposure, grants, static_files
+from golden import app_units, aside, contract, exposure, grants, static_files, steps, trial
 from golden import bundle as bundle_format
 from golden.core import CHECK_FAILED, SITE, Problem, run, site, write_whole
 from golden.health import missing_page, page_problem, wait_healthy
@@ -33,8 +33,8 @@ IMAGE, PUT, BACK = "image", "golden-deploy-aside@put.service", "golden-deploy-as
 MIGRATIONS_FAILED = "the migrations failed, and the old release goes on"
 BUILD_SECONDS, MIGRATE_SECONDS, BACKUP_SECONDS, RESTART_SECONDS = 1800, 3600, 12 * 3600, 300
 CHECK_SECONDS = 300
-# Of what a failed step wrote: read at most, shown at most, and shown of Django's errors.
-MOST_LINES, SHOWN_LINES, SHOWN_ERRORS = 2000, 20, 60
+# Of systemd's messages about units.
+SHOWN_LINES = 20
 # It has started when this begins.
 HEALTHY_SECONDS = 20.0
 # For the workers of the web server with the former rules.
@@ -61,13 +61,20 @@ def deploy(source: str, sha256: str, *, backup: bool = True) -> dict[str, Any]:
     opens = exposure.difference(grants.read(releases.path(releases.current())), _granted(releases.path(name)))
     if backup:
         back_up()
-    prepare_database(releases, name)
-    put_aside = migrate(releases, name)
+    before, put_aside, tried = releases.current(), False, False
     try:
+        prepare_database(releases, name)
+        put_aside = migrate(releases, name)
+        try_release(releases, name)
+        tried = True
         activate(releases, name)
     except Problem:
         if put_aside:
-            _start(BACK, "the tables of the demonstration are still aside", MIGRATE_SECONDS)
+            steps.start(BACK, "the tables of the demonstration are still aside", MIGRATE_SECONDS)
+        if before and (put_aside or not tried):
+            # Of another failure than the first one there are alerts.
+            with suppress(Problem):
+                prepare_database(releases, before)
         raise
     result = {"release": name, "changed": True, "built": not known, "opens": opens, "removed": releases.prune()}
     _accept()
@@ -116,7 +123,7 @@ def build(releases: Releases, bundle: bundle_format.Bundle) -> None:
         (top / STATIC_FILES).mkdir(mode=0o700)
         lend(top, "app-migrate")
         unit = f"golden-deploy-build@{bundle.digest}.service"
-        _start(unit, "the release cannot be built", BUILD_SECONDS)
+        steps.start(unit, "the release cannot be built", BUILD_SECONDS)
         releases.close(bundle.digest)
         _check_unchanged(top, bundle)
         # In place of what is there: the code that was built could write it.
@@ -141,20 +148,20 @@ def migrate(releases: Releases, name: str) -> bool:
     """
     unit = f"golden-deploy-migrate@{name}.service"
     try:
-        _start(unit, MIGRATIONS_FAILED, MIGRATE_SECONDS)
+        steps.start(unit, MIGRATIONS_FAILED, MIGRATE_SECONDS)
     except Problem as problem:
         if aside.REFUSED not in problem.hint or releases.current() != IMAGE:
             raise
     else:
         return False
-    _start(PUT, f"{MIGRATIONS_FAILED}: the tables of the image's demonstration are in its way, and are in use",
+    steps.start(PUT, f"{MIGRATIONS_FAILED}: the tables of the image's demonstration are in its way, and are in use",
            MIGRATE_SECONDS)  # fmt: skip
     # What the contract has in the schema public, in the one that took its place.
     prepare_database(releases, name)
     try:
-        _start(unit, MIGRATIONS_FAILED, MIGRATE_SECONDS)
+        steps.start(unit, MIGRATIONS_FAILED, MIGRATE_SECONDS)
     except Problem:
-        _start(BACK, "the tables of the demonstration are still aside", MIGRATE_SECONDS)
+        steps.start(BACK, "the tables of the demonstration are still aside", MIGRATE_SECONDS)
         raise
     return True
 
@@ -196,7 +203,9 @@ def _granted(release: Path) -> dict[str, Any]:
 
 def check_grants(releases: Releases, name: str) -> None:
     """Test what was generated for a release, by nginx and by systemd. Raises Problem."""
-    _start(f"golden-deploy-check@{name}.service", "the web server does not take the rules of the release", CHECK_SECONDS)
+    steps.start(
+        f"golden-deploy-check@{name}.service", "the web server does not take the rules of the release", CHECK_SECONDS
+    )
     top = releases.path(name) / grants.DIRECTORY / grants.SYSTEMD
     own = sorted(path.name for path in top.iterdir() if path.is_file())
     # The directory of the release is searched before those of the machine.
@@ -220,7 +229,9 @@ def prepare_database(releases: Releases, name: str) -> None:
     if not (releases.path(name) / grants.DIRECTORY / grants.SQL).is_dir():
         return
     for unit, what in (("roles", "the limits of the roles"), ("owner", "the rights in the database")):
-        _start(f"golden-deploy-{unit}@{name}.service", f"{what} cannot be set, and the old release goes on", CHECK_SECONDS)
+        steps.start(
+            f"golden-deploy-{unit}@{name}.service", f"{what} cannot be set, and the old release goes on", CHECK_SECONDS
+        )
 
 
 def back_up() -> None:
@@ -230,6 +241,15 @@ def back_up() -> None:
     except Problem as problem:
         hint = "journalctl -u golden-backup; or --no-backup"
         raise Problem("the backup before the deployment failed", hint=hint) from problem
+
+
+def try_release(releases: Releases, name: str) -> None:
+    """Start a release beside the one that serves, and ask it for its pages. Raises Problem when it is not healthy."""
+    before, wanted = releases.current(), _granted(releases.path(name))
+    closed = f"{before} goes on" if before else "nothing serves"
+    if seen := trial.problem(releases.path(name), wanted, HEALTHY_SECONDS):
+        raise Problem(f"the release {name} is not healthy, and never served: {seen.brief}; {closed}", hint=seen.hint,
+                      code=CHECK_FAILED)  # fmt: skip
 
 
 def activate(releases: Releases, name: str) -> None:
@@ -334,42 +354,3 @@ def deploy_site() -> dict[str, Any]:
     result = deploy(*found)
     write_whole(SITE_DONE, f"{found[1]}\n".encode())
     return result
-
-
-def _start(unit: str, what: str, seconds: float) -> None:
-    """Run a unit to its end; raise Problem with the reason when it fails."""
-    run(["systemctl", "reset-failed", unit], check=False)
-    if run(["systemctl", "start", unit], timeout=seconds, check=False).returncode:
-        shown = run(["systemctl", "show", "--property=InvocationID", "--value", unit], check=False).stdout.decode().strip()
-        # Of this run alone. systemd writes about it under the other name.
-        this_run = [f"_SYSTEMD_INVOCATION_ID={shown}"] if shown else [f"--unit={unit}"]
-        said = run(["journalctl", "--boot", "--output=cat", "--no-pager", f"--lines={MOST_LINES}", *this_run], check=False)
-        lines = [line for line in said.stdout.decode(errors="replace").splitlines() if not line.startswith(unit)]
-        raise Problem(what, hint=f"journalctl -u {unit}:\n      " + "\n      ".join(reason(lines)))
-
-
-def reason(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a failed step that say why it failed.
-
-    Django's checks name errors before many warnings, and an exception stands at the end of a traceback; what stands behind
-    it matters as well. Without either, the last lines.
-    """
-    errors = _sections(lines)
-    traces = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    if errors:
-        return [*errors, *lines[-1:]][:SHOWN_ERRORS]
-    if traces:
-        after = [line for line in lines[traces[-1] + 1 :] if not line.startswith(" ")]
-        return after[:SHOWN_LINES] or list(lines[-SHOWN_LINES:])
-    return list(lines[-SHOWN_LINES:])
-
-
-def _sections(lines: Sequence[str]) -> list[str]:
-    """Return the sections of Django's system checks that make a command fail."""
-    found, within = [], False
-    for line in lines:
-        if re.fullmatch(r"(CRITICALS|ERRORS|WARNINGS|INFOS|DEBUGS):|System check identified .*", line):
-            within = line in ("CRITICALS:", "ERRORS:")
-        if within and line.strip():
-            found.append(line)
-    return found

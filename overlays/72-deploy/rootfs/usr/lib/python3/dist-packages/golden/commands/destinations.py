@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golden import core, destinations, grants
+from golden import core, destinations, grants, trial
 from golden.releases import Releases
 
 # /etc/nftables.conf includes the first, so that a reload of the packet filter keeps it.
@@ -23,10 +23,11 @@ def main() -> None:
 
 
 def act(_arguments: argparse.Namespace) -> dict[str, Any]:
-    """Look up the destinations of the release that serves, and open what was found; nothing else stays open."""
+    """Look up the destinations of the release that serves, and of one that is tried; nothing else stays open."""
     releases = Releases()
-    contract = grants.read(releases.path(releases.current())) or {}
-    declared = contract.get("destinations", [])
+    served, tried = releases.path(releases.current()), trial.CANDIDATE
+    contracts = [grants.read(release) or {} for release in (served, tried)]
+    declared = list(dict.fromkeys(name for contract in contracts for name in contract.get("destinations", [])))
     seen, failed = destinations.seen_now(declared, _before(), time.time())
     text = destinations.rules(seen)
     core.run(["nft", "-f", "-"], stdin=text.encode())
