@@ -13,7 +13,7 @@ PACKAGES = "rootfs/usr/lib/python3/dist-packages"
 
 def module(name: str) -> ModuleType:
     """Import a module such as golden.site as the image's programs import it on a clone, with the modules of all layers."""
-    for directory in sorted(OVERLAYS.glob(f"*/{PACKAGES}")):
+    for directory in sorted([*OVERLAYS.glob(f"*/{PACKAGES}"), *OVERLAYS.glob(f"*/with/*/{PACKAGES}")]):
         if str(directory) not in sys.path:
             # Behind everything else: no module of the image may hide one of Goldsmith.
             sys.path.append(str(directory))

@@ -26,11 +26,13 @@ KEYS: Mapping[str, type] = {
     "sockets": list,            # UNIX sockets that must listen
     "setuid": dict,             # programs with setuid or setgid, and why
     "audit_rules": list,        # files in /etc/audit/rules.d
+    "audit_keys": list,         # keys under which rules of the audit trail record
     "watched": list,            # files whose change AIDE must notice
     "outgoing": list,           # {user, port, may}: who may open connections to which TCP port outside
     "confined": dict,           # units, and the AppArmor profile of each; a path for a profile of Debian
     "profiles": list,           # AppArmor profiles that are loaded for other programs
     "user_namespaces": list,    # services with a separate user namespace
+    "report_parts": list,       # parts of the weekly report
     "site_keys": list,          # keys of /etc/golden/site.yaml
     "identity": dict,           # what differs between two clones, and the shell command that prints it
 }  # fmt: skip

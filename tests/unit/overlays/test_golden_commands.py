@@ -249,7 +249,9 @@ def test_logs_follow_the_setting(
 ) -> None:
     names = ("FORWARD", "CHANGED", "CERTIFICATE", "KEY")
     module = place(monkeypatch, "golden.commands.logs", **{name: tmp_path / f"{name}/file" for name in names})
-    monkeypatch.setattr(module, "FILES", {"here": f"{tmp_path}/*.log", "absent": f"{tmp_path}/no/*.log"})
+    monkeypatch.setattr(module, "LISTS", tmp_path / "logs.d")
+    (tmp_path / "logs.d").mkdir()
+    (tmp_path / "logs.d/10-a.toml").write_text(f'[files]\nhere = "{tmp_path}/*.log"\nabsent = "{tmp_path}/no/*.log"\n')
     site(log_collector=None)
     assert command("logs").code == 0
     assert not module.CHANGED.exists()
@@ -273,7 +275,7 @@ def test_logs_follow_the_setting(
     assert command("logs").code == 0
     assert (module.FORWARD.exists(), module.CHANGED.exists()) == (False, True)
     (tmp_path / "site.json").unlink()
-    assert "systemctl status golden-site.service" in command("logs").err
+    assert "systemctl --failed" in command("logs").err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.unit.golden_modules import golden_module
 from tests.unit.helpers import ROOT
 
 PACKAGE = "rootfs/usr/lib/python3/dist-packages/golden"
-MODULES = sorted(ROOT.glob(f"overlays/*/{PACKAGE}/**/*.py"))
+MODULES = sorted([*ROOT.glob(f"overlays/*/{PACKAGE}/**/*.py"), *ROOT.glob(f"overlays/*/with/*/{PACKAGE}/**/*.py")])
 STARTERS = sorted(ROOT.glob("overlays/*/rootfs/usr/sbin/golden-*"))
 STARTER = """\
 #!/usr/bin/python3 -I

@@ -17,12 +17,21 @@ from tests.unit.golden_modules import golden_module
 from tests.unit.overlays.conftest import Programs, Result
 
 report = golden_module("golden.report")
+tools = golden_module("golden.report_tools")
+alerts = golden_module("golden.report_parts.alerts")
+application = golden_module("golden.report_parts.application")
+backups = golden_module("golden.report_parts.backups")
+bans = golden_module("golden.report_parts.bans")
+certificates = golden_module("golden.report_parts.certificates")
+integrity = golden_module("golden.report_parts.integrity")
+updates = golden_module("golden.report_parts.updates")
+web = golden_module("golden.report_parts.web")
 GOOD: dict[str, Any] = {
-    "system": {"failed_units": [], "alerts": [], "full_percent": {"/": 20}}, "logins": {}, "web": {}, "defence": {},
+    "system": {"failed_units": [], "full_percent": {"/": 20}}, "logins": {}, "web": {}, "defence": {},
     "users": {"admin": {"uid": 1000, "keys": ["256 SHA256:x"]}, "root": {"uid": 0, "keys": []}},
     "certificates": {"days": 80}, "updates": {"pending": [], "reboot_required": False}, "integrity": {"ok": True},
     "backups": {"configured": True, "hours_since_last": 20}, "timers": {"a.timer": {"result": "success"}},
-    "application": {"release": "image", "opens": ["web: /"], "problems": []},
+    "application": {"release": "image", "opens": ["web: /"], "problems": []}, "alerts": {"alerts": []}, "bans": {},
 }  # fmt: skip
 
 
@@ -30,8 +39,26 @@ def entries(*messages: str, **more: str) -> str:
     return "".join(json.dumps({"MESSAGE": message, **more}) + "\n" for message in messages)
 
 
-def test_nothing_needs_attention_on_a_good_machine() -> None:
-    assert report.attention(GOOD) == []
+def parts(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of the report with a look that returns what the test says."""
+    looks = {name: (lambda part=part: part) for name, part in found.items()}
+    return {name: report.Part(looks[name], part.attention) for name, part in report.parts().items()}
+
+
+def attention(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> list[str]:
+    replaced = parts(found)
+    monkeypatch.setattr(report, "parts", lambda: replaced)
+    told: list[str] = report.report()["attention"]
+    return told
+
+
+def test_every_layer_adds_its_parts() -> None:
+    assert set(report.parts()) == set(GOOD)
+    assert list(report.parts())[:2] == ["system", "timers"]
+
+
+def test_nothing_needs_attention_on_a_good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention(monkeypatch, GOOD) == []
 
 
 @pytest.mark.parametrize(
@@ -39,7 +66,7 @@ def test_nothing_needs_attention_on_a_good_machine() -> None:
     [
         ("system", {"failed_units": ["x.service"]}, "x.service has failed: systemctl status x.service"),
         ("system", {"full_percent": {"/var": 80}}, "/var is 80 % full"),
-        ("system", {"alerts": ["one", "two"]}, "2 alerts: golden-alert --list"),
+        ("alerts", {"alerts": ["one", "two"]}, "2 alerts: golden-alert --list"),
         ("users", {"eve": {"uid": 1001, "keys": []}}, "eve has no key, and so no way in"),
         ("certificates", {"days": 20}, "the certificate ends in 20 days"),
         ("updates", {"pending": ["nginx"]}, "1 packages have updates"),
@@ -52,8 +79,8 @@ def test_nothing_needs_attention_on_a_good_machine() -> None:
         ("timers", {"a.timer": {"result": "exit-code"}}, "a.timer failed at its last run"),
     ],
 )
-def test_what_needs_attention(part: str, change: dict[str, Any], told: str) -> None:
-    found = report.attention(GOOD | {part: GOOD[part] | change})
+def test_what_needs_attention(monkeypatch: pytest.MonkeyPatch, part: str, change: dict[str, Any], told: str) -> None:
+    found = attention(monkeypatch, GOOD | {part: GOOD[part] | change})
     assert [line for line in found if line.startswith(told)] == found
     assert len(found) == 1
 
@@ -62,8 +89,10 @@ def test_a_part_that_cannot_be_read_is_named_and_the_others_stay(monkeypatch: py
     def broken() -> dict[str, Any]:
         raise OSError("no such file")
 
-    parts = {name: (lambda part=part: part) for name, part in GOOD.items()} | {"updates": broken, "system": broken}
-    monkeypatch.setattr(report, "PARTS", parts)
+    replaced = parts(GOOD)
+    for name in ("system", "updates"):
+        replaced[name] = report.Part(broken, replaced[name].attention)
+    monkeypatch.setattr(report, "parts", lambda: replaced)
     found = report.report()
     assert found["updates"] == {"error": "OSError: no such file"}
     assert found["certificates"] == {"days": 80}
@@ -85,7 +114,7 @@ def test_logins_are_counted(programs: Programs) -> None:
 
 
 def test_answers_of_the_web_server_are_counted(tmp_path: Path) -> None:
-    now, old = datetime.now(UTC), datetime.now(UTC) - timedelta(days=report.DAYS + 1)
+    now, old = datetime.now(UTC), datetime.now(UTC) - timedelta(days=tools.DAYS + 1)
     lines = [
         {"ts": now.isoformat(), "status": 200, "uri": "/"}, {"ts": now.isoformat(), "status": "429", "uri": "/login"},
         {"ts": now.isoformat(), "status": 502, "uri": "/slow"}, {"ts": old.isoformat(), "status": 500, "uri": "/old"},
@@ -94,9 +123,9 @@ def test_answers_of_the_web_server_are_counted(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "access.log.1.gz", "wt") as stream:
         stream.write(json.dumps(lines[0]) + "\n")
     (tmp_path / "access.log.2").write_text(json.dumps(lines[2]) + "\n")
-    aged = time.time() - (report.DAYS + 1) * 86400
+    aged = time.time() - (tools.DAYS + 1) * 86400
     os.utime(tmp_path / "access.log.2", (aged, aged))
-    assert report.web(tmp_path) == {
+    assert web.look(tmp_path) == {
         "requests": 4, "answers": {"2xx": 2, "4xx": 1, "429": 1, "5xx": 1, "not readable": 1},
         "percent": {"4xx": 25.0, "5xx": 25.0}, "failed": {"502 /slow": 1},
     }  # fmt: skip
@@ -106,7 +135,8 @@ def test_bans_and_dropped_packets(programs: Programs, monkeypatch: pytest.Monkey
     monkeypatch.setattr(report.Path, "exists", lambda _path: True)
     programs.answer("--unit=fail2ban.service", out=entries("NOTICE [sshd] Ban 192.0.2.9", "NOTICE [sshd] Unban 192.0.2.9"))
     programs.answer("golden-firewall", out='{"dropped": {"input": 3}}')
-    assert report.defence() == {"bans": {"sshd": 1}, "dropped": {"input": 3}}
+    assert bans.look() == {"jails": {"sshd": 1}}
+    assert report.defence() == {"dropped": {"input": 3}}
     programs.answer("golden-firewall", status=1)
     assert report.defence()["dropped"] == "cannot be read"
 
@@ -114,8 +144,19 @@ def test_bans_and_dropped_packets(programs: Programs, monkeypatch: pytest.Monkey
 def test_the_certificate_ends(programs: Programs) -> None:
     ends = datetime.now(UTC) + timedelta(days=10, hours=1)
     programs.answer("x509", out=f"notAfter={ends:%b %d %H:%M:%S %Y} GMT\nsubject=CN=a\nissuer=CN=b\n")
-    found = report.certificates()
+    found = certificates.look()
     assert (found["days"], found["subject"], found["issuer"]) == (10, "CN=a", "CN=b")
+
+
+def test_alerts_updates_and_contract(programs: Programs) -> None:
+    programs.answer("SYSLOG_IDENTIFIER=golden-alert", out=entries("one", "two"))
+    assert alerts.look() == {"alerts": ["one", "two"]}
+    programs.answer("dist-upgrade", out="Inst nginx [1] (2 Debian)\nConf nginx\n")
+    assert updates.look()["pending"] == ["nginx"]
+    programs.answer("golden-contract", out='{"release": "image", "opens": [], "problems": ["x"], "ok": false}', status=3)
+    assert application.look() == {"release": "image", "opens": [], "problems": ["x"]}
+    programs.answer("golden-contract", status=1)
+    assert application.look() == {"release": None, "opens": [], "problems": []}
 
 
 def test_the_result_of_each_timer(programs: Programs) -> None:
@@ -133,19 +174,19 @@ def test_backups_and_aide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     core = golden_module("golden.core")
     monkeypatch.setattr(core, "SITE", tmp_path / "site.json")
     (tmp_path / "site.json").write_text('{"backup": null}')
-    assert report.backups(tmp_path, tmp_path / "drill.json") == {
+    assert backups.look(tmp_path, tmp_path / "drill.json") == {
         "configured": False, "kept": 0, "hours_since_last": None, "drill": None,
     }  # fmt: skip
     # In an image without backups there is no such key.
     (tmp_path / "site.json").write_text("{}")
-    assert report.backups(tmp_path, tmp_path / "drill.json")["configured"] is False
+    assert backups.look(tmp_path, tmp_path / "drill.json")["configured"] is False
     (tmp_path / "x.tar.age").touch()
     (tmp_path / "drill.json").write_text('{"ok": true}')
-    found = report.backups(tmp_path, tmp_path / "drill.json")
+    found = backups.look(tmp_path, tmp_path / "drill.json")
     assert (found["kept"], found["hours_since_last"], found["drill"]) == (1, 0.0, {"ok": True})
-    assert report.integrity(tmp_path / "last.json") == {"checked": None}
+    assert integrity.look(tmp_path / "last.json") == {"checked": None}
     (tmp_path / "last.json").write_text('{"time": "t", "ok": false, "added": ["/x"]}')
-    assert report.integrity(tmp_path / "last.json") == {
+    assert integrity.look(tmp_path / "last.json") == {
         "checked": "t", "ok": False, "added": ["/x"], "removed": None, "changed": None,
     }  # fmt: skip
 
@@ -154,7 +195,8 @@ def test_the_command_keeps_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     module = golden_module("golden.commands.report")
     monkeypatch.setattr(module, "STORE", tmp_path / "kept")
     monkeypatch.setattr(module, "KEPT", 2)
-    monkeypatch.setattr(report, "PARTS", {name: (lambda part=part: part) for name, part in GOOD.items()})
+    replaced = parts(GOOD)
+    monkeypatch.setattr(report, "parts", lambda: replaced)
     assert command("report", "--last").code == golden_module("golden.core").FAILED
     shown = command("report")
     assert "Needs attention\n  nothing\n" in shown.out

@@ -17,7 +17,9 @@ from tests.unit.helpers import LAYERS, ROOT, read_stack, write_layer
 
 OVERLAYS = ROOT / "overlays"
 FILES = sorted(OVERLAYS.glob(f"**/{expected_yaml.NAME}"))
-KEYS = "golden/site_keys"
+MODULES = "rootfs/usr/lib/python3/dist-packages/golden"
+# In the module golden.report itself.
+OWN_PARTS = {"system", "logins", "users", "defence", "timers"}
 
 
 def found_in(directory: Path) -> dict[str, set[str]]:
@@ -26,7 +28,9 @@ def found_in(directory: Path) -> dict[str, set[str]]:
         "units": set(lines(directory, "etc/systemd/system-preset/[0-8]*.preset", r"enable (\S+)$")),
         "service_accounts": set(lines(directory, "etc/sysusers.d/*.conf", r"u!? (\S+) ")),
         "audit_rules": {path.name for path in directory.glob("rootfs/etc/audit/rules.d/*.rules")},
-        "site_keys": {path.stem for path in directory.glob(f"rootfs/usr/lib/python3/dist-packages/{KEYS}/*.py")},
+        "report_parts": {path.stem for path in directory.glob(f"{MODULES}/report_parts/*.py")}
+        | (OWN_PARTS if directory.name == "76-operations" and directory.parent == OVERLAYS else set()),
+        "site_keys": {path.stem for path in directory.glob(f"{MODULES}/site_keys/*.py")},
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 
+from build.core.image_programs import PACKAGES
 from build.spec.layers import PARTS
 from tests.unit.helpers import LAYERS, ROOT
 
@@ -22,82 +24,13 @@ BROUGHT = {
 }
 # References to layers that are not required and still have to move, by layer: a new one is a mistake, and so is one that is
 # gone and still listed.
-LEFT: Mapping[str, list[str]] = {
-    "10-base": [
-        "80-firstboot: golden-site",
-        "80-firstboot: golden-site.service",
-    ],
-    "15-audit": [
-        "40-app: golden-app",
-        "80-firstboot: golden-site",
-    ],
-    "22-data": [
-        "30-postgresql: golden-database.service",
-        "30-postgresql: postgresql@17-main.service",
-        "40-app: golden-secrets.service",
-        "40-app: gunicorn",
-        "40-app: gunicorn.service",
-        "50-nginx: golden-tls.service",
-        "50-nginx: nginx",
-        "50-nginx: nginx.service",
-        "65-certificates: golden-certificate-renew.service",
-        "70-backup: golden-backup",
-        "70-backup: golden-backup.service",
-        "70-backup: golden-restore",
-        "72-deploy: golden-deploy",
-        "72-deploy: golden-deploy.service",
-    ],
-    "26-bans": [
-        "50-nginx: nginx",
-        "50-nginx: nginx.service",
-    ],
-    "30-postgresql": [
-        "40-app: app-migrate",
-        "40-app: gunicorn",
-        "70-backup: golden-backup",
-    ],
-    "40-app": [
-        "50-nginx: nginx",
-    ],
-    "70-backup": [
-        "40-app: gunicorn",
-        "40-app: gunicorn.service",
-        "40-app: gunicorn.socket",
-    ],
-    "72-deploy": [
-        "25-firewall: golden-firewall",
-        "25-firewall: golden-firewall.service",
-        "70-backup: golden-backup",
-        "70-backup: golden-backup.service",
-        "78-verify: golden-verify",
-    ],
-    "75-logs": [
-        "50-nginx: nginx",
-    ],
-    "76-operations": [
-        "15-audit: golden-aide",
-        "26-bans: fail2ban",
-        "26-bans: fail2ban-client",
-        "26-bans: fail2ban.service",
-        "65-certificates: golden-certificate",
-        "70-backup: golden-backup",
-        "70-backup: golden-backup.service",
-        "72-deploy: golden-contract",
-        "74-alerts: golden-alert",
-    ],
-    "80-firstboot": [
-        "40-app: gunicorn",
-        "40-app: gunicorn.service",
-        "50-nginx: golden-tls.service",
-        "50-nginx: nginx",
-        "50-nginx: nginx.service",
-    ],
-}
+LEFT: Mapping[str, list[str]] = {}
 
 
 def things(layer: Path) -> set[str]:
     """Return the names of the units, accounts and commands that a layer brings."""
     found = {path.name for path in layer.glob("rootfs/etc/systemd/system/*") if path.is_file() and UNIT.fullmatch(path.name)}
+    found |= {path.name for path in layer.glob(f"{PARTS}/*/rootfs/etc/systemd/system/*") if UNIT.fullmatch(path.name)}
     found |= {path.stem for path in layer.glob("rootfs/etc/systemd/system/*.j2")}
     found |= {path.name for path in layer.glob("rootfs/usr/sbin/*")}
     for path in layer.glob("rootfs/etc/sysusers.d/*.conf"):
@@ -140,3 +73,26 @@ def content_of(path: Path) -> str:
 
 def test_no_layer_names_a_layer_that_it_does_not_require() -> None:
     assert references() == LEFT
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules of the package golden that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_module_imports_one_of_a_layer_that_its_own_does_not_require() -> None:
+    needed = requires()
+    modules = {
+        ".".join(path.relative_to(OVERLAYS / place / PACKAGES).with_suffix("").parts): (place, path)
+        for place in needed for path in (OVERLAYS / place / PACKAGES).rglob("*.py")
+    }  # fmt: skip
+    missing = [
+        f"{place}: {name} of {modules[name][0]}"
+        for place, path in modules.values() for name in imported(path)
+        if name in modules and modules[name][0] != place and not {*modules[name][0].split(f"/{PARTS}/")} <= needed[place]
+    ]  # fmt: skip
+    assert missing == []

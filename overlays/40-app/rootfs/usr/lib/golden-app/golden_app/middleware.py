@@ -37,7 +37,7 @@ def surroundings(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRe
 
 
 def take_address(request: HttpRequest) -> None:
-    """Put the client's address where Django has it: the peer of the socket is nginx, which names the client's."""
+    """Put the client's address where Django has it: the peer of the socket is the web server, which names the client's."""
     try:
         request.META["REMOTE_ADDR"] = str(ipaddress.ip_address(request.headers.get("X-Forwarded-For", "")))
     except ValueError:

@@ -94,11 +94,11 @@ def run(
 
 
 def site() -> dict[str, Any]:
-    """Return the clone's site settings. Raises Problem when golden-site.service has not written them."""
+    """Return the clone's site settings. Raises Problem when they are not written yet."""
     try:
         found: dict[str, Any] = json.loads(SITE.read_text())
     except FileNotFoundError:
-        raise Problem(f"{SITE} is not there", hint="systemctl status golden-site.service") from None
+        raise Problem(f"{SITE} is not there", hint="systemctl --failed; journalctl -b -p err") from None
     return found
 
 

@@ -207,7 +207,7 @@ def require_usable(marker: Mapping[str, Any] | None, *, own: str, expected: str,
             direction = "newer" if version > mine else "older"
             raise core.Problem(
                 f"the data disk has data of {name} {version}, which is {direction} than {name} {mine} of this system",
-                hint=f"use a template with {name} {version}, or restore a backup (golden-restore) on a machine with {mine}",
+                hint=f"use a template with {name} {version}, or restore a backup on a machine with {mine}",
             )
 
 

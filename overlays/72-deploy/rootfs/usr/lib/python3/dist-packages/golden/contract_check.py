@@ -1,4 +1,4 @@
-"""Compares the running machine with the contract of the release that serves: for golden-verify and the weekly report."""
+"""Compares the running machine with the contract of the release that serves: for checks and the weekly report."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from golden.health import missing_page, page_problem, wait_healthy
 from golden.releases import STATIC_FILES, Releases, lend
 
 STATE = Path("/var/lib/golden-deploy")
+# Files of other layers with units that run before a deployment.
+BEFORE = Path("/usr/lib/golden/deploy.d")
 # The site's bundle that was deployed last: a later deployment by hand stays, until the site names another one.
 SITE_DONE = STATE / "site.sha256"
 FETCHED = STATE / "fetched.bundle"
@@ -235,12 +238,14 @@ def prepare_database(releases: Releases, name: str) -> None:
 
 
 def back_up() -> None:
-    """Make a backup, unless the site has no recipient for backups."""
-    try:
-        run(["systemctl", "start", "golden-backup.service"], timeout=BACKUP_SECONDS)
-    except Problem as problem:
-        hint = "journalctl -u golden-backup; or --no-backup"
-        raise Problem("the backup before the deployment failed", hint=hint) from problem
+    """Start the units that other layers want to run before a deployment: they make a backup, if the site has a recipient."""
+    files = sorted(BEFORE.glob("*.toml"))
+    for unit in (unit for path in files for unit in tomllib.loads(path.read_text(encoding="utf-8"))["before"]):
+        try:
+            run(["systemctl", "start", unit], timeout=BACKUP_SECONDS)
+        except Problem as problem:
+            hint = f"journalctl -u {unit}; or --no-backup"
+            raise Problem("the backup before the deployment failed", hint=hint) from problem
 
 
 def try_release(releases: Releases, name: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import tarfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from golden import core
 
 DIRECTORY = Path("/var/backups/golden-evidence")
 SPARE_BYTES = 64 * 1024 * 1024
-# The output of each is kept under the name; for a missing program there is a note instead.
+# The output of each is kept under the name; for a missing program there is a note instead. Layers add commands.
 COMMANDS: dict[str, Sequence[str]] = {
     "connections": ["ss", "-anptue"],
     "processes": ["ps", "axwwo", "pid,ppid,user,lstart,stat,wchan,cgroup:60,args"],
@@ -35,8 +36,6 @@ COMMANDS: dict[str, Sequence[str]] = {
     "modules": ["lsmod"],
     "mounts": ["findmnt", "--all"],
     "journal-boots": ["journalctl", "--list-boots", "--no-pager"],
-    "audit-rules": ["auditctl", "-l"],
-    "bans": ["fail2ban-client", "status"],
     "changed-files": [
         "find", "/etc", "/usr", "/opt", "/root", "/home", "/var/www", "/var/spool", "/tmp", "/var/tmp", "/dev/shm", "-xdev",
         "-newerct", "7 days ago", "-type", "f", "-printf", "%C+ %m %u:%g %s %p\n",
@@ -47,6 +46,8 @@ HASHED = (
     "/opt/app", "/root", "/boot",
 )  # fmt: skip
 LOGS = Path("/var/log")
+# Files of the layers with a table `commands`.
+LISTS = Path("/usr/lib/golden/evidence.d")
 
 
 def first_sight() -> str:
@@ -95,9 +96,15 @@ def _texts(started: dict[str, Any], before: str) -> Iterator[tuple[str, str]]:
         yield "connections-before-the-fence.txt", before
     yield "open-files.txt", "".join(_open_files())
     yield "programs.txt", "".join(_programs())
-    for name, argv in COMMANDS.items():
+    for name, argv in (COMMANDS | _listed()).items():
         yield f"{name}.txt", _said(argv)
     yield "hashes.txt", "".join(_hashes())
+
+
+def _listed() -> dict[str, Sequence[str]]:
+    """Return the commands that the layers list."""
+    lists = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(LISTS.glob("*.toml"))]
+    return {name: argv for one in lists for name, argv in one["commands"].items()}
 
 
 def _said(argv: Sequence[str]) -> str:

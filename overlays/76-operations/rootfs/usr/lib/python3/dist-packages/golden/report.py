@@ -1,40 +1,38 @@
 """What the weekly report looks at. Each part is a function that returns plain data and changes nothing.
 
-A part that cannot be read has a note instead: an incomplete report is better than none.
+A layer adds a part as the module golden.report_parts.NAME: ``look`` returns the data, ``attention`` what of it needs
+attention, as sentences. A part that cannot be read has a note instead: an incomplete report is better than none.
 """
 
 from __future__ import annotations
 
-import gzip
+import importlib
 import json
 import os
+import pkgutil
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from golden import core
+from golden import core, report_parts
+from golden.report_tools import journal
 
 ELSEWHERE = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect")
-DAYS = 7
-WARN_DAYS = 21
-BACKUP_DAYS = 2
 FULL_PERCENT = 80
-CERTIFICATE = Path("/etc/ssl/certs/app.pem")
-BACKUPS, DRILL = Path("/var/backups/golden"), Path("/var/lib/golden-restore/last.json")
 LOGIN = re.compile(r"Accepted (\w+) for (\S+) from (\S+)")
 REFUSED = re.compile(r"(?:Invalid user|Failed \w+ for|maximum authentication attempts exceeded for|authenticating user)")
 
 
-def journal(*words: str, days: int = DAYS) -> list[dict[str, Any]]:
-    """Return the journal's entries that match, of the last days."""
-    argv = ["journalctl", "--quiet", "--no-pager", "--output=json", f"--since=-{days}d", *words]
-    argv.append("--output-fields=MESSAGE,_COMM,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT")
-    text = core.run(argv, timeout=600, check=False).stdout.decode(errors="replace")
-    return [entry for entry in map(json.loads, text.splitlines()) if isinstance(entry.get("MESSAGE"), str)]
+@dataclass(frozen=True)
+class Part:
+    """A part of the report: what looks, and what finds in that what needs attention."""
+
+    look: Callable[[], dict[str, Any]]
+    attention: Callable[[dict[str, Any]], list[str]]
 
 
 def logins() -> dict[str, Any]:
@@ -53,49 +51,14 @@ def logins() -> dict[str, Any]:
     return {"came": dict(came.most_common(20)), "refused": refused, "sudo": done, "sudo_denied": denied}
 
 
-def _lines(directory: Path, pattern: str) -> Iterator[str]:
-    """Return the lines of a log and of the older files beside it, as far as they were written in the last days."""
-    for path in sorted(directory.glob(pattern)):
-        if path.stat().st_mtime < time.time() - DAYS * 86400:
-            continue
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8", errors="replace") as stream:
-            yield from stream
-
-
-def web(directory: Path = Path("/var/log/nginx")) -> dict[str, Any]:
-    """How the web server answered, and which paths failed most."""
-    since = (datetime.now(UTC) - timedelta(days=DAYS)).isoformat()
-    kinds: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    for line in _lines(directory, "access.log*"):
-        try:
-            entry = json.loads(line)
-            status, when, requests = int(entry["status"]), str(entry["ts"]), int(entry.get("requests", 1))
-        except (ValueError, KeyError, TypeError):
-            kinds["not readable"] += 1
-            continue
-        if when < since[:19]:
-            continue
-        kinds[f"{status // 100}xx"] += requests
-        kinds["429"] += requests * (status == 429)
-        if status >= 500:
-            failed[f"{status} {str(entry.get('uri', ''))[:80]}"] += requests
-    total = sum(count for kind, count in kinds.items() if kind.endswith("xx"))
-    rates = {kind: round(100 * kinds[kind] / total, 2) for kind in ("4xx", "5xx") if total}
-    return {"requests": total, "answers": dict(kinds), "percent": rates, "failed": dict(failed.most_common(10))}
-
-
 def defence() -> dict[str, Any]:
-    """Tell what the packet filter dropped since the machine started, and whom fail2ban banned."""
-    bans = [entry["MESSAGE"] for entry in journal("--unit=fail2ban.service") if " Ban " in entry["MESSAGE"]]
-    jails = Counter(banned[1] for line in bans if (banned := re.search(r"\[([\w-]+)\] Ban ", line)))
+    """Tell what the packet filter dropped since the machine started."""
     dropped = None
     if Path("/usr/sbin/golden-firewall").exists():
         # In a separate unit: the unit of the report has no network, and no right to change it.
         status = core.run([*ELSEWHERE, "golden-firewall", "--json", "status"], check=False)
         dropped = json.loads(status.stdout)["dropped"] if status.returncode == 0 else "cannot be read"
-    return {"bans": dict(jails), "dropped": dropped}
+    return {"dropped": dropped}
 
 
 def users() -> dict[str, Any]:
@@ -125,53 +88,6 @@ def _keys(path: Path) -> list[str]:
     return [" ".join(line.split()) for line in told.splitlines()]
 
 
-def certificates() -> dict[str, Any]:
-    """Until when the web server's certificate holds."""
-    told = core.run(["openssl", "x509", "-in", CERTIFICATE, "-noout", "-enddate", "-subject", "-issuer"])
-    fields = dict(line.split("=", 1) for line in told.stdout.decode().splitlines())
-    until = datetime.strptime(fields["notAfter"], "%b %d %H:%M:%S %Y %Z").replace(tzinfo=UTC)
-    days = (until - datetime.now(UTC)).days
-    return {"until": until.isoformat(), "days": days, "subject": fields["subject"], "issuer": fields["issuer"]}
-
-
-def updates() -> dict[str, Any]:
-    """Tell what would be upgraded, and whether something still runs from before an upgrade (requirement R78)."""
-    simulated = core.run(["apt-get", "--simulate", "--quiet", "-o", "Debug::NoLocking=1", "dist-upgrade"], check=False)
-    pending = [line.split()[1] for line in simulated.stdout.decode().splitlines() if line.startswith("Inst ")]
-    asked = sorted(Path("/var/lib/apt/lists").glob("*Release"))
-    age = (time.time() - max(path.stat().st_mtime for path in asked)) / 86400 if asked else None
-    return {
-        "pending": pending,
-        "days_since_asked": age and round(age, 1),
-        "reboot_required": Path("/run/reboot-required").exists() or _newer_kernel(),
-    }
-
-
-def _newer_kernel() -> bool:
-    """Return whether a kernel is installed that is newer than the one that runs."""
-    installed = {path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*")}
-    running = os.uname().release
-    newest = max(installed, key=lambda name: [int(one) for one in re.findall(r"\d+", name)], default="")
-    return running in installed and running != newest
-
-
-def integrity(path: Path = Path("/var/lib/aide/last.json")) -> dict[str, Any]:
-    """Return the result of the last check of AIDE."""
-    if not path.exists():
-        return {"checked": None}
-    last = json.loads(path.read_text(encoding="utf-8"))
-    differences = {key: last.get(key) for key in ("added", "removed", "changed")}
-    return {"checked": last.get("time"), "ok": last.get("ok"), **differences}
-
-
-def backups(directory: Path = BACKUPS, drill: Path = DRILL) -> dict[str, Any]:
-    """How old the newest backup is, and how the last drill went."""
-    found = sorted(directory.glob("*.tar.age"), key=lambda path: path.stat().st_mtime)
-    age = round((time.time() - found[-1].stat().st_mtime) / 3600, 1) if found else None
-    last = json.loads(drill.read_text(encoding="utf-8")) if drill.exists() else None
-    return {"configured": core.site().get("backup") is not None, "kept": len(found), "hours_since_last": age, "drill": last}
-
-
 def timers() -> dict[str, Any]:
     """When each timer ran last, and with which result."""
     told = core.run(["systemctl", "list-units", "--type=timer", "--all", "--plain", "--no-legend"]).stdout.decode()
@@ -191,76 +107,58 @@ def _shown(unit: str, *names: str) -> dict[str, str]:
 
 
 def system() -> dict[str, Any]:
-    """Tell what failed, what alerts there were, how full the disks are."""
+    """Tell what failed, and how full the disks are."""
     told = core.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend"]).stdout.decode()
-    alerts = [entry["MESSAGE"] for entry in journal("SYSLOG_IDENTIFIER=golden-alert", "--priority=alert")]
     full = {}
     for point in ("/", "/var", "/var/log", "/var/log/audit", "/var/www", "/var/cache/nginx", "/home"):
         if Path(point).is_dir():
             status = os.statvfs(point)
             full[point] = round(100 * (status.f_blocks - status.f_bfree) / max(1, status.f_blocks))
     failed = [line.split()[0] for line in told.splitlines() if line.split()]
-    return {"failed_units": failed, "alerts": alerts[-20:], "full_percent": full}
+    return {"failed_units": failed, "full_percent": full}
 
 
-def application() -> dict[str, Any]:
-    """Tell what the application opens by its contract, and where the machine differs from it."""
-    if not Path("/usr/sbin/golden-contract").exists():
-        return {"release": None, "opens": [], "problems": []}
-    done = core.run(["golden-contract", "--json", "--compare"], check=False)
-    if done.returncode not in (core.OK, core.CHECK_FAILED):
-        return {"release": None, "opens": [], "problems": []}
-    found = json.loads(done.stdout)
-    return {name: found[name] for name in ("release", "opens", "problems")}
+def _troubles_of_system(found: dict[str, Any]) -> list[str]:
+    told = [f"{unit} has failed: systemctl status {unit}" for unit in found["failed_units"]]
+    return told + [f"{point} is {full} % full" for point, full in found["full_percent"].items() if full >= FULL_PERCENT]
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "system": system, "logins": logins, "users": users, "web": web, "defence": defence, "certificates": certificates,
-    "updates": updates, "integrity": integrity, "backups": backups, "timers": timers,
-    "application": application,
+def _troubles_of_timers(found: dict[str, Any]) -> list[str]:
+    return [f"{name} failed at its last run" for name, one in found.items() if one["result"] not in (None, "", "success")]
+
+
+def _troubles_of_users(found: dict[str, Any]) -> list[str]:
+    keyless = [name for name, one in found.items() if not one["keys"] and one["uid"] >= 1000]
+    return [f"{name} has no key, and so no way in" for name in keyless]
+
+
+def _nothing(_found: dict[str, Any]) -> list[str]:
+    return []
+
+
+OWN = {
+    "system": Part(system, _troubles_of_system), "timers": Part(timers, _troubles_of_timers),
+    "users": Part(users, _troubles_of_users), "logins": Part(logins, _nothing), "defence": Part(defence, _nothing),
 }  # fmt: skip
+
+
+def parts() -> dict[str, Part]:
+    """Return the parts that every report has, and those of the layers of this image."""
+    names = sorted(module.name for module in pkgutil.iter_modules(report_parts.__path__))
+    modules = {name: importlib.import_module(f"{report_parts.__name__}.{name}") for name in names}
+    return OWN | {name: Part(module.look, module.attention) for name, module in modules.items()}
 
 
 def report() -> dict[str, Any]:
     """Return all parts, and what needs attention."""
-    parts: dict[str, Any] = {}
-    for name, part in PARTS.items():
+    found: dict[str, Any] = {}
+    attention: list[str] = []
+    for name, part in parts().items():
         try:
-            parts[name] = part()
+            found[name] = part.look()
+            attention += part.attention(found[name])
         except (core.Problem, OSError, ValueError, KeyError) as error:
-            parts[name] = {"error": f"{type(error).__name__}: {error}"}
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
+            attention.append(f"{name} could not be looked at: {found[name]['error']}")
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    return {"time": now, "host": os.uname().nodename, **parts, "attention": attention(parts)}
-
-
-def attention(parts: dict[str, Any]) -> list[str]:
-    """Return what needs attention, as sentences."""
-    found = [f"{name} could not be looked at: {part['error']}" for name, part in parts.items() if "error" in part]
-    get = {name: part if "error" not in part else {} for name, part in parts.items()}
-    found += _troubles(get["system"], get["timers"], get["users"])
-    if get["certificates"].get("days", WARN_DAYS) < WARN_DAYS:
-        found.append(f"the certificate ends in {get['certificates']['days']} days: golden-certificate --help")
-    if get["updates"].get("pending"):
-        found.append(f"{len(get['updates']['pending'])} packages have updates: unattended-upgrade --dry-run")
-    if get["updates"].get("reboot_required"):
-        found.append("an update needs a restart of the machine")
-    if get["integrity"].get("ok") is False:
-        found.append("files differ from what AIDE knows: golden-aide check")
-    found += [f"the application's contract: {problem}" for problem in get["application"].get("problems", [])]
-    backup = get["backups"]
-    if backup and not backup["configured"]:
-        found.append("no backup is configured: set backup in /etc/golden/site.yaml")
-    elif backup and (backup["hours_since_last"] is None or backup["hours_since_last"] > 24 * BACKUP_DAYS):
-        found.append("the last backup is old, or there is none: systemctl status golden-backup.service")
-    return found
-
-
-def _troubles(system: dict[str, Any], timers: dict[str, Any], users: dict[str, Any]) -> list[str]:
-    found = [f"{unit} has failed: systemctl status {unit}" for unit in system.get("failed_units", [])]
-    found += [f"{point} is {full} % full" for point, full in system.get("full_percent", {}).items() if full >= FULL_PERCENT]
-    if system.get("alerts"):
-        found.append(f"{len(system['alerts'])} alerts: golden-alert --list")
-    found += [f"{name} failed at its last run" for name, one in timers.items() if one["result"] not in (None, "", "success")]
-    keyless = [name for name, one in users.items() if not one["keys"] and one["uid"] >= 1000]
-    found += [f"{name} has no key, and so no way in" for name in keyless]
-    return found
+    return {"time": now, "host": os.uname().nodename, **found, "attention": attention}

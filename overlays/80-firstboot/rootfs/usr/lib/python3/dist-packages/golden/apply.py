@@ -1,7 +1,7 @@
 """Applying changed site settings: first tried where nothing sees them, then used, and awaited until everything is up.
 
-The trial writes the settings, the host names and the web server's lines into a copy of /run/golden, which it mounts over
-the real directory in a mount namespace that ends with it, and lets nginx read its configuration there.
+The trial writes the settings and the host names into a copy of /run/golden, which it mounts over the real directory in a
+mount namespace that ends with it, and lets each layer try there what it makes of them (/usr/lib/golden/trial.d).
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ LOOKS_APART = 1.5
 SETTLED_SECONDS = 90.0
 REASON_LINES = 3
 STATES = ("Id", "ActiveState", "SubState", "Result", "NRestarts")
-# $1: the copy of /run/golden. What the units do before the web server starts, in their order.
+# $1: the copy of /run/golden. What the units do with new settings before services use them; then each layer's trial of it, a
+# script for sh -eu, in the order of their names.
 TRIAL = r"""
 mount --bind "$1" /run/golden
 /usr/lib/golden/names
-if [ -e /usr/lib/python3/dist-packages/golden/commands/proxy.py ]; then
-    python3 -I -m golden.commands.proxy
-fi
-# A machine without a pair, or without this web server, gets or needs none now.
-if [ -x /usr/lib/golden/nginx-test ] && [ -e /etc/ssl/private/app.key ] && [ -e /etc/ssl/certs/app.pem ]; then
-    mkdir -p /run/nginx
-    mount -t tmpfs tmpfs /run/nginx
-    chown nginx:nginx /run/nginx
-    mkdir -p /run/nginx-tls
-    mount -t tmpfs -o mode=0755 tmpfs /run/nginx-tls
-    install -o nginx -g nginx -m 0400 /etc/ssl/private/app.key /run/nginx-tls/app.key
-    /usr/lib/golden/nginx-test
-fi
+for trial in /usr/lib/golden/trial.d/*; do
+    [ ! -e "$trial" ] || /bin/sh -eu "$trial"
+done
 """
 
 

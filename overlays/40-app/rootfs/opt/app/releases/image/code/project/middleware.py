@@ -19,7 +19,7 @@ REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def client_address(request: HttpRequest) -> str:
-    """Return the client's address as nginx saw it, or nothing: a UNIX socket's peer has none."""
+    """Return the client's address as the web server saw it, or nothing: a UNIX socket's peer has none."""
     given = request.headers.get("X-Forwarded-For", "")
     try:
         return str(ipaddress.ip_address(given))
@@ -28,7 +28,7 @@ def client_address(request: HttpRequest) -> str:
 
 
 class RequestLog:
-    """Logs each request under the identity that nginx gave it, and tells the application the client's address."""
+    """Logs each request under the identity that the web server gave it, and tells the application the client's address."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

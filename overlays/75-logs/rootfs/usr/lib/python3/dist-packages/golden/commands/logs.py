@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ FORWARD = Path("/etc/rsyslog.d/76-collector.conf")
 CHANGED = Path("/run/golden-logs/changed")
 # What this clone shows a collector that asks who it is.
 CERTIFICATE, KEY = Path("/var/lib/golden-logs/certificate.pem"), Path("/var/lib/golden-logs/key.pem")
-# What is not in the journal. A place that is not in this image is left out.
-FILES = {"nginx": "/var/log/nginx/*.log", "postgresql": "/var/log/postgresql/*.log", "auditd": "/var/log/audit/audit.log"}
+# What is not in the journal: each layer lists its files, by their tags. A place that is not there is left out.
+LISTS = Path("/usr/lib/golden/logs.d")
 
 # The journal is read where it is: what is logged while rsyslog is down is not missed. It must not lose to a rate limit.
 SOURCES = """\
@@ -62,9 +63,15 @@ def configuration(collector: dict[str, Any] | None) -> str:
     """Return rsyslog's configuration for a collector; empty without one."""
     if collector is None:
         return ""
-    files = [FILE.format(path=path, tag=tag) for tag, path in FILES.items() if Path(path).parent.is_dir()]
+    files = [FILE.format(path=path, tag=tag) for tag, path in listed().items() if Path(path).parent.is_dir()]
     sender = SENDERS[collector["protocol"]].format(**collector, certificate=CERTIFICATE, key=KEY)
     return SOURCES + "".join(files) + sender + QUEUE
+
+
+def listed() -> dict[str, str]:
+    """Return the log files that the layers list, by their tags."""
+    lists = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(LISTS.glob("*.toml"))]
+    return {str(tag): str(path) for one in lists for tag, path in one["files"].items()}
 
 
 def identify() -> None:

@@ -1,4 +1,4 @@
-"""The report on this machine: logins, users, keys, the web server's answers, bans, certificate, updates, backups, timers.
+"""The report on this machine: logins, users, keys, updates, timers, and what the layers of the image add.
 
 golden-report.timer has it written every Monday into /var/lib/golden-report. What needs attention stands first.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from golden import core
 from golden import report as weekly
+from golden.report_tools import DAYS
 
 STORE = Path("/var/lib/golden-report")
 KEPT = 60
@@ -55,9 +56,9 @@ def show(report: Mapping[str, Any]) -> str:
     if "stored" in report:
         mark = "<4>" if report["attention"] else ""
         return f"{mark}report: {len(report['attention'])} matters need attention: {report['stored']}.txt"
-    lines = [f"{report['host']}, {report['time']}, the last {weekly.DAYS} days", "", "Needs attention"]
+    lines = [f"{report['host']}, {report['time']}, the last {DAYS} days", "", "Needs attention"]
     lines += [f"  - {one}" for one in report["attention"]] or ["  nothing"]
-    for name in weekly.PARTS:
+    for name in (name for name, part in report.items() if isinstance(part, Mapping)):
         lines += ["", name.capitalize(), *(f"  {line}" for line in _plain(report[name]))]
     return "\n".join(lines) + "\n"
 
