@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     with programs.recorded(host.CONTAINER, chosen.cache.root / "logs"):
         return container.run_container(
             squashfs, spec=spec, tests=chosen.project.image_tests,
-            workdir=arguments.stories or chosen.cache.root / "container",
+            workdir=arguments.stories or chosen.cache.root / "container" / spec.name,
             select=image_tests.STORIES if arguments.stories else image_tests.NO_VM, shell=arguments.shell,
             inventory=arguments.inventory, only=arguments.only,
         )  # fmt: skip
