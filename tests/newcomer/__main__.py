@@ -3,6 +3,7 @@
     nox -s newcomer                                        both releases; root, and an ordinary user with sudo and without
     nox -s newcomer -- --suite trixie --user root          one release, one kind of user
     nox -s newcomer -- --user sudo --until disk            the ordinary user's build ends after the disk stage, without tests
+    nox -s newcomer -- --user root --project startproject  then root deploys this foreign project on the image that was built
 
 Root and the user with sudo run the commands of the README's first block to their ends: a verified artifact, and passing
 tests. The user without sudo runs ``--plan``, ``doctor`` and ``setup --no-install``, which have to name the same missing
@@ -27,6 +28,7 @@ from build.core.errors import EXIT_INTERRUPTED, GoldsmithError, HostError, StepF
 from tests.newcomer import machine as machines
 from tests.newcomer import readme
 from tests.newcomer.machine import Machine
+from tests.projects.making import PROJECTS
 
 ROOT = Path(__file__).parents[2]
 TOOLS = (
@@ -144,7 +146,9 @@ def walked(name: str, tar: Path, directory: Path, user: str, steps: list[Step], 
         files.remove_tree(directory / "root")
 
 
-def walk_all(suites: Sequence[str], users: Sequence[str], *, until: str, directory: Path, keep: bool) -> None:
+def walk_all(
+    suites: Sequence[str], users: Sequence[str], *, until: str, projects: Sequence[str], directory: Path, keep: bool
+) -> None:
     """Walk through each machine, one after another, and print what was run. Raises the first failure."""
     commands = readme.commands(ROOT / "README.md")
     steps: list[Step] = []
@@ -161,6 +165,8 @@ def walk_all(suites: Sequence[str], users: Sequence[str], *, until: str, directo
                         build_and_test(walk, [readme.with_sudo(command) for command in commands], until=until)
                     else:
                         build_and_test(walk, commands, until="")
+                        if projects:
+                            walk.do(f"nox -s projects -- {' '.join(projects)}")
     finally:
         report(steps)
 
@@ -191,6 +197,10 @@ def options() -> argparse.ArgumentParser:
         "--directory", type=Path, default=Path("/var/tmp/goldsmith-newcomer"), metavar="DIR",
         help="where the machines and their logs are kept (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--project", action="append", default=[], choices=list(PROJECTS), metavar="NAME",
+        help=f"root also takes this foreign project through its life on the image ({', '.join(PROJECTS)}); several times",
+    )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the trees of the machines, to look at")
     return parser
 
@@ -207,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         host.require_space(given.directory, FREE_BYTES_NEEDED)
         with files.lock(given.directory / ".lock", waiting="another run uses this directory; waiting for it"):
             walk_all(
-                given.suite or list(machines.SUITES), given.user or list(USERS), until=given.until,
+                given.suite or list(machines.SUITES), given.user or list(USERS), until=given.until, projects=given.project,
                 directory=given.directory, keep=given.keep,
             )  # fmt: skip
     except GoldsmithError as error:
