@@ -16,7 +16,8 @@ from golden.fields import size_text
 Contract = Mapping[str, Any]
 # Longer than what the application server waits for its worker, so that its answer arrives.
 MARGIN_SECONDS = 5
-HEALTH_SECONDS = 5
+# A monitor's request waits while a release takes over; a large project is imported for several seconds then.
+HEALTH_SECONDS = 15
 WEBSOCKET_SECONDS = 3600
 MEDIA_NAME = "[A-Za-z0-9_@+-][A-Za-z0-9_.@+-]*"
 APPLICATION = "include /etc/nginx/snippets/application.conf;"
