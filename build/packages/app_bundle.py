@@ -7,7 +7,6 @@ relies only on the hash that is printed here.
 
 from __future__ import annotations
 
-import ast
 import email.message
 import email.parser
 import io
@@ -29,13 +28,12 @@ from packaging.version import InvalidVersion, Version
 
 from build.core import files, log
 from build.core.errors import SpecError, StepFailed
-from build.packages import app_contract, ignore_list, wheel_lock, wheels
+from build.packages import app_contract, app_layout, ignore_list, wheel_lock, wheels
 from build.packages.app_contract import AppContract
 from build.packages.wheel_lock import GUEST_ENVIRONMENT, GUEST_PYTHON, Pin
 
 FORMAT = 1
 MANIFEST, LOCK, CODE, WHEELS = "manifest.json", "requirements.lock", "code", "wheels"
-ENTRY = "manage.py"
 # The limits of golden-deploy (golden/bundle.py has the same; a test compares them). Lengths of names in bytes.
 LONGEST_PART, LONGEST_NAME = 240, 1024
 NEVER_TAKEN = r"\.(env(\..*)?|git|hg|svn|ssh|aws|gnupg|netrc|pgpass)"
@@ -44,6 +42,10 @@ LARGEST_FILE, LARGEST_BUNDLE, MOST_FILES = 512 << 20, 2 << 30, 50_000
 NEEDED = ("django", "gunicorn")
 # The packages of which Django's backend for PostgreSQL imports one.
 DRIVERS = ("psycopg", "psycopg2", "psycopg2-binary")
+# What psycopg uses of libpq is in one of them.
+COMPILED_DRIVERS = ("psycopg-binary", "psycopg-c")
+# pip-compile leaves them out by default.
+UNSAFE = ("setuptools", "pip", "wheel", "distribute")
 PROBLEMS_SHOWN = 100
 
 
@@ -68,18 +70,20 @@ def make(directory: Path, target: Path | None, *, cache: Path, wsgi: str = "") -
     draft, contract = _Draft({}, {}, []), app_contract.read(directory)
     _collect(directory, draft)
     draft.problems += contract.problems
-    _check_entry(directory, draft, contract, wsgi)
+    code = {path.removeprefix(f"{CODE}/"): source for path, source in draft.content.items()}
+    draft.problems += app_layout.entry_problems(code, contract, wsgi)
     lock = directory / LOCK
-    if not (directory / ENTRY).is_file():
-        draft.problems.append(f"{ENTRY} is missing from the application's directory")
+    draft.problems += app_layout.entry_point_problems(directory)
     with tempfile.TemporaryDirectory(prefix="goldsmith-bundle-") as scratch:
         if lock.is_file():
             draft.content[LOCK] = _wheels(directory, draft, contract, cache=cache, scratch=Path(scratch))
         else:
-            draft.problems.append(f"{LOCK} is missing: pip-compile --generate-hashes --output-file={LOCK}, with Python 3.13")
+            draft.problems.append(f"{LOCK} is missing: {app_layout.lock_remedy(directory)}")
         _check_sizes(draft)
         for path, pattern in sorted(draft.left_out.items()):
             log.info(f"left out: {path} ({pattern})")
+        for notice in app_layout.notices(code):
+            log.warn(notice)
         if draft.left_out:
             log.info(f"to leave out more, or to include a file with !PATTERN, write {ignore_list.NAME} in {directory}")
         if draft.problems:
@@ -137,7 +141,9 @@ def _reason(path: Path, inside: str, patterns: Sequence[ignore_list.Pattern]) ->
     """Return why a directory is left out; empty when it is not."""
     if (path / "pyvenv.cfg").is_file():
         return "a virtual environment"
-    return ignore_list.reason(patterns, inside, directory=True)
+    reason = ignore_list.reason(patterns, inside, directory=True)
+    # Uploads have no such file: it is a package of the project.
+    return "" if reason == ignore_list.MEDIA and (path / "__init__.py").is_file() else reason
 
 
 def _problem(path: Path, inside: str, directory: Path) -> str:
@@ -176,67 +182,6 @@ def _check_sizes(draft: _Draft) -> None:
         draft.problems.append(f"{sum(sizes.values()) >> 20} MiB, and a bundle has at most {LARGEST_BUNDLE >> 20}")
 
 
-def _check_entry(directory: Path, draft: _Draft, contract: AppContract, wsgi: str) -> None:
-    """Report a callable or a settings module that the application does not have."""
-    _check_callable(directory, draft, contract.callable or wsgi)
-    settings = contract.settings.split(".")
-    # Settings may be in a package of the lock.
-    inside = any(name.startswith((f"{CODE}/{settings[0]}/", f"{CODE}/{settings[0]}.py")) for name in draft.content)
-    if contract.settings and inside and _module(draft, contract.settings) is None:
-        draft.problems.append(
-            f"the settings module is {contract.settings}, but the application has no such file: "
-            f"correct manage.py, or entry.settings of {app_contract.NAME}"
-        )
-
-
-def _module(draft: _Draft, name: str) -> Path | None:
-    """Return the file of a module of the application."""
-    stem = f"{CODE}/{name.replace('.', '/')}"
-    return draft.content.get(f"{stem}.py") or draft.content.get(f"{stem}/__init__.py")
-
-
-def _check_callable(directory: Path, draft: _Draft, entry: str) -> None:
-    """Report a callable that the application does not have."""
-    if not entry:
-        return
-    module, _colon, name = entry.partition(":")
-    source = _module(draft, module)
-    if source is None:
-        others = sorted(path.relative_to(directory).as_posix() for path in draft.content.values() if path.name == "wsgi.py")
-        modules = [other.removesuffix(".py").replace("/", ".") for other in others]
-        known = f"; there is {', '.join(f'{other}:application' for other in modules)}" if modules else ""
-        draft.problems.append(
-            f"the application server starts {entry}, but the application has no module {module}{known}: "
-            f"write the callable into {app_contract.NAME} (entry: {{wsgi: MODULE:CALLABLE}})"
-        )
-        return
-    try:
-        tree = ast.parse(source.read_bytes(), str(source))
-    except (SyntaxError, ValueError) as error:
-        draft.problems.append(f"{source.relative_to(directory)}: {error}: it must be valid Python")
-        return
-    names = set(_names(tree.body))
-    if name not in names and "*" not in names:
-        draft.problems.append(
-            f"{source.relative_to(directory)} has no {name}, but the application server starts {entry}: define it there"
-        )
-
-
-def _names(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Return the names that a module defines, also below if and try; ``*`` if it imports all names of another module."""
-    for statement in body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            yield from ((alias.asname or alias.name).partition(".")[0] for alias in statement.names)
-        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield statement.name
-        elif isinstance(statement, ast.If | ast.Try | ast.With):
-            yield from _names([*statement.body, *getattr(statement, "orelse", []), *getattr(statement, "finalbody", [])])
-            for handler in getattr(statement, "handlers", []):
-                yield from _names(handler.body)
-        else:
-            yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
-
-
 # --- wheels -----------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +212,8 @@ def _wheels(directory: Path, draft: _Draft, contract: AppContract, *, cache: Pat
     draft.problems += [f"{LOCK}: {problem}" for problem in contract.missing_packages({pin.name for pin in pins})]
     if not any(pin.name in DRIVERS for pin in pins) and _names_postgresql(draft):
         draft.problems.append(f"{LOCK}: no driver for PostgreSQL, which the code uses: add psycopg[binary]")
+    if {"psycopg"} == {pin.name for pin in pins} & {"psycopg", *DRIVERS, *COMPILED_DRIVERS}:
+        draft.problems.append(f"{LOCK}: psycopg alone looks for a library that a clone does not open: add psycopg[binary]")
     travelling = _write_lock(scratch / LOCK, pins)
     if all(pin.hashes for pin in fetched) and not lock.problems:
         _fetch(_write_lock(scratch / "fetched.lock", fetched, lock.sources), directory / LOCK, draft, cache=cache)
@@ -343,8 +290,15 @@ def _check_dependencies(pins: Sequence[Pin], draft: _Draft) -> None:
                 draft.problems.append(
                     f"{LOCK}: {name} needs {needed.name}{needed.specifier} on Python {GUEST_PYTHON}, but the lock "
                     + (f"has {locked}" if locked else "lacks it")
-                    + f": write it for that Python (uv pip compile --python-version {GUEST_PYTHON} --generate-hashes)"
+                    + f": {_lock_remedy(needed)}"
                 )
+
+
+def _lock_remedy(needed: Requirement) -> str:
+    """Return how a lock gets a package that it lacks."""
+    if wheel_lock.normal(needed.name) in UNSAFE:
+        return "pip-compile leaves it out without --allow-unsafe"
+    return f"write it for that Python (uv pip compile --python-version {GUEST_PYTHON} --generate-hashes)"
 
 
 def _metadata(wheel: Path) -> email.message.Message:

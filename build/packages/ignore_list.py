@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = ".goldenignore"
+# Uploads of a workstation, unless the directory is a package of Python.
+MEDIA = "/media/"
 # Secrets, data of a workstation, and temporary files of tools. The order matters: the last matching pattern decides.
 DEFAULTS = """\
 .*
@@ -98,7 +100,7 @@ def _token(token: str) -> str:
 def load(directory: Path) -> tuple[Pattern, ...]:
     """Return the defaults, followed by the patterns of the project's own list."""
     own = directory / NAME
-    text = own.read_text(encoding="utf-8-sig") if own.is_file() else ""
+    text = own.read_text(encoding="utf-8-sig", errors="surrogateescape") if own.is_file() else ""
     return parse([*DEFAULTS.splitlines(), *text.splitlines()])
 
 

@@ -93,7 +93,11 @@ def read(path: Path) -> Lock:
     pins: dict[str, Pin] = {}
     sources: list[str] = []
     problems: list[str] = []
-    for line in path.read_text(encoding="utf-8-sig").replace("\\\n", " ").splitlines():
+    try:
+        content = _text(path.read_bytes())
+    except UnicodeDecodeError as error:
+        return Lock((), (), (f"byte {error.start} is not UTF-8: {REMEDY}",))
+    for line in content.replace("\\\n", " ").splitlines():
         text = re.sub(r"(^|\s)#.*", "", line).strip()
         if not text:
             continue
@@ -105,6 +109,12 @@ def read(path: Path) -> Lock:
         if pin and pins.setdefault(pin.name, pin) != pin:
             problems.append(f"{pin.name} is in it twice, as {pins[pin.name].version} and {pin.version}: remove one")
     return Lock(tuple(sorted(pins.values(), key=lambda pin: pin.name)), tuple(sources), tuple(problems))
+
+
+def _text(content: bytes) -> str:
+    """Return the text of a lock; PowerShell's > writes UTF-16."""
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return content.decode(encoding).replace("\r\n", "\n")
 
 
 def _option(text: str, directory: Path, sources: list[str], problems: list[str]) -> None:

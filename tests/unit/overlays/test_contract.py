@@ -184,13 +184,21 @@ def project(directory: Path, *paths: str, settings: str = "mysite.settings") -> 
 @pytest.mark.parametrize(
     ("settings", "wsgi"),
     [("mysite.settings", "mysite.wsgi:application"), ("mysite.settings.production", "mysite.wsgi:application"),
-     ("config.settings", ""), ("a.b.settings", "a.b.wsgi:application")],
+     # The only one of the project.
+     ("config.settings", "mysite.wsgi:application"), ("a.b.settings", "a.b.wsgi:application")],
 )  # fmt: skip
 def test_entry_and_settings_of_the_usual_layouts(tmp_path: Path, settings: str, wsgi: str) -> None:
     project(tmp_path, "mysite/wsgi.py", "a/b/wsgi.py", "config/settings.py", settings=settings)
     content, faults = contracts.load(tmp_path)
     assert faults == []
     assert content["entry"] == {"wsgi": wsgi, "asgi": "", "settings": settings}
+
+
+def test_a_callable_in_the_root_and_one_of_several(tmp_path: Path) -> None:
+    content, _faults = contracts.load(project(tmp_path, "wsgi.py", settings="settings"))
+    assert content["entry"]["wsgi"] == "wsgi:application"
+    content, _faults = contracts.load(project(tmp_path, "mysite/wsgi.py", settings="settings"))
+    assert content["entry"]["wsgi"] == ""
 
 
 def test_a_declared_entry_wins(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ releases = golden_module("golden.releases")
 trial = golden_module("golden.trial")
 
 TRIAL = (
-    "daemon-reload", "start application-candidate.service",
+    "start application-candidate.service",
     "stop application-candidate.socket application-candidate.service",
 )  # fmt: skip
 WORKER = "processes: {worker: {command: [manage.py, work]}}\n"
@@ -90,7 +90,7 @@ def test_the_steps_of_a_deployment(machine: Machine, programs: Programs) -> None
     assert calls(programs) == [
         f"start golden-deploy-build@{name}.service", f"start golden-deploy-check@{name}.service",
         f"start golden-deploy-roles@{name}.service", f"start golden-deploy-owner@{name}.service",
-        f"start golden-deploy-migrate@{name}.service", *TRIAL, "daemon-reload",
+        "daemon-reload", f"start golden-deploy-migrate@{name}.service", *TRIAL, "daemon-reload",
         "restart gunicorn.service application-worker.service", "reload nginx.service",
         "start --no-block golden-deploy-accept.service",
     ]  # fmt: skip
@@ -206,7 +206,7 @@ def test_an_unhealthy_release_never_serves(machine: Machine, programs: Programs,
     assert "KeyError: 'price'" in caught.value.hint
     assert asked == [([],), (deploy.HEALTHY_SECONDS, "/up", trial.SOCKET), (["/", "/about"], trial.SOCKET)]
     assert calls(programs)[4:] == [
-        f"start golden-deploy-migrate@{name}.service", *TRIAL,
+        "daemon-reload", f"start golden-deploy-migrate@{name}.service", *TRIAL,
         "start golden-deploy-roles@image.service", "start golden-deploy-owner@image.service",
     ]  # fmt: skip
     assert machine.releases.current() == "image"
@@ -241,7 +241,7 @@ def test_a_release_is_tried_with_its_own_grants(
     deploy.deploy(path, digest, backup=False)
     assert tried == [["a.example.org:25"]]
     assert [call for call in calls(programs) if "destinations" in call or "candidate" in call] == [
-        "start golden-destinations.service", *TRIAL[1:], "start golden-destinations.service",
+        "start golden-destinations.service", *TRIAL, "start golden-destinations.service",
         "start golden-destinations.service", "restart gunicorn.service golden-destinations.timer",
     ]  # fmt: skip
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.golden_modules import golden_module
 from tests.unit.helpers import ROOT
 
+contracts = golden_module("golden.contract")
 PATH = ROOT / "overlays/40-app/rootfs/usr/lib/golden-app/golden_app/adapt.py"
 _spec = importlib.util.spec_from_file_location("golden_app_adapt", PATH)
 assert _spec is not None
@@ -105,7 +107,29 @@ MANAGE = """def main():
         ({"manage.py": 'os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"\n'}, "mysite.settings"),
         ({"manage.py": MANAGE.format("a.settings.dev"), "a/settings/production.py": ""}, "a.settings.production"),
         ({"manage.py": MANAGE.format("a.settings.local"), "a/settings/prod.py": ""}, "a.settings.prod"),
+        ({"manage.py": MANAGE.format("a.settings.dev"), "a/settings/production/__init__.py": ""}, "a.settings.production"),
         ({"manage.py": MANAGE.format("a.settings.dev")}, "a.settings.dev"),
+        # As cookiecutter-django writes it.
+        (
+            {
+                "manage.py": MANAGE.format("config.settings.local"),
+                "config/settings/local.py": "",
+                "config/wsgi.py": "# setdefault('DJANGO_SETTINGS_MODULE', 'x.y')\n"
+                + MANAGE.format("config.settings.production"),
+            },
+            "config.settings.production",
+        ),
+        (
+            {
+                "manage.py": MANAGE.format("b.settings"),
+                "a/wsgi.py": MANAGE.format("a.live"),
+                "b/wsgi.py": MANAGE.format("b.live"),
+            },
+            "b.live",
+        ),
+        ({"manage.py": MANAGE.format("a.settings.dev"), "a/asgi.py": MANAGE.format("a.settings.live")}, "a.settings.live"),
+        ({"manage.py": MANAGE.format("settings"), "wsgi.py": MANAGE.format("settings")}, "settings"),
+        ({"manage.py": 'os.environ.setdefault("DJANGO_SETTINGS_MODULE", f"a.settings.{kind}")\n'}, ""),
         ({"manage.py": "import django\n"}, ""),
     ],
 )
@@ -114,6 +138,8 @@ def test_the_settings_module_is_the_one_that_is_served(tmp_path: Path, files: di
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     assert adapt.settings_module(tmp_path) == name
+    # The workstation and the units have it from the contract.
+    assert contracts.load(tmp_path)[0]["entry"]["settings"] == name
 
 
 @pytest.mark.parametrize("hosts", [None, []])

@@ -309,7 +309,20 @@ def test_disks_are_those_that_hold_data() -> None:
 def test_a_release_is_built_from_its_own_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command) -> None:
     module = golden_module("golden.commands.release_build")
     steps: list[tuple[list[str], Path]] = []
-    monkeypatch.setattr(module, "run", lambda *argv, place: steps.append((list(map(str, argv)), place)))
+    secrets: dict[str, str] = {}
+
+    def run(*argv: str | Path, place: Path) -> None:
+        steps.append((list(map(str, argv)), place))
+        if argv[1] == "manage.py":
+            found = Path(os.environ["CREDENTIALS_DIRECTORY"]).iterdir()
+            secrets.update({path.name: path.read_text() for path in found})
+
+    monkeypatch.setattr(module, "run", run)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/app.secret-key").write_text("placeholder of the unit")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "given"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/golden-app.yaml").write_text("secrets: [payment-key]\n")
     monkeypatch.setattr(module, "PIP", [Path("/usr/share/python-wheels/pip-1.whl")])
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o022)
@@ -323,6 +336,7 @@ def test_a_release_is_built_from_its_own_wheels(monkeypatch: pytest.MonkeyPatch,
     assert [argv[1:3] for argv, at in steps if at == tmp_path / "code"] == [
         ["manage.py", "check"], ["manage.py", "collectstatic"],
     ]  # fmt: skip
+    assert secrets == {"app.secret-key": "placeholder of the unit", "app.payment-key": f"{module.PLACEHOLDER}\n"}
     # The interpreter of each step of the bundle is that of the release.
     assert {argv[0] for argv, at in steps if at == tmp_path / "code"} == {str(tmp_path / "venv/bin/python")}
 

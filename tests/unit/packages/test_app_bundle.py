@@ -224,15 +224,89 @@ def test_a_package_that_the_image_needs(application: Path, house: Path, name: st
     assert f"{name} is missing, but the image needs it" in problems(application)
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2_binary", ""])
-def test_a_driver_for_postgresql(application: Path, house: Path, driver: str) -> None:
+@pytest.mark.parametrize(
+    ("drivers", "problem"),
+    [(["psycopg", "psycopg_binary"], ""), (["psycopg2_binary"], ""), (["psycopg", "psycopg2_binary"], ""),
+     ([], "no driver for PostgreSQL"), (["psycopg"], "psycopg alone looks for a library that a clone does not open")],
+)  # fmt: skip
+def test_a_driver_for_postgresql(application: Path, house: Path, drivers: list[str], problem: str) -> None:
     (application / "project/settings.py").write_text("DATABASES = {'a': {'ENGINE': 'django.db.backends.postgresql'}}\n")
-    if driver:
+    for driver in drivers:
         wheel(house, driver)
-        (application / "requirements.lock").write_text(locked(*sorted(house.iterdir())))
-        make(application)
+    (application / "requirements.lock").write_text(locked(*sorted(house.iterdir())))
+    if problem:
+        assert problem in problems(application)
     else:
-        assert "no driver for PostgreSQL" in problems(application)
+        make(application)
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [("uv.lock", "uv export --format requirements-txt --no-dev --no-emit-project -o requirements.lock, from uv.lock"),
+     ("poetry.lock", "poetry export --only main"), ("Pipfile.lock", "pipenv requirements --hash"),
+     ("pyproject.toml", "pip-compile --generate-hashes --output-file=requirements.lock pyproject.toml, with Python 3.13"),
+     ("README", "pip-compile --generate-hashes --output-file=requirements.lock, with Python 3.13")],
+)  # fmt: skip
+def test_a_lock_is_written_by_the_projects_own_tool(application: Path, file: str, remedy: str) -> None:
+    (application / "requirements.lock").unlink()
+    (application / file).touch()
+    assert f"requirements.lock is missing: {remedy}" in problems(application)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_lock_as_powershell_writes_it(application: Path, encoding: str) -> None:
+    lock = application / "requirements.lock"
+    lock.write_bytes(lock.read_text().replace("\n", "\r\n").encode(encoding))
+    make(application)
+
+
+def test_a_lock_that_is_no_text_is_a_problem(application: Path) -> None:
+    (application / "requirements.lock").write_bytes(b"django==5.2\n# f\xfcr\n")
+    assert "requirements.lock: byte 16 is not UTF-8" in problems(application)
+
+
+def test_a_package_that_pip_compile_leaves_out(application: Path, house: Path) -> None:
+    wheel(house, "demo", metadata="Requires-Dist: setuptools\n")
+    (application / "requirements.lock").write_text(locked(*sorted(house.iterdir())))
+    assert "demo needs setuptools on Python 3.13, but the lock lacks it: pip-compile leaves it out without" in problems(
+        application
+    )
+
+
+def test_the_directory_above_the_project(application: Path) -> None:
+    (application / "backend").mkdir()
+    (application / "manage.py").rename(application / "backend/manage.py")
+    assert "bundle the directory that has it (backend)" in problems(application)
+
+
+def test_a_manage_py_that_is_not_valid(application: Path) -> None:
+    (application / "manage.py").write_text("print 'x'\n")
+    assert "manage.py: " in problems(application)
+
+
+def test_settings_that_are_chosen_while_manage_py_runs(application: Path) -> None:
+    chosen = "import os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'a.' + os.environ['KIND'])\n"
+    (application / "manage.py").write_text(chosen)
+    assert "write it into golden-app.yaml (entry: {settings: MODULE})" in problems(application)
+    declare(application, "entry: {settings: a.live}\n")
+    make(application)
+
+
+def test_a_package_with_the_name_of_the_uploads(application: Path) -> None:
+    (application / "media/__init__.py").touch()
+    path, digest = make(application)
+    assert "code/media/__init__.py" in receiver.read(path, digest).files
+
+
+def test_translations_that_are_not_compiled_are_named(application: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = application / "project/locale/de/LC_MESSAGES"
+    messages.mkdir(parents=True)
+    (messages / "django.po").touch()
+    make(application)
+    assert "project/locale/de/LC_MESSAGES/django.po: compilemessages" in capsys.readouterr().err
+    (messages / "django.mo").touch()
+    make(application)
+    assert "compilemessages" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

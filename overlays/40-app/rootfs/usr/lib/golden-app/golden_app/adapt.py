@@ -6,8 +6,9 @@ is what a project of `django-admin startproject` leaves open. Everything else st
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,47 @@ PLACE = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
 INSECURE = "django-insecure-"
 # HSTS and the redirection to HTTPS, which are nginx's.
 SILENCED = ("security.W004", "security.W008")
-NAMED = re.compile(
-    r"""os\.environ(?:\.setdefault\(|\[)\s*["']DJANGO_SETTINGS_MODULE["']\s*(?:,|\]\s*=)\s*["']([\w.]+)["']"""
-)
+MODULE = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 # A module of this name beside one for development is what the project's authors mean to be served.
 DEVELOPMENT, PRODUCTION = ("dev", "develop", "development", "local"), ("production", "prod")
 
 
 def settings_module(code: Path) -> str:
-    """Return the name of a project's settings module, as its wsgi.py names it, else its manage.py; empty when none does.
+    """Return the settings module that a server of the project uses; golden/contract.py (layer 72-deploy) has the same rule.
 
-    Where that is the one for development and another for production is beside it, the latter.
+    It is the one that wsgi.py names, otherwise asgi.py, otherwise manage.py; empty when none does. Where that is one for
+    development and one for production is beside it, the latter.
     """
-    files = [*sorted(code.glob("*/wsgi.py")), code / "wsgi.py", code / "manage.py"]
-    found = (NAMED.search(path.read_text(errors="replace")) for path in files if path.is_file())
-    name = next((match[1] for match in found if match), "")
-    package, _dot, last = name.rpartition(".")
+    named = _named_in(code / "manage.py")
+    parts = named.split(".")[:-1]
+    above = [code.joinpath(*parts[:length]) for length in range(len(parts), 0, -1)]
+    places = [*above, *sorted(path.parent for path in code.glob("*/wsgi.py")), code]
+    found = (_named_in(place / file) for file in ("wsgi.py", "asgi.py") for place in places)
+    module = next((name for name in found if name), named)
+    package, _dot, last = module.rpartition(".")
     if package and last in DEVELOPMENT:
-        directory = code.joinpath(*package.split("."))
-        name = next((f"{package}.{other}" for other in PRODUCTION if (directory / f"{other}.py").is_file()), name)
-    return name
+        beside = code.joinpath(*package.split("."))
+        production = (name for name in PRODUCTION if (beside / f"{name}.py").is_file() or (beside / name).is_dir())
+        module = next((f"{package}.{name}" for name in production), module)
+    return module
+
+
+def _named_in(path: Path) -> str:
+    """Return the settings module that a file sets in the environment, or nothing."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    for node in ast.walk(tree):
+        words: Sequence[ast.expr] = ()
+        if isinstance(node, ast.Call):
+            words = node.args
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            words = (node.targets[0].slice, node.value)
+        texts = [word.value for word in words if isinstance(word, ast.Constant)]
+        if len(texts) == 2 and texts[0] == "DJANGO_SETTINGS_MODULE" and re.fullmatch(MODULE, str(texts[1])):
+            return str(texts[1])
+    return ""
 
 
 def adapted(given: Mapping[str, Any], *, hosts: str = "", role: str = "", secret: str = "") -> dict[str, Any]:

@@ -21,6 +21,8 @@ from golden.site_table import Fault, Schema, shown
 
 NAME = "golden-app.yaml"
 LARGEST_FILE = 64 * 1024
+# A settings module of this name beside one for development is what the project's authors mean to be served.
+DEVELOPMENT, PRODUCTION = ("dev", "develop", "development", "local"), ("production", "prod")
 
 
 def load(directory: Path) -> tuple[dict[str, Any], list[Fault]]:
@@ -130,30 +132,63 @@ def _repeated(values: Sequence[str]) -> list[str]:
 
 
 def complete_entry(contract: dict[str, Any], directory: Path) -> None:
-    """Fill in the settings module that manage.py names, and the WSGI callable beside it, where they are not declared."""
+    """Fill in the settings module and the WSGI callable of the project, where they are not declared."""
     entry = contract["entry"]
-    entry["settings"] = entry["settings"] or _settings_of(directory / "manage.py")
+    named = _named_in(directory / "manage.py")
+    entry["settings"] = entry["settings"] or _served_settings(directory, named)
     if entry["wsgi"] or entry["asgi"] or not entry["settings"]:
         return
-    # mysite.settings and mysite.settings.production belong to mysite/wsgi.py.
-    parts = entry["settings"].split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        if Path(directory, *parts[:length], "wsgi.py").is_file():
-            entry["wsgi"] = f"{'.'.join(parts[:length])}.wsgi:application"
+    above = _beside(entry["settings"])
+    others = [path.relative_to(directory) for path in [*directory.glob("*/wsgi.py"), *directory.glob("wsgi.py")]]
+    # One that is not beside the settings has to be the only one.
+    for path in (*(place / "wsgi.py" for place in above), *(others if len(others) == 1 else ())):
+        if (directory / path).is_file():
+            entry["wsgi"] = f"{'.'.join(path.with_suffix('').parts)}:application"
             return
 
 
-def _settings_of(path: Path) -> str:
-    """Return the settings module that a manage.py names, or nothing."""
+def _beside(module: str) -> list[Path]:
+    """Return the packages that a settings module is in, the innermost first.
+
+    mysite.settings and mysite.settings.production belong to mysite/wsgi.py.
+    """
+    parts = module.split(".")[:-1]
+    return [Path(*parts[:length]) for length in range(len(parts), 0, -1)]
+
+
+def _served_settings(directory: Path, named: str) -> str:
+    """Return the settings module that a server of the project uses; golden_app/adapt.py (layer 40-app) has the same rule.
+
+    It is the one that wsgi.py names, otherwise asgi.py, otherwise manage.py (``named``). Where that is one for development
+    and one for production is beside it, the latter.
+    """
+    places = [*(directory / place for place in _beside(named)), *sorted(path.parent for path in directory.glob("*/wsgi.py")),
+              directory]  # fmt: skip
+    found = (_named_in(place / file) for file in ("wsgi.py", "asgi.py") for place in places)
+    module = next((name for name in found if name), named)
+    package, _dot, last = module.rpartition(".")
+    if package and last in DEVELOPMENT:
+        beside = directory.joinpath(*package.split("."))
+        production = (name for name in PRODUCTION if (beside / f"{name}.py").is_file() or (beside / name).is_dir())
+        module = next((f"{package}.{name}" for name in production), module)
+    return module
+
+
+def _named_in(path: Path) -> str:
+    """Return the settings module that a file sets in the environment, or nothing."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and len(node.args) == 2:
-            words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-            if len(words) == 2 and words[0] == "DJANGO_SETTINGS_MODULE" and re.fullmatch(MODULE.pattern, str(words[1])):
-                return str(words[1])
+        words: Sequence[ast.expr] = ()
+        if isinstance(node, ast.Call):
+            words = node.args
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            words = (node.targets[0].slice, node.value)
+        texts = [word.value for word in words if isinstance(word, ast.Constant)]
+        if len(texts) == 2 and texts[0] == "DJANGO_SETTINGS_MODULE" and re.fullmatch(MODULE.pattern, str(texts[1])):
+            return str(texts[1])
     return ""
 
 

@@ -67,8 +67,9 @@ def deploy(source: str, sha256: str, *, backup: bool = True) -> dict[str, Any]:
     before, put_aside, tried = releases.current(), False, False
     try:
         prepare_database(releases, name)
-        put_aside = migrate(releases, name)
-        try_release(releases, name)
+        with trial.candidate(releases.path(name)):
+            put_aside = migrate(releases, name)
+            try_release(releases, name)
         tried = True
         activate(releases, name)
     except Problem:

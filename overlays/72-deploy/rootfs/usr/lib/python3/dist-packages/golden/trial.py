@@ -7,7 +7,8 @@ server would pass on; files below /static/ are asked of the web server.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,13 +27,26 @@ STATIC_URL, MEDIA_URL = "/static/", "/media/"
 START_SECONDS, STOP_SECONDS = 300, 120
 
 
+@contextmanager
+def candidate(release: Path) -> Iterator[None]:
+    """Give a release's grants to its migrations and to the server that is tried, until the end of the block."""
+    CANDIDATE.unlink(missing_ok=True)
+    CANDIDATE.symlink_to(release)
+    try:
+        run(["systemctl", "daemon-reload"], timeout=START_SECONDS)
+        yield
+    finally:
+        CANDIDATE.unlink(missing_ok=True)
+
+
 def problem(release: Path, contract: Mapping[str, Any], seconds: float) -> Problem | None:
-    """Return what is wrong with a release, with what its server wrote; None when it is healthy within ``seconds``.
+    """Return what is wrong with the candidate, with what its server wrote; None when it is healthy within ``seconds``.
 
     Its server is stopped at the end.
     """
     try:
-        _open(release, contract)
+        if contract["destinations"]:
+            run(["systemctl", "start", DESTINATIONS_SERVICE], timeout=START_SECONDS, check=False)
         steps.start(SERVICE, "it does not start", START_SECONDS)
         seen = _unhealthy(release, contract["health"], seconds)
         return Problem(seen, hint=steps.said(SERVICE)) if seen else None
@@ -42,19 +56,12 @@ def problem(release: Path, contract: Mapping[str, Any], seconds: float) -> Probl
         _close(contract)
 
 
-def _open(release: Path, contract: Mapping[str, Any]) -> None:
-    CANDIDATE.unlink(missing_ok=True)
-    CANDIDATE.symlink_to(release)
-    run(["systemctl", "daemon-reload"], timeout=START_SECONDS)
-    if contract["destinations"]:
-        run(["systemctl", "start", DESTINATIONS_SERVICE], timeout=START_SECONDS, check=False)
-
-
 def _close(contract: Mapping[str, Any]) -> None:
     run(["systemctl", "stop", SOCKET_UNIT, SERVICE], timeout=STOP_SECONDS, check=False)
     run(["systemctl", "reset-failed", SOCKET_UNIT, SERVICE], check=False)
     CANDIDATE.unlink(missing_ok=True)
     if contract["destinations"]:
+        # Closed again, until the release serves.
         run(["systemctl", "start", DESTINATIONS_SERVICE], timeout=START_SECONDS, check=False)
 
 

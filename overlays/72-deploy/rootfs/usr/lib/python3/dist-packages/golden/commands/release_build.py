@@ -1,13 +1,17 @@
 """Makes a release runnable: golden-deploy-build@.service runs it as an unprivileged user, in the release's directory.
 
 The environment is built from the bundle's wheels alone, each checked against the lock; then Django looks at itself and
-collects its static files.
+collects its static files. Secrets of the contract have placeholders meanwhile: settings that read them find some text.
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from golden import contract
 
 PIP = sorted(Path("/usr/share/python-wheels").glob("pip-*.whl"))
 INSTALL = (
@@ -18,9 +22,20 @@ INSTALL = (
 COMPILE = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
 
 
+PLACEHOLDER = "only-while-a-release-is-built"
+
+
 def run(*argv: str | Path, place: Path) -> None:
     """Run one step; its words go to the journal."""
     subprocess.run([str(word) for word in argv], cwd=place, check=True)
+
+
+def placeholders(code: Path, into: Path) -> None:
+    """Write what systemd would give to the application's processes: the credentials of this unit, one for each secret."""
+    for path in Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")).glob("*"):
+        shutil.copyfile(path, into / path.name)
+    for name in contract.load(code)[0]["secrets"]:
+        (into / f"app.{name}").write_text(f"{PLACEHOLDER}\n")
 
 
 def build() -> None:
@@ -32,8 +47,11 @@ def build() -> None:
     run(python, PIP[-1] / "pip", *INSTALL, place=top)
     run(python, PIP[-1] / "pip", "--disable-pip-version-check", "check", place=top)
     run("/usr/bin/python3", "-I", *COMPILE, "venv/lib", "code", place=top)
-    run(python, "manage.py", "check", "--deploy", place=top / "code")
-    run(python, "manage.py", "collectstatic", "--no-input", "--verbosity=0", place=top / "code")
+    with tempfile.TemporaryDirectory() as credentials:
+        placeholders(top / "code", Path(credentials))
+        os.environ["CREDENTIALS_DIRECTORY"] = credentials
+        run(python, "manage.py", "check", "--deploy", place=top / "code")
+        run(python, "manage.py", "collectstatic", "--no-input", "--verbosity=0", place=top / "code")
 
 
 def main() -> None:
