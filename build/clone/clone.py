@@ -25,7 +25,7 @@ from build.clone.template import Source
 from build.core import log
 from build.core.errors import GoldsmithError, SpecError, StepFailed
 from build.core.units import stamp_now
-from build.proxmox import claim, guest_agent, guest_list, labels, template_trust
+from build.proxmox import claim, guest_agent, guest_list, labels, template_trust, vms
 from build.proxmox.client import Api
 from build.proxmox.labels import CloneLabel, CloneState
 from build.proxmox.vms import Undo
@@ -87,7 +87,9 @@ def clone(job: Job) -> Made:
     if signers := template_trust.require_template(source.label, job.trust, where=where):
         log.info(f"{where} is signed by {', '.join(signers)}")
     if same := [guest for guest in guests if guest.get("name") == request.name]:
-        return _found(job, source, same)
+        existing = _found(job, source, same)
+        if existing is not None:
+            return existing
     _require_no_unseen(request.name, guests)
     kind = "linked" if request.linked else "full"
     with log.step(
@@ -160,8 +162,11 @@ def _reach(job: Job, machine: Machine) -> Reached:
     return health.reach(job.api, machine, request.main_name, timeout=request.timeout, fixed=request.fixed)
 
 
-def _found(job: Job, source: Source, same: Sequence[Mapping[str, Any]]) -> Made:
-    """Return the existing VM of that name if it is the requested clone, completed if necessary. Raises SpecError if not."""
+def _found(job: Job, source: Source, same: Sequence[Mapping[str, Any]]) -> Made | None:
+    """Return the existing VM of that name if it is the requested clone, completed if necessary. Raises SpecError if not.
+
+    None if it was removed: the run that created it has failed, and was perhaps killed before it could remove it.
+    """
     request, guest = job.request, same[0]
     if len(same) > 1:
         raise SpecError(
@@ -170,14 +175,21 @@ def _found(job: Job, source: Source, same: Sequence[Mapping[str, Any]]) -> Made:
         )
     where = f"{guest['node']}/{guest['vmid']}"
     machine = Machine(str(guest["node"]), int(guest["vmid"]))
-    label, config = None, {}
+    label = None
     if guest.get("type") == "qemu":
-        config = job.api.get(f"{machine.path}/config")
-        label = labels.parse_clone(str(config.get("description", "")))
+        seen = vms.config_of(job.api, machine.node, machine.vmid)
+        if seen is None:
+            # The run that created it has removed it since it was listed.
+            return None
+        label = labels.parse_clone(str(seen.get("description", "")))
     if label is None:
         raise SpecError(
             f"the name {request.name} is taken by {where}, which is not a clone of Goldsmith", hint="choose another --name"
         )
+    if label.state is CloneState.REMOVING:
+        log.info(f"{where}: a run that failed has left it; it is removed")
+        vms.remove(job.api, machine.node, machine.vmid)
+        return None
     if (label.template, label.digest) != (source.label.template, source.label.digest):
         raise SpecError(
             f"{request.name} already exists ({where}), as a clone of {label.template} and not of {source.label.template}",
@@ -202,6 +214,7 @@ def _continue(job: Job, source: Source, machine: Machine, label: CloneLabel) -> 
     """Complete a clone of a killed run. A failure does not remove it, because this run did not create it."""
     with log.step(f"Continuing with {job.request.name}, which an earlier run started ({label.run})", done="finished"):
         clone_machine.wait_unlocked(job.api, machine, tell=log.info)
+        label = clone_machine.take_over(job.api, machine, label, secrets.token_hex(8))
         if job.api.get(f"{machine.path}/status/current")["status"] == "running":
             _require_same(job, source, machine)
         else:

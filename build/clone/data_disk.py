@@ -13,6 +13,7 @@ from typing import Any
 
 from build.core.errors import StepFailed
 from build.core.units import GIB, size_bytes
+from build.proxmox.api_errors import CHANGED
 from build.proxmox.client import Api, ApiError
 from build.proxmox.vms import DRIVE
 
@@ -72,9 +73,11 @@ def add(api: Api, path: str, storage: str, gib: int) -> None:
         # Proxmox appends a new drive to the boot order unless the request contains it.
         boot = {"boot": config["boot"]} if "boot" in config else {}
         try:
-            api.put(f"{path}/config", **{free_slot(config): f"{storage}:{gib},discard=on,serial={SERIAL}"}, **boot)
+            drive = {free_slot(config): f"{storage}:{gib},discard=on,serial={SERIAL}"}
+            api.put(f"{path}/config", **drive, **boot, digest=config.get("digest"))
         except ApiError as error:
-            if error.status != 0 or attempt == 2:
+            # Another run may have created it in the meantime.
+            if (error.status != 0 and not CHANGED.search(error.brief)) or attempt == 2:
                 raise
         else:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from build.clone import data_disk
@@ -17,8 +17,10 @@ from build.clone.template import Source
 from build.core import log
 from build.core.errors import StepFailed
 from build.core.units import KIB, size_bytes
-from build.proxmox import guest_agent
-from build.proxmox.client import Api, ApiError
+from build.proxmox import guest_agent, labels
+from build.proxmox.api_errors import CHANGED
+from build.proxmox.claim import ConcurrentRun
+from build.proxmox.client import Api, ApiError, TaskFailed
 from build.proxmox.labels import CloneLabel, CloneState
 from build.proxmox.vms import Undo, is_taken, settle_clone, settle_earlier_clones, take_away
 
@@ -85,7 +87,20 @@ def _take_back(api: Api, source: Source, vmid: int, *, run: str, upid: str) -> N
         # Until the task ends, the clone is in no pool, and not visible to this token; its label identifies the run.
         settle_clone(api, source.node, source.vmid, vmid, timeout=SETTLE_SECONDS)
     for node in places:
-        take_away(api, node, vmid, run=run, upid=upid if node == source.node else "")
+        take_away(api, node, vmid, run=run, upid=upid if node == source.node else "", ahead=_announce_removal)
+
+
+def _announce_removal(api: Api, node: str, vmid: int) -> bool:
+    """Label a clone as being removed, so that no other run continues it. Return False if one does already."""
+    machine = Machine(node, vmid)
+    label = labels.parse_clone(str(api.get(f"{machine.path}/config").get("description", "")))
+    if label is not None:
+        going = label.become(CloneState.REMOVING).describe()
+        try:
+            _change(api, machine, label.run, lambda _config: {"description": going})
+        except ConcurrentRun:
+            return False
+    return True
 
 
 def _wait(api: Api, upid: str) -> None:
@@ -155,10 +170,41 @@ def _parts(value: object) -> list[str]:
 
 
 def configure(api: Api, machine: Machine, request: Request, label: CloneLabel, *, user: str, default: str) -> None:
-    """Set the whole configuration of a stopped VM, in one call."""
-    config = api.get(f"{machine.path}/config")
-    keys = wanted(config, request, user=user, default=default)
-    api.configure(machine.path, tags=label.tags(), description=label.describe(), **keys)
+    """Set the whole configuration of a stopped VM, in one call. Raises ConcurrentRun if another run has taken it over."""
+
+    def keys(config: Mapping[str, Any]) -> dict[str, Any]:
+        mine = {"tags": label.tags(), "description": label.describe()}
+        return mine | wanted(config, request, user=user, default=default)
+
+    _change(api, machine, label.run, keys)
+
+
+def take_over(api: Api, machine: Machine, label: CloneLabel, run: str) -> CloneLabel:
+    """Write the id of this run into an unfinished clone: the run that had it before stops, and does not remove it.
+
+    Raises ConcurrentRun if a third run was faster, or the first one removes it.
+    """
+    ours = replace(label, run=run)
+    _change(api, machine, label.run, lambda _config: {"description": ours.describe()})
+    return ours
+
+
+def _change(api: Api, machine: Machine, run: str, keys: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Change the configuration of a clone while it belongs to a run. Raises ConcurrentRun if it does not."""
+    for attempt in range(1, TRIES + 1):
+        config = api.get(f"{machine.path}/config")
+        label = labels.parse_clone(str(config.get("description", "")))
+        if label is None or label.run != run or label.state is CloneState.REMOVING:
+            raise ConcurrentRun(
+                f"another run works on {config.get('name', 'the clone')} (VM {machine.vmid} on {machine.node})",
+                hint="wait until it is done, then run the same command again: it finds the result of that run",
+            )
+        try:
+            return api.configure(machine.path, digest=str(config.get("digest", "")), **keys(config))
+        except ApiError as error:
+            if attempt == TRIES or not CHANGED.search(error.brief):
+                raise
+    raise AssertionError
 
 
 def grow(api: Api, machine: Machine, source: Source, gib: int) -> None:
@@ -196,6 +242,10 @@ def start(api: Api, machine: Machine) -> None:
         return
     try:
         api.wait(api.post(f"{machine.path}/status/start"))
+    except TaskFailed:
+        # Another run, or a person, may have started it at the same time.
+        if _status(api, machine) != "running":
+            raise
     except ApiError as error:
         if error.status != 0:
             raise
@@ -227,5 +277,5 @@ def wait_unlocked(api: Api, machine: Machine, *, tell: Callable[[str], None]) ->
 
 
 def hand_over(api: Api, machine: Machine, label: CloneLabel) -> None:
-    """Label the VM as finished: from now on no run changes it."""
-    api.configure(machine.path, description=label.become(CloneState.MADE).describe())
+    """Label the VM as finished: from now on no run changes it. Raises ConcurrentRun if another run has taken it over."""
+    _change(api, machine, label.run, lambda _config: {"description": label.become(CloneState.MADE).describe()})

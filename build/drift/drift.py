@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from build.drift import channels as drift_channels
 from build.drift import config as drift_config
 from build.drift.config import DISK, LAST, NOTHING, Change, Seen
 from build.drift.disk import Disks
-from build.proxmox import guest_list, labels
+from build.proxmox import guest_list, labels, vms
 from build.proxmox.client import Api, ApiError, each
-from build.proxmox.labels import Label, State
+from build.proxmox.labels import CloneState, Label, State
 from build.proxmox.preflight import MOST_CONNECTIONS
 from build.publish import template
 from build.release import channels
@@ -64,14 +65,16 @@ class Job:
 def drift(job: Job) -> list[TemplateReport]:
     """Return the findings for each guest with Goldsmith's tag, by node and VM id. Raises SpecError if there is none."""
     guests = [guest for guest in guest_list.listed(job.api) if _ours(guest, job.product)]
+    guests.sort(key=lambda guest: (str(guest["node"]), int(guest["vmid"])))
+    read = each(job.api, channels.config_of, guests, most=MOST_CONNECTIONS)
+    present = [not _is_past(job.api, guest, config) for guest, config in zip(guests, read, strict=True)]
+    guests, read = list(compress(guests, present)), list(compress(read, present))
     if not guests:
         raise SpecError(
             f"there is no published template on the cluster that {job.api.token.identity} can see",
             hint="publish one with nox -s publish, or check the token with nox -s doctor -- --proxmox",
         )
-    guests.sort(key=lambda guest: (str(guest["node"]), int(guest["vmid"])))
     artifacts = {path.name: path for path in artifact.committed(job.artifacts)}
-    read = each(job.api, channels.config_of, guests, most=MOST_CONNECTIONS)
     comparison = drift_channels.compared(job.book, job.policy, job.settings.nodes, guests, read)
     reports = [_check(job, guest, config, artifacts) for guest, config in zip(guests, read, strict=True)]
     for report in reports:
@@ -81,6 +84,15 @@ def drift(job: Job) -> list[TemplateReport]:
     reports[0].notes += comparison.notes
     reports[0].problem = "; ".join(filter(None, (reports[0].problem, comparison.problem)))
     return reports
+
+
+def _is_past(api: Api, guest: Mapping[str, Any], config: Mapping[str, Any] | ApiError) -> bool:
+    """Return True for a clone that was removed, or got its own tags, since it was listed; never for a template."""
+    if guest.get("template"):
+        return False
+    if isinstance(config, ApiError):
+        return vms.is_gone(api, config, int(guest["vmid"]))
+    return labels.PRODUCT_TAG not in labels.split_tags(str(config.get("tags", "")))
 
 
 def _ours(guest: Mapping[str, Any], product: str) -> bool:
@@ -121,6 +133,10 @@ def _check(
 
 def _no_template(seen: Seen, label: Label | None) -> str:
     """Return a note for a guest with Goldsmith's tag that is not a template; empty for a template."""
+    clone_label = labels.parse_clone(str(seen.config.get("description", "")))
+    if clone_label is not None and clone_label.state is not CloneState.MADE:
+        # It has the tags of its template until it is configured.
+        return "clone or replace is working on it, or was killed: the same command again finishes it"
     if label is not None and label.state is State.PUBLISHING:
         return "publish is working on it, or was killed: the next publish of this image removes or finishes it"
     if seen.guest.get("template") or f"base-{seen.vmid}-disk-" in seen.value(DISK):

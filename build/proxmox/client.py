@@ -119,11 +119,15 @@ class Api:
                 waiting = True
             time.sleep(LOCK_POLL_SECONDS)
 
-    def configure(self, path: str, **keys: Any) -> None:
-        """Set keys of a VM's configuration. If the response is lost, check whether they are set before a retry."""
+    def configure(self, path: str, *, digest: str = "", **keys: Any) -> None:
+        """Set keys of a VM's configuration. If the response is lost, check whether they are set before a retry.
+
+        ``digest``: that of the configuration which must not have changed.
+        """
+        unchanged = {"digest": digest} if digest else {}
         for attempt in range(1, CONFIGURE_ATTEMPTS + 1):
             try:
-                self.put(f"{path}/config", **keys)
+                self.put(f"{path}/config", **unchanged, **keys)
             except ApiError as error:
                 if error.status != 0 or attempt == CONFIGURE_ATTEMPTS:
                     raise

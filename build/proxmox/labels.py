@@ -42,10 +42,11 @@ class State(StrEnum):
 
 
 class CloneState(StrEnum):
-    """The state of a clone: being created, or finished."""
+    """The state of a clone: being created, finished, or being removed by the run that created it."""
 
     MAKING = "making"
     MADE = "made"
+    REMOVING = "removing"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _CONFIG = frozenset(
 # Each privilege, and the API calls of Goldsmith that need it (N: a node, ID: a VM, S: a storage).
 NEEDS: Mapping[str, str] = {
     "Datastore.Allocate": "DELETE /nodes/N/storage/S/content/...",
-    "Datastore.AllocateSpace": "POST /nodes/N/qemu, POST /nodes/N/qemu/ID/clone, PUT /nodes/N/qemu/ID/resize",
+    "Datastore.AllocateSpace": "POST /nodes/N/qemu, POST /nodes/N/qemu/ID/clone and move_disk, PUT /nodes/N/qemu/ID/resize",
     "Datastore.AllocateTemplate": "POST /nodes/N/storage/S/upload",
     "Datastore.Audit": "POST /nodes/N/qemu with import-from, GET /nodes/N/storage/S/content: the image, and disks for prune",
     "Pool.Audit": "GET /cluster/resources, for the pool of a guest: drift compares it",
@@ -38,7 +38,7 @@ NEEDS: Mapping[str, str] = {
     "VM.Config.CDROM": "PUT /nodes/N/qemu/ID/config with ide2, the cloud-init drive (build --on proxmox)",
     "VM.Config.CPU": "POST /nodes/N/qemu and PUT .../config with cpu and cores",
     "VM.Config.Cloudinit": "PUT /nodes/N/qemu/ID/config with sshkeys, ipconfig0, ciupgrade, and with ide2",
-    "VM.Config.Disk": "POST /nodes/N/qemu with scsi0, efidisk0 and boot, PUT .../resize",
+    "VM.Config.Disk": "POST /nodes/N/qemu with scsi0, efidisk0 and boot, PUT .../resize, POST .../move_disk (both VMs)",
     "VM.Config.HWType": "POST /nodes/N/qemu with machine and scsihw, PUT .../config with smbios1",
     "VM.Config.Memory": "POST /nodes/N/qemu and PUT .../config with memory",
     "VM.Config.Network": "POST /nodes/N/qemu and PUT .../config with net0, sshkeys, ipconfig0, ciupgrade",

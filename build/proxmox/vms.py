@@ -88,10 +88,13 @@ def _persist(step: Callable[[], None]) -> None:
             return
 
 
-def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", source: int = 0) -> None:
+def take_away(
+    api: Api, node: str, vmid: int, *, run: str, upid: str = "", source: int = 0,
+    ahead: Callable[[Api, str, int], bool] = lambda _api, _node, _vmid: True,
+) -> None:  # fmt: skip
     """Remove a VM that this run created, or was creating when the response was lost.
 
-    ``source``: the VM that it is a clone of.
+    ``source``: the VM that it is a clone of; ``ahead`` is called before its removal, and returns whether it may be removed.
     Without the task's id only a VM with this run's label is removed: the VM id may belong to another run.
     """
     running = _tasks(api, node, vmid)
@@ -111,7 +114,8 @@ def take_away(api: Api, node: str, vmid: int, *, run: str, upid: str = "", sourc
         return
     if is_ours and int(config.get("protection", 0)):
         api.put(f"/nodes/{node}/qemu/{vmid}/config", protection=0)
-    remove(api, node, vmid)
+    if ahead(api, node, vmid):
+        remove(api, node, vmid)
 
 
 def remove(api: Api, node: str, vmid: int) -> None:

@@ -15,12 +15,11 @@ from typing import Any
 
 from build.core import json_text
 from build.core.errors import StepFailed
+from build.proxmox.api_errors import CHANGED
 from build.proxmox.client import Api, ApiError
 
 MARK = re.compile(r"\n*<!-- goldsmith-replace: (?P<facts>\{.*\}) -->")
 SCHEMA = 1
-# pve-common, PVE::Tools::assert_if_modified: the digest of a configuration is not the one that was read.
-CHANGED = "file change by other user"
 
 
 class Phase(StrEnum):
@@ -96,7 +95,7 @@ def take(api: Api, path: str, config: Mapping[str, Any], record: Record, **keys:
     except ApiError as error:
         if error.status == 0 and parse(str(api.get(f"{path}/config").get("description", ""))) == record:
             return
-        if CHANGED in f"{error.brief} {error.details}":
+        if CHANGED.search(f"{error.brief} {error.details}"):
             raise ConcurrentRun(
                 f"another run has changed the VM of {record.name}",
                 hint="wait until it has ended, then run the same command again",

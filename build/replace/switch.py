@@ -89,7 +89,8 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
     The volume is renamed by the storage: nothing is copied. After a lost answer the configurations show where the disk is.
     """
     for attempt in (1, 2):
-        if data_disk.key_of(api.get(f"{target.path}/config")):
+        there = api.get(f"{target.path}/config")
+        if data_disk.key_of(there):
             return
         config = api.get(f"{source.path}/config")
         current = data_disk.key_of(config)
@@ -100,7 +101,7 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
             )
         stop(api, source)
         try:
-            place = {"target_vmid": target.vmid, "target_disk": key}
+            place = {"target_vmid": target.vmid, "target_disk": key, "target_digest": there.get("digest")}
             upid = api.post(f"{source.path}/move_disk", disk=current, digest=config.get("digest"), **place)
             api.wait(upid, timeout=MOVE_SECONDS)
         except ApiError as error:

@@ -31,11 +31,7 @@ REQUEST = Request(
 
 
 class Guests(Proxmox):
-    """Machines that boot: their agent answers as soon as they run, with the address that they were given.
-
-    And, as in qemu-server (clone_vm): every disk has to be on a shared storage when the clone shall run on another node,
-    and VM.Clone is asked for on the source.
-    """
+    """Machines that boot: their agent answers as soon as they run, with the address that they were given."""
 
     certificate = ""
     silent = False
@@ -46,10 +42,6 @@ class Guests(Proxmox):
         mine = {"hardware-address": guest_agent.mac(vm.config).upper(), "ip-addresses": [{"ip-address": address}]}
         files = {guest_agent.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n", health.CERTIFICATE: self.certificate}
         vm.agent = None if self.silent else {"interfaces": [mine], "files": files}
-
-    async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
-        self.require(user, f"/vms/{values['vmid']}", "VM.Clone")
-        return await super()._qm_clone(values, user)
 
 
 class _Site(http.server.BaseHTTPRequestHandler):

@@ -21,8 +21,10 @@ It is not Proxmox: nothing boots here. Functions that fakepve lacks or does diff
   version 9;
 * a shutdown of a machine that is off does nothing (qemu-server, API2/Qemu.pm, vm_shutdown);
 * a disk can be moved to another VM of the node (qemu-server, Qemu.pm, move_disk with target-vmid): both VMs without a lock
-  and no templates, the source stopped, no snapshot with the disk, the key at the target free, VM.Config.Disk on both and
-  Datastore.AllocateSpace; the volume gets a name of the target, and the drive keeps its options;
+  and no templates, the source stopped or the disk detached, no snapshot with the disk, the key at the target free, both
+  digests those of the configurations, VM.Config.Disk on both and Datastore.AllocateSpace; the volume gets a name of the
+  target, and the drive keeps its options;
+* who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -652,6 +654,10 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
         return await self.task(values["node"], "qmcreate", vmid, user, body)
 
+    async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
+        self.require(user, f"/vms/{values['vmid']}", "VM.Clone")
+        return await super()._qm_clone(values, user)
+
     def _note_origins(self, source: Any, vm: Any) -> None:
         theirs = {key: volume for key, volume, _ in drives_of(source.config, skip_cdrom=True)}
         self.origins.update({volume: theirs[key] for key, volume, _ in drives_of(vm.config, skip_cdrom=True)})
@@ -687,6 +693,9 @@ class Proxmox(FakePve):  # type: ignore[misc]
             raise param_error(**{"target-vmid": "must be different than source VMID to move disk to another VM"})
         storage = self._movable(vm, key, number, target_key)
         self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
+        for guest, name in ((vm, "digest"), (self.vm(number), "target-digest")):
+            if values.get(name) not in (None, "", guest.digest()):
+                raise die(f"VM {guest.vmid}: detected modified configuration - file changed by other user? Try again.")
 
         async def body() -> str:
             self._movable(vm, key, number, target_key)
@@ -720,7 +729,7 @@ class Proxmox(FakePve):  # type: ignore[misc]
         storage = str(volume_ref(volume)[0])
         if storage in self.unmovable:
             raise die("Storage does not support moving of this disk to another VM")
-        if vm.status == "running":
+        if vm.status == "running" and not key.startswith("unused"):
             raise die("Cannot move disk to another VM while the source VM is running - detach first")
         return storage
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -241,6 +241,26 @@ def test_ctrl_c_while_the_host_key_is_waited_for(judged: Bench) -> None:
         judged.publish()
     assert time.monotonic() - begun < 60
     assert judged.proxmox.inventory() == before
+
+
+def test_the_limit_of_the_tests_follows_the_speed_of_the_node(tmp_path: Path) -> None:
+    fast, slow = (node_verify.Clone("pve1-a", 9001, tmp_path, 64, boot_seconds=seconds) for seconds in (15.0, 196.0))
+    assert node_verify.tests_limit([fast]) == node_verify.TEST_SECONDS
+    # Measured under emulation: 27 % of the tests took 1,800 s.
+    assert node_verify.tests_limit([fast, slow]) > 1800.0 / 0.27
+
+
+def test_the_boot_of_each_clone_is_measured(judged: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[float] = []
+
+    def limit(clones: Sequence[node_verify.Clone]) -> float:
+        measured.extend(clone.boot_seconds for clone in clones)
+        return 60.0
+
+    monkeypatch.setattr(node_verify, "tests_limit", limit)
+    judged.publish()
+    assert len(measured) == 2
+    assert all(0 < seconds < 60 for seconds in measured)
 
 
 def test_a_site_that_is_too_long_for_smbios() -> None:
