@@ -253,7 +253,7 @@ def test_access(facts: dict[str, Fact]) -> None:
     for path, (mode, owner) in entries.items():
         if path.startswith("/etc/"):
             assert owner == "root:postgres"
-            assert mode == ("750" if path.endswith("/main") else "640"), path
+            assert mode == ("750" if path.endswith(("/main", ".d")) else "640"), path
         elif path.startswith("/var/lib/"):
             assert (mode, owner) == ("700", "postgres:postgres"), path
         elif path == "/var/log/postgresql":
