@@ -98,7 +98,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "exposure": "for unit in golden-firewall nftables; do "
             "systemd-analyze security $unit.service --no-pager | tail -1; done",
             "access": "stat -c '%a %U:%G %n' /run/golden-firewall /run/golden-firewall/site.nft /etc/nftables.conf "
-            "$(find /etc/nftables.d -type f)",
+            "$(ls -d /etc/nftables.d/*.nft 2>/dev/null)",
             "usage": "golden-firewall; echo $?; runuser -u nobody -- golden-firewall status; echo $?",
         },
     )

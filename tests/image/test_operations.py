@@ -130,7 +130,8 @@ def test_evidence_is_whole_and_holds_no_secret(facts: dict[str, Fact]) -> None:
     assert '"reason": "a drill"' in facts["members"].text
     assert "packet-filter.txt" in facts["members"].words
     counts = dict(line.split(":") for line in facts["content"].lines if ":" in line)
-    assert all(int(count) > 5 for count in counts.values()), counts
+    # Of a machine that serves nothing there are few connections.
+    assert all(int(count) > (2 if name == "connections.txt" else 5) for name, count in counts.items()), counts
     assert any(line.startswith("var/log/journal/") for line in facts["content"].lines)
     assert facts["secrets"].lines == []
 
