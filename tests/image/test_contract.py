@@ -113,6 +113,7 @@ def asked():
         ("GET", "/"), ("POST", "/"), ("PUT", "/"), ("DELETE", "/api/x"), ("PATCH", "/api/x"), ("POST", "/api/x"),
         ("GET", "/.well-known/security.txt"), ("GET", "/.well-known/other"), ("GET", "/schema.ini"), ("GET", "/schema.py"),
         ("GET", "/admin/"), ("GET", "/administration-guide/"), ("GET", "/back/x"), ("GET", "/media/golden-test/film.m4v"),
+        ("GET", "/media/golden-test/Ein%20Film%20(2)%20%C3%A4.m4v"),
         ("GET", "/media/golden-test-private/a.txt"), ("GET", "/.private/golden-test-private/a.txt"))}
     found["PUT /api/x 2M"] = request("PUT", "/api/x", big)
     found["PUT /api/x 4M"] = request("PUT", "/api/x", big * 2)
@@ -180,6 +181,7 @@ try:
     (MEDIA / "golden-test").mkdir()
     (MEDIA / "golden-test-private").mkdir()
     (MEDIA / "golden-test" / "film.m4v").write_bytes(b"film")
+    (MEDIA / "golden-test" / "Ein Film (2) \u00e4.m4v").write_bytes(b"film")
     (MEDIA / "golden-test-private" / "a.txt").write_bytes(b"private")
     run("chown", "-R", "gunicorn:www-data", MEDIA / "golden-test", MEDIA / "golden-test-private")
     run("chmod", "-R", "u=rwX,g=rX,o=", MEDIA / "golden-test", MEDIA / "golden-test-private")
@@ -308,6 +310,7 @@ ANSWERS = {
     "POST /api/x": (403, None), "GET /.well-known/security.txt": (200, 404), "GET /.well-known/other": (404, None),
     "GET /schema.ini": (200, 404), "GET /schema.py": (404, 404), "GET /admin/": (404, 404), "GET /back/x": (404, None),
     "GET /administration-guide/": (200, None), "GET /media/golden-test/film.m4v": (200, None),
+    "GET /media/golden-test/Ein%20Film%20(2)%20%C3%A4.m4v": (200, None),
     "GET /media/golden-test-private/a.txt": (404, None), "GET /.private/golden-test-private/a.txt": (404, 404),
     "PUT /api/x 2M": (200, 413), "PUT /api/x 4M": (413, None), "POST / 2M": (413, 413),
 }  # fmt: skip
@@ -328,7 +331,8 @@ def test_the_web_server_passes_what_is_declared(story: dict[str, Any], request_:
 @pytest.mark.req("R57")
 def test_a_declared_kind_of_media_is_shown(story: dict[str, Any]) -> None:
     """A kind of media that the contract shows inline has its type and no Content-Disposition"""
-    assert story["answers"]["GET /media/golden-test/film.m4v"][1:] == ["film", "video/mp4", ""]
+    for name in ("film.m4v", "Ein%20Film%20(2)%20%C3%A4.m4v"):
+        assert story["answers"][f"GET /media/golden-test/{name}"][1:] == ["film", "video/mp4", ""]
 
 
 @pytest.mark.req("R16", "R18", "R79")

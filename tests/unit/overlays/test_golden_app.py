@@ -142,6 +142,69 @@ def test_the_settings_module_is_the_one_that_is_served(tmp_path: Path, files: di
     assert contracts.load(tmp_path)[0]["entry"]["settings"] == name
 
 
+def test_what_is_below_the_projects_directories_is_moved_with_them() -> None:
+    base = Path("/home/me/shop")
+    given = {
+        "BASE_DIR": base, "STATIC_ROOT": str(base / "static"), "MEDIA_ROOT": base / "media",
+        "COMPRESS_ROOT": f"{base}/static/", "STATICFILES_DIRS": [base / "static/src"], "SITE_ID": 1,
+        "THUMBNAILS": {"dir": str(base / "media/thumbs"), "sizes": (1, 2)}, "DIRS": [base / "media/a", base / "templates"],
+        "VITE": {"default": {"manifest_path": base / "static" / "manifest.json"}}, "NAME": "media/x",
+        "STORAGES": {
+            "default": {"BACKEND": "a.Storage", "OPTIONS": {"location": "/srv/uploads", "base_url": "/media/"}},
+            "private": {"BACKEND": "a.Storage", "OPTIONS": {"location": "/srv/private"}},
+            "bills": {"BACKEND": "a.Storage", "OPTIONS": {"location": str(base / "media/bills")}},
+            "staticfiles": {"BACKEND": "b.Storage"},
+        },
+    }  # fmt: skip
+    settings = adapt.adapted(given)
+    assert (settings["COMPRESS_ROOT"], settings["SITE_ID"]) == ("/var/www/static/", 1)
+    assert settings["STATICFILES_DIRS"] == [base / "static/src"]
+    assert settings["THUMBNAILS"] == {"dir": "/var/www/media/thumbs", "sizes": (1, 2)}
+    assert settings["DIRS"] == [Path("/var/www/media/a"), base / "templates"]
+    assert settings["VITE"] == {"default": {"manifest_path": Path("/var/www/static/manifest.json")}}
+    assert settings["NAME"] == "media/x"
+    assert settings["STORAGES"] == {
+        "default": {"BACKEND": "a.Storage", "OPTIONS": {"location": "/var/www/media", "base_url": "/media/"}},
+        # Below the media it would be sent to everybody.
+        "private": {"BACKEND": "a.Storage", "OPTIONS": {"location": "/srv/private"}},
+        "bills": {"BACKEND": "a.Storage", "OPTIONS": {"location": "/var/www/media/bills"}},
+        "staticfiles": {"BACKEND": "b.Storage"},
+    }
+
+
+def test_a_project_without_storages_has_those_of_django() -> None:
+    assert "STORAGES" not in adapt.adapted(STOCK)
+
+
+@pytest.mark.parametrize("root", ["", "/", "media", "/home/me/shop", "/home/me"])
+def test_a_root_that_is_none_moves_nothing(root: str) -> None:
+    given = {"BASE_DIR": Path("/home/me/shop"), "MEDIA_ROOT": root, "A": "/home/me/shop/a", "B": "/srv/b"}
+    settings = adapt.adapted(given)
+    assert (settings["A"], settings["B"], settings["BASE_DIR"]) == ("/home/me/shop/a", "/srv/b", Path("/home/me/shop"))
+
+
+@pytest.mark.parametrize(
+    ("given", "modes"),
+    [({}, (0o644, None)), ({"FILE_UPLOAD_PERMISSIONS": None}, (0o644, None)),
+     ({"FILE_UPLOAD_PERMISSIONS": 0o600, "FILE_UPLOAD_DIRECTORY_PERMISSIONS": 0o700}, (0o640, 0o750))],
+)  # fmt: skip
+def test_the_web_server_reads_uploads(given: dict[str, Any], modes: tuple[int, int | None]) -> None:
+    settings = adapt.adapted(given)
+    assert (settings["FILE_UPLOAD_PERMISSIONS"], settings.get("FILE_UPLOAD_DIRECTORY_PERMISSIONS")) == modes
+
+
+def test_a_former_name_of_a_time_zone(tmp_path: Path) -> None:
+    (tmp_path / "Europe").mkdir()
+    (tmp_path / "Europe/Vienna").touch()
+    assert adapt.time_zone("US/Eastern", tmp_path) == "US/Eastern"
+    (tmp_path / "tzdata.zi").write_text("# version 2026a\nL America/New_York US/Eastern\nL Europe/Kyiv Europe/Kiev\n")
+    names = {name: adapt.time_zone(name, tmp_path) for name in ("US/Eastern", "Europe/Kiev", "Europe/Vienna", "Mars/Phobos")}
+    assert names == {
+        "US/Eastern": "America/New_York", "Europe/Kiev": "Europe/Kyiv", "Europe/Vienna": "Europe/Vienna",
+        "Mars/Phobos": "Mars/Phobos",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("hosts", [None, []])
 def test_no_hosts_of_the_project(hosts: Any) -> None:
     assert adapt.adapted({"ALLOWED_HOSTS": hosts})["ALLOWED_HOSTS"] == []

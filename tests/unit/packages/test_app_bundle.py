@@ -262,7 +262,7 @@ def test_a_lock_as_powershell_writes_it(application: Path, encoding: str) -> Non
 
 def test_a_lock_that_is_no_text_is_a_problem(application: Path) -> None:
     (application / "requirements.lock").write_bytes(b"django==5.2\n# f\xfcr\n")
-    assert "requirements.lock: byte 16 is not UTF-8" in problems(application)
+    assert "requirements.lock: byte 15 is not UTF-8" in problems(application)
 
 
 def test_a_package_that_pip_compile_leaves_out(application: Path, house: Path) -> None:

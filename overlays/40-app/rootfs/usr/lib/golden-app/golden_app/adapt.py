@@ -14,6 +14,11 @@ from typing import Any
 
 MIDDLEWARE = "golden_app.middleware.surroundings"
 STATIC_ROOT, MEDIA_ROOT = "/var/www/static", "/var/www/media"
+ZONES = Path("/usr/share/zoneinfo")
+# Django's own for uploads.
+FILE_MODE = 0o644
+# Settings with directories of the code.
+OF_THE_CODE = ("BASE_DIR", "STATICFILES_DIRS", "TEMPLATES", "LOCALE_PATHS", "FIXTURE_DIRS")
 POSTGRESQL = "django.db.backends.postgresql"
 # Settings of a database that say where it is and who asks; of SQLite, nothing else is worth keeping.
 PLACE = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
@@ -76,7 +81,14 @@ def adapted(given: Mapping[str, Any], *, hosts: str = "", role: str = "", secret
     if secret and (not key or str(key).startswith(INSECURE)):
         settings["SECRET_KEY"] = secret
     settings["DATABASES"] = {**(given.get("DATABASES") or {}), "default": database(given, role)}
-    settings |= {"STATIC_ROOT": STATIC_ROOT, "MEDIA_ROOT": MEDIA_ROOT}
+    for setting, directory in (("STATIC_ROOT", STATIC_ROOT), ("MEDIA_ROOT", MEDIA_ROOT)):
+        settings |= moved(settings, str(given.get(setting) or ""), directory, str(given.get("BASE_DIR") or ""))
+        settings[setting] = directory
+    if given.get("STORAGES"):
+        settings["STORAGES"] = storages(settings["STORAGES"])
+    settings |= readable(given)
+    if zone := given.get("TIME_ZONE"):
+        settings["TIME_ZONE"] = time_zone(str(zone))
     for setting, address in (("STATIC_URL", "/static/"), ("MEDIA_URL", "/media/")):
         # Files on another host are that host's.
         if "//" not in str(given.get(setting) or ""):
@@ -90,6 +102,65 @@ def adapted(given: Mapping[str, Any], *, hosts: str = "", role: str = "", secret
     if logs := given.get("LOGGING"):
         settings["LOGGING"] = logging(logs)
     return settings
+
+
+def moved(settings: Mapping[str, Any], root: str, target: str, base: str) -> dict[str, Any]:
+    """Return the settings that name a file or directory below ``root``, with ``target`` in its place.
+
+    Projects derive others from STATIC_ROOT and MEDIA_ROOT: locations of storages, of thumbnails, a list of built scripts.
+    What is read from the code stays, and so does all when the project itself (``base``) is below the root.
+    """
+    place = Path(root)
+    if not place.is_absolute() or place == Path("/") or (base and Path(base).is_relative_to(place)):
+        return {}
+    return {name: _moved(value, place, target) for name, value in settings.items() if name not in OF_THE_CODE}
+
+
+def _moved(value: Any, root: Path, target: str) -> Any:
+    """Return a value with the paths below ``root`` moved."""
+    if isinstance(value, dict):
+        return {key: _moved(entry, root, target) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved(entry, root, target) for entry in value)
+    if isinstance(value, (str, Path)) and Path(value).is_absolute() and Path(value).is_relative_to(root):
+        path = Path(target, Path(value).relative_to(root))
+        return path if isinstance(value, Path) else f"{path}{'/' if value.endswith('/') else ''}"
+    return value
+
+
+def storages(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the storages; the default one and that of static files keep nothing in a directory that is not there.
+
+    Others stay where they are: a directory below MEDIA_ROOT is sent to everybody.
+    """
+    found = dict(given)
+    for alias, directory in (("default", MEDIA_ROOT), ("staticfiles", STATIC_ROOT)):
+        options = (found.get(alias) or {}).get("OPTIONS") or {}
+        location = Path(str(options.get("location") or directory))
+        if location.is_absolute() and not location.is_relative_to(directory):
+            found[alias] = {**found[alias], "OPTIONS": {**options, "location": directory}}
+    return found
+
+
+def readable(given: Mapping[str, Any]) -> dict[str, int]:
+    """Return modes of uploads with which the web server's group reads them, where the project has others."""
+    file = given.get("FILE_UPLOAD_PERMISSIONS", FILE_MODE)
+    directory = given.get("FILE_UPLOAD_DIRECTORY_PERMISSIONS")
+    modes = {"FILE_UPLOAD_PERMISSIONS": FILE_MODE if file is None else file | 0o040}
+    return modes if directory is None else {**modes, "FILE_UPLOAD_DIRECTORY_PERMISSIONS": directory | 0o050}
+
+
+def time_zone(name: str, zones: Path = ZONES) -> str:
+    """Return the present name of a time zone whose former name Debian has in another package (US/Eastern)."""
+    if (zones / name).is_file():
+        return name
+    try:
+        lines = (zones / "tzdata.zi").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return name
+    # L TARGET NAME
+    links = (line.split() for line in lines if line.startswith("L "))
+    return next((words[1] for words in links if words[2:] == [name]), name)
 
 
 def database(given: Mapping[str, Any], role: str = "") -> dict[str, Any]:

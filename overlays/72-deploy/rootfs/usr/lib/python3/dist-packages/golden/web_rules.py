@@ -19,7 +19,8 @@ MARGIN_SECONDS = 5
 # A monitor's request waits while a release takes over; a large project is imported for several seconds then.
 HEALTH_SECONDS = 15
 WEBSOCKET_SECONDS = 3600
-MEDIA_NAME = "[A-Za-z0-9_@+-][A-Za-z0-9_.@+-]*"
+# Any name that is not hidden: users' files have blanks, umlauts and brackets in theirs.
+MEDIA_NAME = "[^/.][^/]*"
 APPLICATION = "include /etc/nginx/snippets/application.conf;"
 LOGIN_LIMITS = (
     "include /etc/nginx/snippets/limits.conf;",
@@ -110,7 +111,8 @@ def _media(media: Mapping[str, Any]) -> Iterator[str]:
         # A suffix in capitals is the same kind: cameras write them.
         types = " ".join(kind["suffixes"])
         yield from _nested(f'location ~* "^/media/(?:{MEDIA_NAME}/)*{MEDIA_NAME}\\.(?:{_suffixes(kind)})$"', [
-            "root /var/www;", f"types {{ {kind['type']} {types}; }}", f"default_type {kind['type']};",
+            "root /var/www;", "if (!-f $request_filename) { return 404; }",
+            f"types {{ {kind['type']} {types}; }}", f"default_type {kind['type']};",
             "limit_req zone=files burst=1000 nodelay;", *_methods(["GET"]),
         ])  # fmt: skip
 
