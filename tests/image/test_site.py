@@ -55,9 +55,16 @@ def test_unit_works_before_those_that_use_it(facts: dict[str, Fact]) -> None:
     assert (unit["ActiveState"], unit["Result"]) == ("active", "success")
     assert "golden-alert@golden-site.service.service" in unit["OnFailure"]
     assert "cloud-init-network.service" in unit["After"].split()
-    assert {"golden-names.service", "nginx.service", "rsyslog.service"} <= set(unit["Before"].split())
+    assert {"golden-names.service", "rsyslog.service"} <= set(unit["Before"].split())
     assert "network-online.target" not in unit["After"]
     assert "golden-site.service" in properties(facts["order"])["Wants"].split()
+
+
+@pytest.mark.layers("50-nginx")
+@pytest.mark.req("R9")
+def test_the_web_server_waits_for_the_settings(facts: dict[str, Fact]) -> None:
+    """The settings are read before the web server starts, whose configuration includes what they become"""
+    assert "nginx.service" in properties(facts["unit"])["Before"].split()
 
 
 @pytest.mark.req("R30")
@@ -95,6 +102,7 @@ RESTORE = (
 )
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.story
 @pytest.mark.minutes
 @pytest.mark.req("R4", "F30")
@@ -133,6 +141,7 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
     assert restored.stdout.strip() == "active"
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.story
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:

@@ -154,8 +154,9 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     ids=["unknown", "missing", "double", "unordered"],
 )  # fmt: skip
 def test_wrong_layers_are_told_with_the_file(tmp_path: Path, named: list[str], problem: str) -> None:
-    for name, required in {"10-base": [], "40-app": ["50-nginx"], "50-nginx": []}.items():
-        write_layer(tmp_path, name, **({"requires": required} if required else {}))
+    write_layer(tmp_path, "10-base")
+    write_layer(tmp_path, "40-app", requires=["50-nginx"])
+    write_layer(tmp_path, "50-nginx")
     path = profile(tmp_path, "web", extends="../golden.yaml", name="golden-web", layers=named)
     with pytest.raises(SpecError) as caught:
         load_stack(tmp_path / "overlays", specs.load(path))
