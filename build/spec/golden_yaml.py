@@ -188,7 +188,8 @@ def read(table: Table) -> Spec:
         releases=release_policy.read(table.inner("releases", about=release_policy.ABOUT)),
     )  # fmt: skip
     if list(spec.layers) != sorted(spec.layers):
-        remedy = "write the layers in ascending order: it is the order in which they are installed"
+        order = ", ".join(sorted(spec.layers))
+        remedy = f"write the layers in ascending order, in which they are installed: [{order}]"
         table.problem("layers", list(spec.layers), remedy)
     table.finish()
     return spec

@@ -159,7 +159,8 @@ def load_stack(root: Path, spec: Spec) -> Stack:
     _check_overlaps(layers, problems)
     _check_provided(layers, spec, problems)
     _check_mounts(layers, spec, problems)
-    raise_problems(root, problems)
+    own = all(problem.startswith(f"{spec.file}: ") for problem in problems)
+    raise_problems(Path(spec.file) if own else root, problems)
     return Stack(tuple(layers))
 
 
@@ -182,7 +183,9 @@ def directories(root: Path, spec: Spec, problems: list[str]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             parent = root.name if place.parent == root else str(place.parent)
-            problems.append(f"{spec.file}: layers: {place.name!r}: there is no such directory in {parent}/")
+            there = [path.name for path in sorted(place.parent.glob("*/")) if LAYER_NAME.fullmatch(path.name)]
+            remedy = f"correct the name; there are {', '.join(there)}" if there else "correct the path, or make the layer"
+            problems.append(f"{spec.file}: layers: {place.name!r}: there is no such directory in {parent}/: {remedy}")
     return [place for place in places if place.is_dir()]
 
 

@@ -17,7 +17,8 @@ from .wire import send, wire
 
 pytestmark = pytest.mark.story
 
-JAILS = {"golden-limit", "golden-probes", "sshd"}
+# With the web server, and without.
+JAILS, SSHD_ONLY = {"golden-limit", "golden-probes", "sshd"}, {"sshd"}
 # What the log holds of a request, and whether it counts against the address that sent it.
 REFUSED = '{"ts":"2026-01-02T03:04:05+00:00","net":"%s","ip":"%s","status":%d,"machine":%d,"uri":"%s"}'
 LOOKED_FOR = {
@@ -178,10 +179,10 @@ def scene(host: Host) -> dict[str, Any]:
 
 
 @pytest.mark.req("R50", "R66")
-def test_jails_run(facts: dict[str, Fact]) -> None:
+def test_jails_run(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
     """fail2ban watches sshd and the refused requests of nginx"""
     listed = facts["jails"].lines[-1].partition("Jail list:")[2]
-    assert {name.strip() for name in listed.split(",")} == JAILS
+    assert {name.strip() for name in listed.split(",")} == (JAILS if "50-nginx" in spec.layers else SSHD_ONLY)
 
 
 @pytest.mark.req("R66")
@@ -197,9 +198,16 @@ def test_service_can_do_little(facts: dict[str, Fact]) -> None:
     assert user.strip() == "fail2ban"
     assert int(capabilities.split()[1], 16) == 1 << 12
     assert float(facts["exposure"].text.split()[-3]) <= 2.0
+
+
+@pytest.mark.layers("50-nginx")
+@pytest.mark.req("R66")
+def test_refusals_are_closed(facts: dict[str, Fact]) -> None:
+    """What the web server refused is read by administrators and fail2ban, and by nobody else"""
     assert facts["access"].text == "640 root:adm"
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
     """What only a scanner asks for counts against it, and what a visitor may ask for does not"""
@@ -207,12 +215,14 @@ def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
     assert {uri: _address(number) in found for number, uri in enumerate(LOOKED_FOR)} == LOOKED_FOR
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50")
 def test_too_many_requests_count(facts: dict[str, Fact]) -> None:
     """An answer 429 counts against its address, of IPv6 against the /64; another one does not, nor a browser's"""
     assert facts["limits"].lines == [_address(0), "2001:db8:1:2::/64"]
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_what_a_browser_can_be_made_to_send_does_not_count(facts: dict[str, Fact]) -> None:
     """A request that a page of another site can have a visitor's browser send counts against nobody"""
@@ -225,12 +235,14 @@ def test_sshd_counts_networks(facts: dict[str, Fact]) -> None:
     assert facts["ssh"].text == "persourcenetblocksize 32:64"
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_visitor_of_a_hostile_page_is_not_banned(scene: dict[str, Any]) -> None:
     """Pictures named like what scanners look for, in a page of another site, do not ban the page's visitors"""
     assert not scene["visitor"]
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_scanner_with_many_addresses_is_banned(scene: dict[str, Any]) -> None:
     """A scanner that asks from six addresses of one /64 is banned with its network"""
@@ -266,12 +278,14 @@ def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
     return {case: counted.get(case, 0) for case in requests}
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_browsers_are_known_by_what_no_page_can_take_away(marked: dict[str, int]) -> None:
     """A request with a browser's marks does not count, unless its method or version is one that no page can ask for"""
     assert marked == {"nothing": 1, "language": 0, "site": 0, "form": 0, **dict.fromkeys(MACHINES, 1)}
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R66")
 def test_nobody_can_blame_another(facts: dict[str, Fact]) -> None:
     """An address that a client writes into its request is never banned"""
@@ -286,6 +300,7 @@ def test_messages_of_sshd_are_known(facts: dict[str, Fact]) -> None:
     assert facts["logins"].lines == [_address(number) for number in range(len(SSHD))]
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66", "F24")
 def test_scanner_is_banned(scene: dict[str, Any]) -> None:
     """A scanner's packets are dropped, at the web server's ports, within seconds"""
@@ -293,6 +308,7 @@ def test_scanner_is_banned(scene: dict[str, Any]) -> None:
     assert scene["asked"]["stranger"] == {"80": "silent", "443": "silent"}
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R66")
 def test_administrator_is_not_locked_out_of_the_site(scene: dict[str, Any]) -> None:
     """An administrator who scans the site is not banned from it"""
@@ -300,6 +316,7 @@ def test_administrator_is_not_locked_out_of_the_site(scene: dict[str, Any]) -> N
     assert scene["asked"]["admin"] == {"80": "open"}
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R66", "R80", "F24")
 def test_guesser_is_banned(scene: dict[str, Any]) -> None:
     """Whoever tries accounts on port 22 is banned from it, also from an administrator's network"""
@@ -307,6 +324,7 @@ def test_guesser_is_banned(scene: dict[str, Any]) -> None:
     assert scene["guesser"]
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.req("F24")
 def test_ban_by_hand_reaches_the_packet_filter(scene: dict[str, Any]) -> None:
     """`fail2ban-client set sshd banip` is a rule of nftables at once, for IPv4 and IPv6, and an unban ends it"""

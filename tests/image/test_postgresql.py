@@ -14,7 +14,7 @@ from .facts import Fact, gather, properties
 PSQL = "/usr/lib/postgresql/17/bin/psql -X -A -t -w -h /run/postgresql"
 UNIT = "postgresql@17-main.service"
 # Who looks into the application's database: the superuser cannot.
-OWNER = {"user": "golden-backup", "role": "app_owner", "database": "app"}
+OWNER = {"user": "app-migrate", "role": "app_owner", "database": "app"}
 
 SETTINGS = {
     "listen_addresses": "",
@@ -70,6 +70,15 @@ FORBIDDEN = [
 ]
 
 
+def needed(user: str, role: str, database: str) -> pytest.MarkDecorator:
+    """Return the mark of the layers that bring the users, roles and databases."""
+    owners = {
+        "nginx": "50-nginx", "gunicorn": "40-app", "app-migrate": "40-app", "golden-backup": "70-backup",
+        "golden-restore": "70-backup", "app": "40-app", "app_owner": "40-app", "app_restored": "70-backup",
+    }  # fmt: skip
+    return pytest.mark.layers(*sorted({owners[word] for word in (user, role, database) if word in owners}))
+
+
 def _mebibytes(text: str) -> int:
     """Return a setting's number, a size in MiB."""
     return int(text[:-2]) * 1024 if text.endswith("GB") else int(text.removesuffix("MB"))
@@ -108,7 +117,8 @@ def facts(host: Host) -> dict[str, Fact]:
         "unit": f"systemctl show -p ActiveState -p Type -p Restart -p User -p PrivateNetwork {UNIT}",
         "exposure": f"systemd-analyze security --no-pager {UNIT} | tail -1",
         "access": "stat -c '%a %U:%G %n' /etc/postgresql/17/main/* /etc/postgresql/17/main /var/lib/postgresql/17 "
-        "/var/lib/postgresql/17/main /var/log/postgresql /var/log/postgresql/*",
+        "/var/lib/postgresql/17/main /var/log/postgresql /var/log/postgresql/* "
+        "/etc/postgresql/17/main/hba.d/* /etc/postgresql/17/main/ident.d/*",
         "left": "ls -A /var/lib/postgresql/17",
         "log": "cat /var/log/postgresql/*",
         "tools": "pg_lsclusters --no-header",
@@ -117,7 +127,8 @@ def facts(host: Host) -> dict[str, Fact]:
             "SELECT name || '=' || current_setting(name) || ' ' || coalesce(sourcefile, '') FROM pg_settings "
             "WHERE sourcefile ~ 'memory'"
         ),
-        "wanted": ". /etc/gunicorn/environment; golden-postgresql-memory --json --show --workers $WEB_CONCURRENCY; "
+        "wanted": "test ! -e /etc/gunicorn/environment || . /etc/gunicorn/environment; "
+        "golden-postgresql-memory --json --show --workers ${WEB_CONCURRENCY:-2}; "
         "getconf _PHYS_PAGES; getconf PAGE_SIZE",
         "schema": _query(
             "SELECT has_schema_privilege('public', 'public', 'CREATE'), has_schema_privilege('app', 'public', 'CREATE'), "
@@ -158,7 +169,7 @@ def test_rules_admit_system_users_only(facts: dict[str, Fact]) -> None:
 
 
 @pytest.mark.req("R89", "R91")
-@pytest.mark.parametrize(("user", "role", "database"), REFUSED)
+@pytest.mark.parametrize(("user", "role", "database"), [pytest.param(*one, marks=needed(*one)) for one in REFUSED])
 def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) -> None:
     """A system user cannot come in as a role that is not its own"""
     fact = facts[f"refused {user} {role} {database}"]
@@ -166,18 +177,21 @@ def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) ->
     assert re.search(r"authentication failed|rejects connection", fact.text)
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_roles(facts: dict[str, Fact]) -> None:
     """There are three roles, and only the administrator's has attributes"""
     assert facts["roles"].lines == ["app|t|f", "app_owner|t|f", "postgres|t|t"]
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_databases(facts: dict[str, Fact]) -> None:
     """The application's database belongs to the migrations' role, and sorts text the same on every system"""
     assert facts["databases"].lines == ["app|app_owner|b|C.UTF-8|f", "postgres|postgres|b|C.UTF-8|f"]
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_application_reads_and_writes_rows_only(facts: dict[str, Fact]) -> None:
     """The tables belong to the migrations' role; the application reads and writes rows and no more"""
@@ -188,6 +202,7 @@ def test_application_reads_and_writes_rows_only(facts: dict[str, Fact]) -> None:
     assert facts["application"].text == "1"
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 @pytest.mark.parametrize("statement", FORBIDDEN)
 def test_application_may_not(facts: dict[str, Fact], statement: str) -> None:
@@ -240,6 +255,7 @@ def test_memory_is_fitted(facts: dict[str, Fact], spec: SimpleNamespace) -> None
     assert int(wanted["settings"]["max_connections"]) >= 2 * spec.application.workers + 8
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_only_the_owner_makes_tables(facts: dict[str, Fact]) -> None:
     """Nobody but the migrations' role may create in the schema; it also finds a connection when the workers took the rest"""
@@ -266,6 +282,12 @@ def test_access(facts: dict[str, Fact]) -> None:
 def test_cluster_is_whole(facts: dict[str, Fact]) -> None:
     """The cluster was made in one piece, and nothing half-made is left"""
     assert facts["left"].lines == ["main"]
+
+
+@pytest.mark.layers("40-app")
+@pytest.mark.req("F18")
+def test_tables_are_made_once(facts: dict[str, Fact]) -> None:
+    """That the tables are made is written down by the user that made them"""
     assert facts["marker"].text == "app-migrate"
 
 
@@ -273,7 +295,7 @@ def test_cluster_is_whole(facts: dict[str, Fact]) -> None:
 def test_log(facts: dict[str, Fact]) -> None:
     """The server logs who comes and goes, in a log of its own"""
     text = facts["log"].text
-    assert re.search(r"connection authorized: user=app database=app", text)
+    assert re.search(r"connection authorized: user=postgres database=postgres", text)
     assert "disconnection:" in text
 
 

@@ -60,6 +60,7 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
     )
 
 
+@pytest.mark.layers("30-postgresql", "application")
 @pytest.mark.req("R86", "R95", "R51")
 def test_health_over_tls(answers: dict[str, Answer]) -> None:
     """https://HOST/health is 200 and says that the database was asked; the certificate is for that name"""
@@ -68,6 +69,7 @@ def test_health_over_tls(answers: dict[str, Answer]) -> None:
     assert json.loads(answer.body) == {"db": "ok"}
 
 
+@pytest.mark.layers("30-postgresql", "application")
 @pytest.mark.req("R75")
 def test_page_from_the_database(answers: dict[str, Answer], spec: SimpleNamespace) -> None:
     """The page comes out of the database, with a static file whose name carries its hash"""
@@ -78,6 +80,7 @@ def test_page_from_the_database(answers: dict[str, Answer], spec: SimpleNamespac
     assert spec.application.name in answer.body
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R74")
 def test_style_sheet_has_the_digest_of_the_page(host: Host, answers: dict[str, Answer], spec: SimpleNamespace) -> None:
     """The style sheet that the web server sends has the digest that the page names"""
@@ -88,6 +91,7 @@ def test_style_sheet_has_the_digest_of_the_page(host: Host, answers: dict[str, A
     assert base64.b64encode(hashlib.sha384(sheet.body.encode()).digest()).decode() == found.group(2)
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R13", "R47")
 def test_one_identity_from_end_to_end(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
     """The answer, the web server's log and the application's log carry the same request identity, as JSON"""
@@ -101,6 +105,7 @@ def test_one_identity_from_end_to_end(answers: dict[str, Answer], facts: dict[st
     assert (handled["rid"], handled["status"], handled["path"]) == (identity, 200, "/health")
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R13", "R49")
 def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
     """What a client says about its identity and address reaches neither log"""
@@ -109,6 +114,7 @@ def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], fact
     assert facts["spoofed"].words == ["0", "0"]
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R13")
 def test_every_request_is_recorded(host: Host, answers: dict[str, Answer], spec: SimpleNamespace) -> None:
     """Static files are in the access log like everything else: those that were sent, and those that are not there"""
@@ -162,6 +168,7 @@ def test_access_log_is_out_of_reach(facts: dict[str, Fact]) -> None:
     assert facts["log access"].text == "640 root:adm"
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R16", "R20", "R21")
 def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
     """nginx reaches the application over one UNIX socket in memory, which systemd holds"""
@@ -176,6 +183,7 @@ def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
     assert properties(facts["activation"])["Triggers"] == "gunicorn.service"
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R19")
 def test_workers(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
     """As many workers answer as the spec says, for its WSGI callable, all as gunicorn's user"""
@@ -194,6 +202,7 @@ def test_web_workers(facts: dict[str, Fact]) -> None:
     assert sum("master process" in arguments for _, arguments in lines) == 1
 
 
+@pytest.mark.layers("30-postgresql", "application")
 @pytest.mark.req("R8", "R89", "R90")
 def test_database_connection(facts: dict[str, Fact]) -> None:
     """The application is connected as its least privileged role, over the UNIX socket"""
@@ -222,6 +231,7 @@ def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     )
 
 
+@pytest.mark.layers("application")
 @pytest.mark.req("R64", "R94", "F16")
 def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
     """The access log is rotated under load: no request fails, no line is lost, and the new file is used at once"""
@@ -267,6 +277,7 @@ def upgraded(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
     )
 
 
+@pytest.mark.layers("application")
 @pytest.mark.story
 @pytest.mark.req("R34", "R35", "R36", "F05", "F19")
 def test_upgrade_of_nginx(upgraded: tuple[Load, dict[str, Fact]]) -> None:

@@ -61,6 +61,13 @@ def test_unit_works_before_those_that_use_it(facts: dict[str, Fact], expected: d
     assert "golden-site.service" in properties(facts["order"])["Wants"].split()
 
 
+@pytest.mark.layers("50-nginx")
+@pytest.mark.req("R9")
+def test_the_web_server_waits_for_the_settings(facts: dict[str, Fact]) -> None:
+    """The settings are read before the web server starts, whose configuration includes what they become"""
+    assert "nginx.service" in properties(facts["unit"])["Before"].split()
+
+
 @pytest.mark.req("R30")
 def test_faults_are_named_and_open_nothing(facts: dict[str, Fact]) -> None:
     """A file with faults: each is named with its key and a remedy, and what is wrong counts as not given"""
@@ -96,9 +103,9 @@ RESTORE = (
 )
 
 
+@pytest.mark.layers("50-nginx")
 @pytest.mark.story
 @pytest.mark.minutes
-@pytest.mark.layers("50-nginx")
 @pytest.mark.req("R4", "F30")
 def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
     """golden-site apply: 253 characters are served; what nginx refuses changes nothing; a dead nginx is started"""
@@ -135,8 +142,8 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
     assert restored.stdout.strip() == "active"
 
 
-@pytest.mark.story
 @pytest.mark.layers("50-nginx")
+@pytest.mark.story
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
     """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""

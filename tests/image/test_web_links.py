@@ -12,7 +12,7 @@ from testinfra.host import Host
 from .facts import Answer, Fact, ask, browse, gather
 from .remote import until
 
-pytestmark = pytest.mark.story
+pytestmark = [pytest.mark.story, pytest.mark.layers("40-app", "65-certificates")]
 
 CHALLENGES, MEDIA, STATIC = "/run/golden-challenges", "/var/www/media", "/var/www/static"
 KEY = "/run/nginx-tls/app.key"

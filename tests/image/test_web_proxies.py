@@ -15,7 +15,7 @@ from .neighbours import play
 from .remote import until
 from .wire import Reply, send, wire
 
-pytestmark = pytest.mark.story
+pytestmark = [pytest.mark.story, pytest.mark.layers("application", "25-firewall", "26-bans")]
 
 # Addresses of the loopback interface play the proxies and somebody else; the clients are addresses for documentation.
 PROXY, SECOND, STRANGER = "127.0.7.1", "127.0.7.2", "127.0.7.9"

@@ -27,7 +27,7 @@ def module() -> ModuleType:
 
 
 def test_nothing_given_empties_every_set(module: ModuleType) -> None:
-    sets = ("admin_inet4", "admin_inet6", "proxy_inet4", "proxy_inet6", "site_out")
+    sets = ("admin_inet4", "admin_inet6", "proxy_inet4", "proxy_inet6", "upstream_out4", "upstream_out6", "site_out")
     wanted = "".join(f"flush set inet golden {name}\n" for name in sets)
     assert module.site_rules(NOTHING, default_cidrs=[], users=USERS) == wanted
     assert module.site_rules({}, default_cidrs=[], users=USERS) == wanted

@@ -135,6 +135,23 @@ def test_names_that_are_left_out(tmp_path: Path, name: str) -> None:
     assert written_names(tmp_path, name)[0] == "golden.example.org"
 
 
+def test_names_of_other_servers_are_in_the_certificate_alone(tmp_path: Path) -> None:
+    (tmp_path / "other-names").write_text("api.example.org golden.example.org\n")
+    (tmp_path / "site-names").write_text("www.example.org api.example.org\n")
+    script = NAMES.read_text().replace("/run/golden", str(tmp_path))
+    variables = {"SERVER_NAME": "golden.example.org", "DOMAIN": "example.org", "PATH": os.environ["PATH"]}
+    subprocess.run(["/bin/sh", "-c", script], env=variables, check=True, capture_output=True)
+    own = (tmp_path / "server-names.conf").read_text().removeprefix("server_name ").rstrip(";\n").split()
+    assert own[0] == "www.example.org"
+    assert not {"api.example.org", "golden.example.org"} & set(own)
+    assert (tmp_path / "names").read_text().split() == [*own, "api.example.org", "golden.example.org"]
+    assert (tmp_path / "site.env").read_text().split() == ["SITE_HOSTS=" + own[0], *own[1:]]
+    # Every name of the machine is another server's.
+    (tmp_path / "other-names").write_text((tmp_path / "names").read_text())
+    subprocess.run(["/bin/sh", "-c", script], env=variables, check=True, capture_output=True)
+    assert (tmp_path / "server-names.conf").read_text() == "server_name unnamed.invalid;\n"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "good"),
     [

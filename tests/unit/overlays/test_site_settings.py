@@ -44,7 +44,7 @@ def test_nothing_given_has_every_key_and_opens_nothing(module: ModuleType) -> No
     assert settings == {
         "admin_cidrs": [], "server_names": [], "certificate": {"acme": None}, "log_collector": None, "backup": None,
         "alerts": {"mail": None, "webhook": None, "ca": None}, "application": None,
-        "admin_proxy": {"client_ca": None, "cidrs": []}, "proxies": None,
+        "admin_proxy": {"client_ca": None, "cidrs": []}, "proxies": None, "sites": [],
     }  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_every_key_is_a_module_of_its_layer(module: ModuleType) -> None:
     assert owners == {
         "admin_cidrs": "25-firewall", "admin_proxy": "50-nginx", "alerts": "74-alerts", "application": "72-deploy",
         "backup": "70-backup", "certificate": "65-certificates", "log_collector": "75-logs", "proxies": "50-nginx",
-        "server_names": "80-firstboot",
+        "server_names": "80-firstboot", "sites": "52-sites",
     }  # fmt: skip
 
 
@@ -343,13 +343,15 @@ def test_a_key_whose_layer_is_missing_names_the_image(
     assert [str(fault) for fault in faults] == [
         f"backup: (not shown): no layer of the image golden-web has this key; known here: {', '.join(sorted(here))}"
     ]
-    assert sorted(module.files(settings)) == ["mail-password", "site-names"]
+    assert sorted(module.files(settings)) == ["mail-password", "other-names", "site-names"]
     assert "backup" not in module.schema()["properties"]
 
 
 def test_the_files_of_the_settings(module: ModuleType) -> None:
     settings, _faults = module.parse("server_names: [b.example.org, a.example.org]")
-    assert module.files(settings) == {"site-names": b"b.example.org a.example.org\n", "mail-password": b""}
+    assert module.files(settings) == {
+        "site-names": b"b.example.org a.example.org\n", "mail-password": b"", "other-names": b"\n",
+    }  # fmt: skip
 
 
 def test_the_name_of_the_image_is_that_of_the_spec() -> None:

@@ -119,7 +119,7 @@ WRONG_VALUES = [
     (
         "layers",
         ["40-app", "10-base"],
-        "layers: ['40-app', '10-base']: write the layers in ascending order: it is the order in which they are installed",
+        "layers: ['40-app', '10-base']: write the layers in ascending order, in which they are installed: [10-base, 40-app]",
     ),
 ]
 

@@ -248,7 +248,7 @@ def test_stray_files_beside_the_description_are_problems(tmp_path: Path) -> None
 def test_a_layer_that_is_not_there_is_told(tmp_path: Path) -> None:
     write_layer(tmp_path, "10-base")
     assert problems(tmp_path, "10-base", "20-gone") == [
-        "golden.yaml: layers: '20-gone': there is no such directory in overlays/"
+        "golden.yaml: layers: '20-gone': there is no such directory in overlays/: correct the name; there are 10-base"
     ]
 
 
@@ -326,7 +326,8 @@ def test_the_problems_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
         read_stack(tmp_path, "10-base", "20-more", "30-gone")
     assert caught.value.render() == (
         f"{tmp_path}/overlays has 5 problems\n"
-        "    golden.yaml: layers: '30-gone': there is no such directory in overlays/\n"
+        "    golden.yaml: layers: '30-gone': there is no such directory in overlays/: correct the name; there are "
+        "10-base, 20-more\n"
         "    10-base/layer.yaml.packages: 'A': write the name of a Debian package\n"
         "    20-more/rootfs/etc/y.j2: 'nothing' is undefined: correct the template\n"
         f"    20-more/layer.yaml.extra: 1: unknown key; {UNKNOWN}\n"

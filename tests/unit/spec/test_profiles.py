@@ -131,7 +131,38 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     write_spec(root, golden(layers=["../our/90-site"]))
     with pytest.raises(SpecError) as caught:
         load_stack(root / "overlays", specs.load(root / "golden.yaml"))
-    assert caught.value.details == f"golden.yaml: layers: '90-site': there is no such directory in {tmp_path / 'our'}/"
+    assert caught.value.details == (
+        f"golden.yaml: layers: '90-site': there is no such directory in {tmp_path / 'our'}/: "
+        "correct the path, or make the layer"
+    )
+
+
+# --- the layers of a profile ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        (["10-base", "50-ngnix"], ("web.yaml: layers: '50-ngnix': there is no such directory in overlays/: correct the "
+         "name; there are 10-base, 40-app, 50-nginx")),
+        (["10-base", "40-app"], ("web.yaml: layers: 40-app requires '50-nginx', which is not in the image: add it, or "
+         "remove 40-app")),
+        (["10-base", "10-base"], "layers: '10-base': duplicate entry: remove one"),
+        (["50-nginx", "10-base"], ("layers: ['50-nginx', '10-base']: write the layers in ascending order, in which they are "
+         "installed: [10-base, 50-nginx]")),
+    ],
+    ids=["unknown", "missing", "double", "unordered"],
+)  # fmt: skip
+def test_wrong_layers_are_told_with_the_file(tmp_path: Path, named: list[str], problem: str) -> None:
+    write_layer(tmp_path, "10-base")
+    write_layer(tmp_path, "40-app", requires=["50-nginx"])
+    write_layer(tmp_path, "50-nginx")
+    path = profile(tmp_path, "web", extends="../golden.yaml", name="golden-web", layers=named)
+    with pytest.raises(SpecError) as caught:
+        load_stack(tmp_path / "overlays", specs.load(path))
+    assert caught.value.details == problem
+    assert caught.value.brief.endswith("web.yaml has 1 problem")
+    assert caught.value.hint.startswith("correct web.yaml")
 
 
 # --- the profiles of this checkout ------------------------------------------------------------------------------------

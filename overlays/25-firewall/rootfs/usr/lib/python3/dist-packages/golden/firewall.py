@@ -30,11 +30,14 @@ def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str], users: 
     A user who is not among the machine's ``users`` calls nobody. Raises ValueError for a network that is none.
     """
     networks = {"admin": site.get("admin_cidrs") or default_cidrs}
+    destinations: dict[str, Iterable[tuple[str, str, int]]] = {}
     for key, known in site_settings.keys().items():
         networks |= known.networks(site.get(key))
-    return "".join(_fill_networks(name, cidrs) for name, cidrs in networks.items()) + _fill(
-        "site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users]
-    )
+        destinations |= known.destinations(site.get(key))
+    text = "".join(_fill_networks(name, cidrs) for name, cidrs in networks.items())
+    for name, wanted in destinations.items():
+        text += _fill_destinations(name, [one for one in wanted if one[0] in users])
+    return text + _fill("site_out", [f"{user} . {port}" for user, port in sorted(site_out(site)) if user in users])
 
 
 def _fill_networks(name: str, cidrs: Iterable[str]) -> str:
@@ -43,6 +46,14 @@ def _fill_networks(name: str, cidrs: Iterable[str]) -> str:
     return "".join(
         _fill(f"{name}_inet{version}", [str(net) for net in networks if net.version == version]) for version in (4, 6)
     )
+
+
+def _fill_destinations(name: str, wanted: Iterable[tuple[str, str, int]]) -> str:
+    """Return the rules that fill the two sets of users, addresses and ports NAME_out4 and NAME_out6."""
+    elements: dict[int, list[str]] = {4: [], 6: []}
+    for user, address, port in sorted(set(wanted)):
+        elements[ipaddress.ip_address(address).version].append(f"{user} . {address} . {port}")
+    return "".join(_fill(f"{name}_out{version}", found) for version, found in elements.items())
 
 
 def _fill(name: str, elements: Iterable[str]) -> str:

@@ -57,7 +57,8 @@ class Key:
     ``read`` gets the table of the whole file and the key's name, and returns the setting, also for a file without the key.
     ``files`` returns files for /run/golden, by name, that units need besides site.json. ``from_hypervisor``: the hypervisor
     may set the key too (see golden.site). For the packet filter: ``outgoing`` returns who calls which address (a URL);
-    ``networks`` returns networks by the name of their sets (NAME_inet4, NAME_inet6).
+    ``networks`` returns networks by the name of their sets (NAME_inet4, NAME_inet6); ``destinations`` returns users with the
+    address and TCP port that each may reach, by the name of their sets (NAME_out4, NAME_out6).
     """
 
     read: Callable[[Table, str], Any]
@@ -65,6 +66,7 @@ class Key:
     from_hypervisor: bool = False
     outgoing: Callable[[Any], Iterable[tuple[str, str | None]]] = lambda _setting: ()
     networks: Callable[[Any], Mapping[str, Sequence[str]]] = lambda _setting: {}
+    destinations: Callable[[Any], Mapping[str, Sequence[tuple[str, str, int]]]] = lambda _setting: {}
 
 
 class Table:
@@ -126,6 +128,26 @@ class Table:
             except Wrong as wrong:
                 self.complain(f"{key}[{number}]", item, str(wrong))
         return list(good)
+
+    def parts(self, key: str, read_part: Callable[[Table], dict[str, Any]], *, about: str) -> list[dict[str, Any]]:
+        """Return the mappings in a list that have no fault."""
+        described = Table(None, [], describes=True)
+        read_part(described)
+        self._keys[key] = lambda: _described(about, {"type": ["array", "null"], "items": described.schema()})
+        found = self.content.get(key)
+        if found is not None and not isinstance(found, list):
+            self.complain(key, found, f"write a list: {key}: [{{...}}]")
+        good = []
+        for number, item in enumerate(found if isinstance(found, list) else ()):
+            before = len(self.faults)
+            if not isinstance(item, Mapping):
+                self.complain(f"{key}[{number}]", item, "write keys and values")
+                continue
+            inner = Table(item, self.faults, where=f"{self.where}{key}[{number}].")
+            values = read_part(inner)
+            inner.refuse_others()
+            good += [values] if len(self.faults) == before else []
+        return good
 
     def part(self, key: str, *, about: str) -> Table:
         """Return the mapping under a key."""
