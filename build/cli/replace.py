@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(json.dumps(facts, indent=1, sort_keys=True) if arguments.json else "\n".join(map(_text, results)))
     if failed is not None:
         left = names[len(results) + 1 :]
-        log.warn(f"not begun: {', '.join(left)}" if left else "it was the last one")
+        if left:
+            log.warn(f"not begun: {', '.join(left)}")
         raise failed
     return 0
 

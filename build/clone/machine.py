@@ -18,7 +18,7 @@ from build.core import log
 from build.core.errors import StepFailed
 from build.core.units import KIB, size_bytes
 from build.proxmox import guest_agent, labels
-from build.proxmox.api_errors import CHANGED
+from build.proxmox.api_errors import CHANGED, NO_ANSWER
 from build.proxmox.claim import ConcurrentRun
 from build.proxmox.client import Api, ApiError, TaskFailed
 from build.proxmox.labels import CloneLabel, CloneState
@@ -83,23 +83,35 @@ def make(api: Api, source: Source, request: Request, label: CloneLabel, *, pool:
 def _take_back(api: Api, source: Source, vmid: int, *, run: str, upid: str) -> None:
     """Remove a clone that this run created, on either node."""
     places = dict.fromkeys((source.node, source.place))
+
+    def announce(api: Api, node: str, vmid: int) -> bool:
+        return _announce_removal(api, node, vmid, run)
+
     if not upid:
         # Until the task ends, the clone is in no pool, and not visible to this token; its label identifies the run.
         settle_clone(api, source.node, source.vmid, vmid, timeout=SETTLE_SECONDS)
     for node in places:
-        take_away(api, node, vmid, run=run, upid=upid if node == source.node else "", ahead=_announce_removal)
+        take_away(api, node, vmid, run=run, upid=upid if node == source.node else "", ahead=announce)
 
 
-def _announce_removal(api: Api, node: str, vmid: int) -> bool:
-    """Label a clone as being removed, so that no other run continues it. Return False if one does already."""
+def _announce_removal(api: Api, node: str, vmid: int, run: str) -> bool:
+    """Label a clone of a run as being removed, so that no other run continues it. Return False if one does already."""
     machine = Machine(node, vmid)
     label = labels.parse_clone(str(api.get(f"{machine.path}/config").get("description", "")))
-    if label is not None:
+    if label is not None and label.run != run:
+        return False
+    # It is labelled already if a request of the removal failed.
+    if label is not None and label.state is not CloneState.REMOVING:
         going = label.become(CloneState.REMOVING).describe()
         try:
-            _change(api, machine, label.run, lambda _config: {"description": going})
+            _change(api, machine, run, lambda _config: {"description": going})
         except ConcurrentRun:
             return False
+        except ApiError as error:
+            if error.status == NO_ANSWER:
+                raise
+            # A right that is missing, for example: the clone is removed all the same.
+            log.debug(f"VM {vmid} is removed without a label that says so: {error.brief}")
     return True
 
 

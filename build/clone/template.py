@@ -20,6 +20,7 @@ from build.release import channels, state
 from build.spec import release_policy
 
 SEEN = 8
+NONE_SEEN = "publish one: nox -s publish; if one is published, check the token: nox -s doctor -- --proxmox"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def choose(api: Api, guests: Sequence[Mapping[str, Any]], request: Request, prod
         shown = sorted({f"{guest['name']} ({', '.join(sorted(_tags(guest)))})" for guest in available})
         raise SpecError(
             f"there is no template of {product} {selection}", details="\n".join(shown[-SEEN:]),
-            hint="publish one: nox -s publish" if not available else "choose one of these with --template or --channel",
+            hint="choose one of these with --template or --channel" if available else NONE_SEEN,
         )  # fmt: skip
     if len({_digest(guest) for guest in matching}) > 1:
         places = ", ".join(f"{guest['node']}/{guest['vmid']}" for guest in matching)

@@ -49,6 +49,8 @@ def page(product: str, facts: Sequence[Fact], *, time: str) -> str:
 
 def text(facts: Sequence[Fact]) -> str:
     """Return the machines as a table, with the differences below each."""
+    if not facts:
+        return "no machine that this token may see: clone one, or check the token with nox -s doctor -- --proxmox"
     rows = [[f"{fact.name} {fact.node}/{fact.vmid}", *cells(fact)] for fact in facts]
     table = [list(TITLES[:-1]), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(TITLES) - 1)]

@@ -22,7 +22,8 @@ from build.spec.cluster import Settings, Token
 # pve-access-control: RPCEnvironment::check, "Permission check failed (/path, Privilege)".
 DENIED = re.compile(r"Permission check failed \((?P<path>[^,)]+), (?P<privileges>[^)]+)\)")
 # The response for a pool that does not exist has the same status.
-NO_POOL = re.compile(r"pool '[^']*' does not exist")
+NO_POOL = re.compile(r"pool '(?P<pool>[^']*)' does not exist")
+NODE = re.compile(r"/nodes/(?P<node>[^/ ]+)")
 POOLS = "check proxmox.pool and proxmox.clones in golden.yaml; nox -s doctor -- --roles prints the commands that create them"
 # The status of a connection that failed before there was a response.
 NO_ANSWER = 0
@@ -61,7 +62,7 @@ class TaskFailed(StepFailed):
 class Cause:
     """The cause of an error: a pattern of Proxmox's message, the cause in an administrator's terms, and the next step.
 
-    Groups of the pattern: ``by``, the name of a lock, and ``storage``, follow the cause.
+    Groups of the pattern: ``by``, the name of a lock, and ``storage``, follow the cause. The hint may name ``{storage}``.
     """
 
     pattern: re.Pattern[str]
@@ -91,7 +92,9 @@ CAUSES = tuple(
         (r"VM is locked \((?P<by>[a-z-]+)\)", "the VM is locked", _WAIT),
         (r"can't lock file|VM is locked", "the VM's configuration is locked", _WAIT),
         (r"(?:(?:storage|on) '(?P<storage>[^']+)'.*)?(?:No space left|not enough (?:free )?space)", "not enough free space",
-         "free space on the storage"),
+         "free space on the storage {storage}"),
+        (r"storage '(?P<storage>[^']+)' does not support (?:vm images|'images' content)", "no disks of VMs are allowed",
+         "add images to its content types (pvesm set {storage} --content), or choose another storage"),
         (r"Linked clone feature is not supported", "linked clones are not supported",
          "this storage supports full clones only: omit --linked"),
         (r"checksum mismatch: got", "the upload arrived damaged", f"the upload was damaged during transfer: {REPEAT}"),
@@ -110,8 +113,9 @@ def cause(text: str) -> tuple[str, str]:
         if match := entry.pattern.search(text):
             groups = match.groupdict()
             if storage := groups.get("storage"):
-                return f"{entry.name} on storage {storage}", f"{entry.hint} {storage}"
-            return entry.name + (f" by {LOCKS.get(groups['by'], groups['by'])}" if groups.get("by") else ""), entry.hint
+                return f"{entry.name} on storage {storage}", entry.hint.format(storage=storage)
+            by = f" by {LOCKS.get(groups['by'], groups['by'])}" if groups.get("by") else ""
+            return entry.name + by, entry.hint.replace(" {storage}", "")
     return "", ""
 
 
@@ -169,20 +173,24 @@ def refused(error: Any, token: Token, where: str) -> GoldsmithError:
     if status == 403:
         return denied(text, token, where)
     if status in UNREACHABLE:
+        match = NODE.search(where)
+        node = match["node"] if match else "of the cluster"
         return ApiError(
-            f"the node does not answer ({where})", status=status, details=text, hint="check that the node is online"
-        )
+            f"node {node} does not answer ({where})", status=status, details=text,
+            hint=f"check that it is online: nox -s doctor -- --proxmox; when it is back, {REPEAT}",
+        )  # fmt: skip
     text, hint = explained(text)
     return ApiError(f"Proxmox refused: {text} ({where})", status=status, hint=hint)
 
 
 def denied(text: str, token: Token, where: str) -> Denied:
     """Return the error for a privilege that is missing, or for a pool that does not exist."""
-    if NO_POOL.search(text):
-        return Denied(f"Proxmox has no such pool: {text} ({where})", details=text, hint=POOLS)
+    if pool := NO_POOL.search(text):
+        return Denied(f"Proxmox has no pool {pool['pool']} ({where})", details=text, hint=POOLS)
     match = DENIED.search(text)
     path, privileges = (match["path"], match["privileges"]) if match else ("", "")
-    lacking = f"{privileges} on {path}" if match else text
+    # Of several, one is enough.
+    lacking = f"{privileges.replace('|', ' or ')} on {path}" if match else text
     return Denied(
         f"the token {token.identity} lacks a privilege: {lacking} ({where})", details=text, path=path, privileges=privileges,
         hint="run nox -s doctor -- --proxmox, which lists missing privileges and the commands that grant "

@@ -138,6 +138,14 @@ def host_key(api: Api, node: str, vmid: int) -> str:
     """Return the guest's SSH host key, read through its agent."""
     answer = api.get(f"/nodes/{node}/qemu/{vmid}/agent/file-read", file=HOST_KEY)
     match = PUBLIC_KEY.search(str(answer.get("content", "")))
-    if not match:
+    if not match or not _is_base64(match[0].split()[1]):
         raise NoHostKey(f"VM {vmid} on {node} has no host key in {HOST_KEY}", hint=f"open its console: qm terminal {vmid}")
     return match[0]
+
+
+def _is_base64(text: str) -> bool:
+    """Return whether a text can be decoded: the file of a key may be half written."""
+    try:
+        return bool(base64.b64decode(text, validate=True))
+    except ValueError:
+        return False

@@ -30,6 +30,9 @@ PRODUCT_TAG = "golden"
 REVOKED_TAG = "revoked"
 # The title of the image's own administrator in a label.
 ADMINISTRATOR = "Administrator"
+# The title of the image's major version of PostgreSQL, and Debian's package of a server.
+POSTGRESQL = "PostgreSQL"
+_SERVER = re.compile(r"postgresql-(\d+)")
 # A VM that an operator cloned from a template; the tags of version and digest identify the template.
 CLONE_TAG = "golden-clone"
 
@@ -160,6 +163,8 @@ def of(
     provenance["Root file system"] = manifest.inputs.rootfs_tar_sha256 or ""
     provenance["Commit"] = manifest.inputs.commit or ""
     provenance[ADMINISTRATOR] = manifest.inputs.administrator
+    servers = [match[1] for package in manifest.packages if (match := _SERVER.fullmatch(package))]
+    provenance[POSTGRESQL] = servers[0] if len(servers) == 1 else ""
     if seal:
         digest = manifest.image.sha256
         provenance["Statement"] = Statement(image.path.name, digest, seal.sums, seal.provenance).digest

@@ -17,6 +17,8 @@ DRIVE = re.compile(r"(ide|sata|scsi|virtio|efidisk|tpmstate)\d+")
 
 SETTLE_SECONDS = 600.0
 TRIES = 3
+# No response, or an error of the server, such as a lock that was not free in time.
+PASSING = (0, 500)
 BAD_REQUEST = 400
 # pve-manager, Tasks.pm: the status of a running task in the list.
 RUNNING = "RUNNING"
@@ -77,12 +79,12 @@ class Undo:
 
 
 def _persist(step: Callable[[], None]) -> None:
-    """Retry without a response: removing the same resource twice is harmless."""
+    """Retry without a response, or after a refusal that may pass: removing the same resource twice is harmless."""
     for attempt in range(1, TRIES + 1):
         try:
             step()
         except ApiError as error:
-            if error.status != 0 or attempt == TRIES:
+            if error.status not in PASSING or attempt == TRIES:
                 raise
         else:
             return

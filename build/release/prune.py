@@ -274,6 +274,6 @@ def _remove_one(api: Api, decision: Decision) -> Decision:
             api.configure(template.path, protection=1)
             raise
     except GoldsmithError as error:
-        return replace(decision, problem=error.brief)
+        return replace(decision, problem="; ".join(filter(None, (error.brief, error.hint))))
     log.info(f"{template.place} {template.name} was removed")
     return replace(decision, removed=True)

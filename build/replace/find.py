@@ -64,7 +64,10 @@ def pair(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Pair:
     if len(named) != 1:
         places = ", ".join(f"{machine.node}/{machine.vmid}" for machine, _ in named)
         problem = f"{len(named)} VMs are named {name}: {places}" if named else f"there is no clone named {name}"
-        raise SpecError(problem, hint="nox -s fleet lists the machines")
+        raise SpecError(
+            problem,
+            hint="nox -s fleet lists the machines; if it is missing there, check the token: nox -s doctor -- --proxmox",
+        )
     machine, config = named[0]
     label_of(config)
     return Pair(name, machine, config)

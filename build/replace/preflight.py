@@ -10,9 +10,12 @@ from typing import Any
 from build.clone import data_disk
 from build.core import json_text
 from build.core.errors import GoldsmithError, SpecError
+from build.proxmox import labels
 from build.proxmox.client import Api, ApiError
+from build.proxmox.labels import Label
 from build.replace import settings, switch
 from build.replace.find import Pair
+from build.replace.switch import Adopted
 
 # The result of the last backup on the machine (overlays/70-backup).
 BACKUP = "/var/backups/golden/last.json"
@@ -29,7 +32,7 @@ class Before:
     layout: str
 
 
-def require(api: Api, pair: Pair, *, timeout: float, backup_hours: int) -> Before:
+def require(api: Api, pair: Pair, template: Label, *, timeout: float, backup_hours: int) -> Before:
     """Return the current state of the machine. Raises SpecError with everything that prevents its replacement."""
     problems = settings.problems(pair.config)
     problems += (
@@ -46,7 +49,7 @@ def require(api: Api, pair: Pair, *, timeout: float, backup_hours: int) -> Befor
     if state["status"] != switch.RUNNING:
         problems.append(f"it is {state['status']}: start it, so that its health can be checked first")
     elif not problems:
-        before = _running(api, pair, problems, timeout=timeout, backup_hours=backup_hours)
+        before = _running(api, pair, template, problems, timeout=timeout, backup_hours=backup_hours)
     if problems or before is None:
         raise SpecError(
             f"{pair.name} (VM {pair.old.vmid} on {pair.old.node}) cannot be replaced",
@@ -71,12 +74,16 @@ def _storage(api: Api, pair: Pair) -> list[str]:
     return [f"{key}: the storage {name} ({kinds[name]}) cannot give a disk to another VM: move it: qm disk move"]
 
 
-def _running(api: Api, pair: Pair, problems: list[str], *, timeout: float, backup_hours: int) -> Before | None:
+def _running(
+    api: Api, pair: Pair, template: Label, problems: list[str], *, timeout: float, backup_hours: int
+) -> Before | None:  # fmt: skip
     adopted = switch.adopted(api, pair.old)
     if adopted is None:
         problems.append(
             "data disk: the machine does not use it, or its guest agent does not answer: run golden-data status on it"
         )
+    else:
+        problems += filter(None, [_other_site(pair, adopted), _other_postgresql(adopted, template)])
     if backup_hours and (problem := backup_problem(api, pair, hours=backup_hours)):
         problems.append(problem)
     if problems or adopted is None:
@@ -87,6 +94,32 @@ def _running(api: Api, pair: Pair, problems: list[str], *, timeout: float, backu
         problems.append(f"it is not healthy now: {error.brief}; {error.details}")
         return None
     return Before(reached.host_key, adopted.system, adopted.layout)
+
+
+def _other_site(pair: Pair, adopted: Adopted) -> str:
+    """Return a problem if the data disk belongs to another site than the one in the SMBIOS, which the new VM takes over."""
+    site = data_disk.site_of(pair.config)
+    if not site or site == adopted.site:
+        return ""
+    return (
+        f"data disk: it belongs to the site {adopted.site}, and the SMBIOS of the VM names {site}: attach the disk of {site}"
+    )
+
+
+def _other_postgresql(adopted: Adopted, template: Label) -> str:
+    """Return a problem if the template has another major version of PostgreSQL than the cluster on the data disk.
+
+    A template whose label does not name its version is not refused: its system refuses the disk, and the replacement is
+    rolled back.
+    """
+    cluster = json_text.parse(adopted.layout)["versions"].get("postgresql")
+    offered = template.provenance.get(labels.POSTGRESQL, "")
+    if cluster is None or not offered or str(cluster) == offered:
+        return ""
+    return (
+        f"PostgreSQL: the cluster on the data disk is of version {cluster}, and {template.template} has {offered}, "
+        f"which cannot read it: use a template with PostgreSQL {cluster}, or clone a new machine and restore a backup"
+    )
 
 
 def backup_problem(api: Api, pair: Pair, *, hours: int) -> str:

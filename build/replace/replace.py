@@ -111,7 +111,7 @@ def _source(job: Job, guests: Sequence[Mapping[str, Any]], pair: Pair) -> Source
 
 def _begin(job: Job, pair: Pair, source: Source) -> Pair:
     """Check everything, then write the record. Nothing is changed before."""
-    before = preflight.require(job.api, pair, timeout=job.timeout, backup_hours=job.backup_hours)
+    before = preflight.require(job.api, pair, source.label, timeout=job.timeout, backup_hours=job.backup_hours)
     record = Record(
         name=pair.name, template=source.label.template, phase=Phase.MAKING, made=secrets.token_hex(8), run=job.run,
         begun=stamp_now(), key=data_disk.key_of(pair.config), onboot=int(pair.config.get("onboot", 0)),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import dataclasses
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,8 +29,11 @@ class Machines(Guests):
         self.contents: dict[str, dict[str, Any]] = {}
         # VM ids that ran at the same time with one address: there must never be any.
         self.clashes: list[tuple[int, int]] = []
-        # Names of templates whose system does not serve, and how.
+        # Names of templates whose system does not serve, and how: its agent is silent; it ignores the data disk, or
+        # refuses it (of another site, a newer layout, half-made, damaged); it finds the disk read-only, or full.
         self.sick: dict[str, str] = {}
+        # What is called when a system starts: whether its application answers. A full disk is adopted, and nothing works.
+        self.on_serving: Callable[[bool], object] = lambda _works: None
         self.layouts: dict[str, dict[str, Any]] = {}
 
     def moved(self, volume_id: str, new_id: str) -> None:
@@ -47,12 +53,14 @@ class Machines(Guests):
         if sickness == "silent" or vm.agent is None:
             vm.agent = None
             return
+        self.on_serving(sickness not in ("refuses", "full"))
         files, key = vm.agent["files"], data_disk.key_of(vm.config)
-        files[guest_agent.HOST_KEY] = f"ssh-ed25519 AAAAof{vm.vmid} root@{vm.name}\n"
-        if key and sickness != "ignores":
+        files[guest_agent.HOST_KEY] = f"ssh-ed25519 {base64.b64encode(f'of {vm.vmid}'.encode()).decode()} root@{vm.name}\n"
+        if key and sickness not in ("ignores", "refuses"):
             disk = self.contents.setdefault(str(vm.config[key]).split(",")[0], {"key": HOST_KEY, "posts": 0})
             layout = self.layouts.get(self.image_of(vm), {"layout": 1, "versions": {"postgresql": 17}})
-            disk |= {"system": f"system of {vm.vmid}", **layout}
+            # What is read-only keeps the name of the system before.
+            disk |= {} if sickness == "read-only" else {"system": f"system of {vm.vmid}", **layout}
             files[guest_agent.HOST_KEY] = f"{disk['key']} root@{vm.name}\n"
             files[switch.MARKER] = json.dumps({"site": "web1", **disk})
         made = {"made": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -92,6 +100,16 @@ class Ground:
         """Return the VMs that have a data disk."""
         return [vm.vmid for vm in self.proxmox.vms if data_disk.key_of(vm.config)]
 
+    def boot_again(self) -> None:
+        """Let the node come back: what ran is off, and what starts at boot is started."""
+        for vm in self.proxmox.vms:
+            if vm.status == "running":
+                vm.status, vm.agent = "stopped", None
+        for vm in self.proxmox.vms:
+            if not vm.template and str(vm.config.get("onboot", "0")) == "1":
+                vm.status = "running"
+                asyncio.run(self.proxmox.started(vm))
+
     def disk(self) -> dict[str, Any]:
         """Return what is on the data disk."""
         assert len(self.proxmox.contents) == 1
@@ -103,6 +121,11 @@ def prepare(field: Field) -> Ground:
     made = field.clone(data_gib=40, memory_mib=4096, more_disk_gib=1)
     field.bench.publish(make_artifact(field.bench.place / "newer", fill=b"\1", version="1.3.0"))
     ground = Ground(field, made.machine.vmid)
+
+    def serve(works: bool) -> None:  # noqa: FBT001
+        field.site.codes[:] = [200 if works else 503]
+
+    ground.proxmox.on_serving = serve
     vm = ground.proxmox.vm(made.machine.vmid)
     vm.config["tags"] += ";team-a"
     vm.config["description"] += "\n\nCall 555 before a restart."

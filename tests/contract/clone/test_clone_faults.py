@@ -52,8 +52,9 @@ FAULTS = [
           r"VM\.Config\.Disk on /vms/100", "doctor -- --proxmox"),
     Fault("no right to start", refuse("POST", START, 403, denied("VM.PowerMgmt", "/vms/100")),
           r"VM\.PowerMgmt on /vms/100", "doctor -- --proxmox"),
-    Fault("the node is gone", refuse("POST", CLONE, 595, "No route to host"), "node does not answer", "is online"),
-    Fault("the node is gone when it is configured", refuse("PUT", CONFIG, 595, "No route to host"), "node does not answer"),
+    Fault("the node is gone", refuse("POST", CLONE, 595, "No route to host"), "node pve1 does not answer", "it is online"),
+    Fault("the node is gone when it is configured", refuse("PUT", CONFIG, 595, "No route to host"),
+          "node pve1 does not answer"),
     Fault("the quorum is lost", lambda proxmox: proxmox.lose_quorum(), "no quorum", "lost its quorum"),
     Fault("a proxy answers instead", refuse("POST", CLONE, 502, "Bad gateway", html=True), "Bad Gateway"),
     Fault("the answer to the clone is lost", lost("POST", CLONE), "does not answer"),
@@ -95,7 +96,7 @@ def test_a_storage_that_is_full(field: Field) -> None:
 def test_a_node_that_is_offline(field: Field) -> None:
     field.proxmox.set_node_offline("pve1")
     before = field.proxmox.inventory()
-    with pytest.raises(GoldsmithError, match="node does not answer") as caught:
+    with pytest.raises(GoldsmithError, match="node pve1 does not answer") as caught:
         field.clone()
     assert "online" in caught.value.hint
     assert field.proxmox.inventory() == before
@@ -104,7 +105,7 @@ def test_a_node_that_is_offline(field: Field) -> None:
 def test_a_pool_that_is_not_there(field: Field) -> None:
     del field.proxmox.pools["golden-clones"]
     before = field.proxmox.inventory()
-    with pytest.raises(GoldsmithError, match=r"no such pool: .*golden-clones") as caught:
+    with pytest.raises(GoldsmithError, match=r"no pool golden-clones") as caught:
         field.clone()
     assert "doctor -- --roles" in caught.value.hint
     assert field.proxmox.inventory() == before

@@ -268,7 +268,7 @@ def test_a_node_that_is_down_does_not_hide_the_others(bench: Bench) -> None:
     bench.proxmox.set_node_offline("pve1")
     # The fake answers for pve1 all the same: only what is meant for that node is lost.
     first, second = look(bench)
-    assert "node does not answer" in first.problem
+    assert "node pve1 does not answer" in first.problem
     assert [one.key for one in second.changes] == ["memory"]
     assert cli_drift.exit_code([first, second]) == 3
     assert cli_drift.exit_code([first]) == 1

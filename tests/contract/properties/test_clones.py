@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from build.core.errors import GoldsmithError
 from build.drift import drift
@@ -58,6 +58,8 @@ def finish(field: Field) -> None:
 
 def test_two_clones_of_one_name(field: Field, scene: Scene) -> None:
     @searching
+    @example([19, 9], {0: Fault("refused", 15)})
+    @example([1, 4], {0: Fault("refused", 11)})
     @given(runs(), faults(CALLS, *FAULTS))
     def holds(order: list[int], fault: dict[int, Fault]) -> None:
         scene.again()

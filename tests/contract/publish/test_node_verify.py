@@ -27,7 +27,7 @@ from tests.fakes.proxmox import Proxmox
 from tests.lab import cloudinit
 
 VERIFIER = Token("goldsmith@pve", "verifier", "00000000-0000-0000-0000-000000000002")
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfTheClone"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfTheCloneAA"
 CONFTEST = """
 import json, pathlib, pytest
 def pytest_addoption(parser):

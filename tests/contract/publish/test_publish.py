@@ -213,7 +213,7 @@ def test_a_template_of_a_node_that_has_been_down_for_long_is_known_by_its_tags(b
     bench.proxmox.set_node_offline("pve1")
     bench.proxmox.forgotten.add("pve1")
     bench.settings = dataclasses.replace(bench.settings, nodes=("pve2",))
-    with pytest.raises(client.ApiError, match="node does not answer"):
+    with pytest.raises(client.ApiError, match="node pve1 does not answer"):
         bench.publish()
     assert [vm.vmid for vm in bench.proxmox.vms] == [9000]
 

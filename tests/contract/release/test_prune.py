@@ -115,7 +115,7 @@ def test_what_is_unfinished_stays(desk: Desk) -> None:
     desk.clock.now += LATER
     assert kept(desk, SECOND) == "stable points at it"
     assert kept(desk, FIRST) == "stable points at it"
-    assert "cannot be evaluated: the node does not answer" in kept(desk, FIRST, "pve2")
+    assert "cannot be evaluated: node pve2 does not answer" in kept(desk, FIRST, "pve2")
 
 
 def test_what_is_young_stays(desk: Desk) -> None:

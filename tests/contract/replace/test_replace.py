@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from build.artifact.artifact import Artifact
 from build.clone import data_disk, machine
 from build.core.errors import SpecError, StepFailed
 from build.proxmox import client, labels, roles
 from build.replace import record as records
-from build.replace import replace, settings
+from build.replace import replace, settings, switch
 from build.replace.replace import RolledBack
 from build.spec.cluster import Role
 from tests.contract.cloning import OPERATOR, Field
 from tests.contract.replacing import NEWER, Ground, Machines, prepare
+from tests.contract.shipping import make_artifact
 from tests.fakes.proxmox import Proxmox
 
 
@@ -117,6 +119,8 @@ def test_undo_without_a_replacement(ground: Ground) -> None:
 
 @pytest.mark.parametrize(("sickness", "named"), [
     ("silent", "waiting for the new system"), ("ignores", "another SSH host key"),
+    ("refuses", "waiting for the new system failed"), ("full", "waiting for the new system failed"),
+    ("read-only", "the new system does not use the data disk"),
 ])  # fmt: skip
 def test_a_system_that_is_not_healthy_is_taken_back(ground: Ground, sickness: str, named: str) -> None:
     ground.proxmox.sick[NEWER] = sickness
@@ -144,6 +148,88 @@ def test_an_old_system_that_is_started_by_hand_meanwhile(ground: Ground) -> None
     ground.proxmox.on_task = start
     done = ground.replace()
     assert ground.running() == [(done.machine.vmid, "web1")]
+
+
+def test_an_old_system_that_is_started_by_hand_before_its_disk_is_moved(ground: Ground) -> None:
+    def start(request: Any) -> None:
+        if request.path.endswith(f"/{ground.old}/move_disk") and not started:
+            started.append(True)
+            ground.proxmox.vm(ground.old).status = "running"
+
+    started: list[bool] = []
+    ground.proxmox.on_request = start
+    with pytest.raises(RolledBack, match=r"moving the data disk failed: .*while the source VM is running"):
+        ground.replace()
+    assert started
+    assert (ground.running(), ground.data_on()) == ([(ground.old, "web1")], [ground.old])
+    assert not ground.proxmox.clashes
+    assert ground.replace().template == NEWER
+
+
+def test_a_snapshot_that_is_made_after_the_checks(ground: Ground) -> None:
+    def make(request: Any) -> None:
+        vm = ground.proxmox.vm(ground.old)
+        if request.path.endswith(f"/{ground.old}/move_disk"):
+            vm.snapshots["meanwhile"] = {"scsi1": vm.config["scsi1"]}
+
+    ground.proxmox.on_request = make
+    with pytest.raises(RolledBack, match=r"moving the data disk failed: .*snapshot"):
+        ground.replace()
+    assert (ground.running(), ground.data_on()) == ([(ground.old, "web1")], [ground.old])
+    with pytest.raises(SpecError) as caught:
+        ground.replace()
+    assert "snapshots: meanwhile" in caught.value.details
+
+
+def test_a_new_system_that_dies_an_hour_later(ground: Ground) -> None:
+    """It was accepted; the way back does not need its agent."""
+    new = ground.replace().machine.vmid
+    ground.disk()["posts"] = 9
+    vm = ground.proxmox.vm(new)
+    vm.status, vm.agent = "stopped", None
+    done = ground.undo()
+    assert (done.machine.vmid, ground.running()) == (ground.old, [(ground.old, "web1")])
+    assert ground.data_on() == [ground.old]
+    assert ground.disk()["posts"] == 9
+    assert not ground.proxmox.clashes
+
+
+def with_postgresql(ground: Ground, version: str) -> None:
+    """Let the label of the newer template name a version of PostgreSQL."""
+    [vm] = [vm for vm in ground.proxmox.vms if vm.name == NEWER]
+    label = labels.parse(vm.config["description"])
+    assert label is not None
+    provenance = {**label.provenance, labels.POSTGRESQL: version}
+    vm.config["description"] = labels.relabel(vm.config["description"], dataclasses.replace(label, provenance=provenance))
+
+
+def test_a_template_with_another_postgresql_is_refused_before_anything_is_changed(ground: Ground) -> None:
+    with_postgresql(ground, "18")
+    before = ground.proxmox.inventory()
+    with pytest.raises(SpecError, match="cannot be replaced") as caught:
+        ground.replace()
+    assert f"the cluster on the data disk is of version 17, and {NEWER} has 18" in caught.value.details
+    assert ground.proxmox.inventory() == before
+    assert not [call for call in ground.proxmox.calls if call[0] != "GET"]
+    with_postgresql(ground, "17")
+    assert ground.replace().template == NEWER
+
+
+def test_the_label_of_a_template_names_its_postgresql(ground: Ground) -> None:
+    manifest = make_artifact(ground.field.bench.place / "third", fill=b"\3", version="1.4.0").manifest
+    for packages, version in (
+        ({"postgresql-17": "17.6-1"}, "17"),
+        ({"nginx": "1"}, ""),
+        ({"postgresql-17-pgvector": "1"}, ""),
+    ):
+        artifact = Artifact(ground.field.bench.place, dataclasses.replace(manifest, packages=packages))
+        label = labels.of(artifact, state=labels.State.TEMPLATE, published="now", run="r")
+        assert label.provenance.get(labels.POSTGRESQL, "") == version
+
+
+def of_another_site(ground: Ground) -> None:
+    files = ground.proxmox.vm(ground.old).agent["files"]
+    files[switch.MARKER] = files[switch.MARKER].replace('"web1"', '"shop"')
 
 
 def test_kept_machines_go_when_their_time_is_over(ground: Ground) -> None:
@@ -214,6 +300,7 @@ def under_a_task(ground: Ground) -> None:
     (with_a_snapshot, "snapshots: before"), (stopped, "it is stopped"), (unused_disk, "does not use it"),
     (no_backup, "backup: no backup is recorded"), (old_backup, "hours old"), (sick_before, "not healthy now"),
     (unmovable, "cannot give a disk to another VM"), (under_a_task, "lock: backup"),
+    (of_another_site, "it belongs to the site shop, and the SMBIOS of the VM names web1"),
 ])  # fmt: skip
 def test_what_cannot_be_replaced_is_left_alone(ground: Ground, arrange: Any, named: str) -> None:
     arrange(ground)

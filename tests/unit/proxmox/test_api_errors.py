@@ -34,6 +34,8 @@ CAUSES = [
     ("checksum missmatch (file change by other user?)", "changed at the same time", "run the same command again"),
     ("checksum mismatch (file change by other user?)", "changed at the same time", "run the same command again"),
     ("detected modified configuration - file changed by other user? Try again.", "changed at the same time", "again"),
+    ("Parameter verification failed. storage: storage 'nfs1' does not support vm images",
+     "no disks of VMs are allowed on storage nfs1", "pvesm set nfs1 --content"),
     ("something else", "", ""),
 ]  # fmt: skip
 
@@ -56,6 +58,11 @@ REFUSALS = [
      "Proxmox refused: Bad gateway (POST /x)"),
     (proxmoxer.ResourceException(403, "Forbidden", "Permission check failed (/vms/9000, VM.Clone)", errors={"errors": b""}),
      "the token goldsmith@pve!publisher lacks a privilege: VM.Clone on /vms/9000 (POST /x)"),
+    (proxmoxer.ResourceException(403, "Forbidden", "Permission check failed (/vms/9, VM.Audit|VM.Clone)", errors={}),
+     "the token goldsmith@pve!publisher lacks a privilege: VM.Audit or VM.Clone on /vms/9 (POST /x)"),
+    (proxmoxer.ResourceException(403, "Forbidden", "Permission check failed (pool 'golden' does not exist)", errors={}),
+     "Proxmox has no pool golden (POST /x)"),
+    (proxmoxer.ResourceException(595, "No route to host", "", errors={}), "node of the cluster does not answer (POST /x)"),
 ]  # fmt: skip
 
 
