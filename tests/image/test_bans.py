@@ -57,15 +57,20 @@ def send(who, path, times, *headers, method="GET", version="HTTP/1.1", addresses
             one = socket.socket(socket.AF_INET6 if "6" in who else socket.AF_INET)
             one.settimeout(10 * PACE)
             one.bind(((addresses or [THERE[who]] * times)[number], 0))
-            one.connect((HERE[who], 80))
         lines = [method + " " + path + " " + version, "Host: nobody.invalid", "Connection: close", *headers, "", ""]
-        one.sendall("\r\n".join(lines).encode())
         try:
+            # A socket stays in the network namespace where it was made.
+            one.connect((HERE[who], 80))
+            one.sendall("\r\n".join(lines).encode())
             while one.recv(4096):
                 pass
+        except TimeoutError:
+            # On a slow machine the ban comes before the last of these requests; what follows is dropped as well.
+            return
         except ConnectionError:
             pass
-        one.close()
+        finally:
+            one.close()
 
 def knock(times):
     argv = ["ip", "netns", "exec", PLACE, "ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
