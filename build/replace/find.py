@@ -88,11 +88,20 @@ def kept(api: Api, guests: Sequence[Mapping[str, Any]], name: str) -> Pair:
 
 
 def made_by(api: Api, guests: Sequence[Mapping[str, Any]], record: Record) -> Machine | None:
-    """Return the new VM of a replacement, by the run in its label; None if there is none yet."""
-    for machine, config in _read(api, guests, record.name):
-        if labels.run_of(str(config.get("description", ""))) == record.made:
-            return machine
-    return None
+    """Return the new VM of a replacement: the one that its record names, else one with its run's label; None without one.
+
+    Two runs at once can have cloned one each, until the record names one of them.
+    """
+    machines = all_made_by(api, guests, record)
+    return next((machine for machine in machines if machine.vmid == record.peer), machines[0] if machines else None)
+
+
+def all_made_by(api: Api, guests: Sequence[Mapping[str, Any]], record: Record) -> list[Machine]:
+    """Return every VM that was cloned for a replacement, by the run in its label."""
+    return [
+        machine for machine, config in _read(api, guests, record.name)
+        if labels.run_of(str(config.get("description", ""))) == record.made
+    ]  # fmt: skip
 
 
 def all_kept(api: Api, guests: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Machine, Mapping[str, Any], Record]]:

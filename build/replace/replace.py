@@ -207,6 +207,7 @@ def _make(job: Job, pair: Pair, source: Source) -> Pair:
     )  # fmt: skip
     if new is None:
         new = _clone(job, pair, source, label)
+        _require_wanted(job, pair, new)
     clone_machine.wait_unlocked(api, new, tell=log.info)
     if gib := settings.more_disk_gib(pair.config, source.config):
         clone_machine.grow(api, new, source, gib)
@@ -230,6 +231,28 @@ def _clone(job: Job, pair: Pair, source: Source, label: CloneLabel) -> Machine:
             raise
 
 
+def _require_wanted(job: Job, pair: Pair, new: Machine) -> None:
+    """Remove a clone that another run has no use for, because it has one of its own. Raises ConcurrentRun then."""
+    try:
+        records.require_ours(job.api, pair.old.path, job.run)
+    except ConcurrentRun:
+        record = records.parse(str(job.api.get(f"{pair.old.path}/config").get("description", "")))
+        # Until the record names the new VM, the other run may use this one; it removes what it does not use.
+        if record is None or record.made != pair.active().made or record.peer not in (0, new.vmid):
+            _remove(job.api, new, pair.active())
+        raise
+
+
+def _remove_others(api: Api, record: Record, new: Machine | None) -> None:
+    """Remove clones of the same replacement that another run made at the same time."""
+    for machine in (found for found in find.all_made_by(api, guest_list.listed(api), record) if found != new):
+        try:
+            clone_machine.wait_unlocked(api, machine, tell=log.debug)
+            _remove(api, machine, record)
+        except GoldsmithError as error:
+            log.warn(f"VM {machine.vmid} on {machine.node}, a second clone for {record.name}, is left over: {error.brief}")
+
+
 def _require_adopted(job: Job, pair: Pair) -> None:
     """Raise StepFailed unless the new system uses the data disk."""
     adopted, record = switch.adopted(job.api, pair.require_new()), pair.active()
@@ -242,6 +265,7 @@ def _require_adopted(job: Job, pair: Pair) -> None:
 def _accept(job: Job, pair: Pair, without_service: float) -> Replaced:
     """Label both VMs: the new one is now the machine's current VM, the old one is kept."""
     new, record = pair.require_new(), pair.active()
+    _remove_others(job.api, record, new)
     config = job.api.get(f"{new.path}/config")
     label = find.label_of(config)
     description = str(config.get("description", "")).replace(label.describe(), label.become(CloneState.MADE).describe())
@@ -263,7 +287,7 @@ def _roll_back(job: Job, pair: Pair, failed: str) -> None:
         try:
             config = records.require_ours(api, pair.old.path, job.run)
             current = records.parse(str(config.get("description", "")))
-            new = pair.new or find.made_by(api, guest_list.listed(api), pair.active())
+            new = pair.new or find.made_by(api, guest_list.listed(api), current or pair.active())
             back = replace(pair, new=new, record=(current or pair.active()).become(Phase.BACK, failed=failed))
             records.write(api, pair.old.path, back.record, run=job.run)
             _back(job, api, back)
@@ -295,6 +319,7 @@ def _back(job: Job, api: Api, pair: Pair) -> None:
     switch.require_healthy(api, old, pair.name, timeout=job.timeout)
     if new is not None and not record.undo:
         _remove(api, new, record)
+        _remove_others(api, record, None)
     keys = {"onboot": record.onboot, "protection": record.protection, "tags": _without_kept(pair.config)}
     if new is not None and record.undo:
         _keep(job, api, new, record)
