@@ -111,7 +111,7 @@ def _announce_removal(api: Api, node: str, vmid: int, run: str) -> bool:
             if error.status == NO_ANSWER:
                 raise
             # A right that is missing, for example: the clone is removed all the same.
-            log.debug(f"VM {vmid} is removed without a label that says so: {error.brief}")
+            log.debug(f"VM {vmid} is removed without that label: {error.brief}")
     return True
 
 

@@ -232,7 +232,7 @@ def _clone(job: Job, pair: Pair, source: Source, label: CloneLabel) -> Machine:
 
 
 def _require_wanted(job: Job, pair: Pair, new: Machine) -> None:
-    """Remove a clone that another run has no use for, because it has one of its own. Raises ConcurrentRun then."""
+    """Remove the clone of this run if another run uses a different one. Raises ConcurrentRun after a take-over."""
     try:
         records.require_ours(job.api, pair.old.path, job.run)
     except ConcurrentRun:
@@ -245,7 +245,7 @@ def _require_wanted(job: Job, pair: Pair, new: Machine) -> None:
 
 def _remove_others(api: Api, record: Record, new: Machine | None) -> None:
     """Remove clones of the same replacement that another run made at the same time."""
-    for machine in (found for found in find.all_made_by(api, guest_list.listed(api), record) if found != new):
+    for machine in (clone for clone in find.all_made_by(api, guest_list.listed(api), record) if clone != new):
         try:
             clone_machine.wait_unlocked(api, machine, tell=log.debug)
             _remove(api, machine, record)
