@@ -338,7 +338,8 @@ def _remove(api: Api, new: Machine, record: Record) -> None:
         return
     if data_disk.key_of(config) or labels.run_of(str(config.get("description", ""))) != record.made:
         raise StepFailed(f"VM {new.vmid} is not removed: it has the data disk, or is not the VM of this replacement")
-    vms.remove(api, new.node, new.vmid)
+    # A clone has the protection of its template.
+    vms.take_away(api, new.node, new.vmid, run=record.made)
 
 
 def _keep(job: Job, api: Api, new: Machine, record: Record) -> None:
