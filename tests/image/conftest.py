@@ -33,8 +33,8 @@ FIRST = ("test_sealed", "test_site")
 LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh", "test_data")
 # Long service tests that run over SSH on a clone in every build, also where a container runs all of them: one module of each
 # kind, the cheapest. A session over SSH has another umask, environment, and audit identity than a container's. What happens
-# under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its own; settings are
-# changed and put back by test_web_admin (those of test_site took 256 s on an emulated clone).
+# under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its own;
+# settings are changed and put back by test_web_admin (those of test_site took 256 s on an emulated clone).
 EVERYWHERE = {
     "test_alerts": "services that the test starts, which read files that it made",
     "test_web_admin": "a web server with other settings, and bytes on the wire",
