@@ -22,6 +22,7 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     (node,) = [node for node in stack.nodes if node.path == "/etc/gunicorn/gunicorn.conf.py"]
     monkeypatch.setenv("WEB_CONCURRENCY", "5")
     monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     module = ModuleType("configuration")
     exec(compile(node.content, node.path, "exec"), vars(module))

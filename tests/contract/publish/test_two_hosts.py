@@ -80,7 +80,8 @@ def test_a_machine_that_a_killed_run_began_is_not_made_twice(field: Field, monke
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    field.proxmox.time_scale, field.proxmox.durations["qmclone"] = 0.01, 200.0
+    # 8 s: on a loaded host the next run begins seconds later.
+    field.proxmox.time_scale, field.proxmox.durations["qmclone"] = 0.01, 800.0
     with monkeypatch.context() as patch:
         patch.setattr(clone_machine, "_wait", killed)
         patch.setattr(vms.Undo, "run", lambda _self: [])
