@@ -208,7 +208,7 @@ def test_service_can_do_little(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R66")
 def test_refusals_are_closed(facts: dict[str, Fact]) -> None:
-    """What the web server refused is read by administrators and fail2ban, and by nobody else"""
+    """Only administrators and fail2ban may read the log of refused requests"""
     assert facts["access"].text == "640 root:adm"
 
 

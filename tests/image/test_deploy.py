@@ -390,7 +390,7 @@ def test_ill_release_never_serves(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R18", "R75")
 def test_release_that_falls_ill_is_taken_back(story: dict[str, Any]) -> None:
-    """A release that is not healthy when it serves is taken back by itself"""
+    """A release that is not healthy when it serves is rolled back automatically"""
     assert story["late"]["code"] == 3
     assert "is not healthy (/health: 503" in story["late"]["text"]
     assert "serves again" in story["late"]["text"]

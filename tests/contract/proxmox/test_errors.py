@@ -90,7 +90,7 @@ def locked_by_a_backup(ground: Ground) -> None:
 
 
 def protected(ground: Ground) -> None:
-    """Somebody protects the template again as soon as it is not."""
+    """The protection of the template is set again as soon as it is removed."""
 
     def protect(_request: object) -> None:
         for vm in ground.proxmox.vms:

@@ -84,15 +84,15 @@ def _keys(path: Path) -> list[str]:
     """Return the fingerprints of the keys that open an account."""
     if not path.exists():
         return []
-    told = core.run(["ssh-keygen", "-lf", path], check=False).stdout.decode(errors="replace")
-    return [" ".join(line.split()) for line in told.splitlines()]
+    output = core.run(["ssh-keygen", "-lf", path], check=False).stdout.decode(errors="replace")
+    return [" ".join(line.split()) for line in output.splitlines()]
 
 
 def timers() -> dict[str, Any]:
     """When each timer ran last, and with which result."""
-    told = core.run(["systemctl", "list-units", "--type=timer", "--all", "--plain", "--no-legend"]).stdout.decode()
+    output = core.run(["systemctl", "list-units", "--type=timer", "--all", "--plain", "--no-legend"]).stdout.decode()
     found = {}
-    for name in sorted(line.split()[0] for line in told.splitlines() if line.split()):
+    for name in sorted(line.split()[0] for line in output.splitlines() if line.split()):
         timer = _shown(name, "LastTriggerUSec", "NextElapseUSecRealtime", "Unit")
         result = _shown(timer["Unit"], "Result", "ActiveState")
         ran = timer["LastTriggerUSec"] or "never"
@@ -102,25 +102,25 @@ def timers() -> dict[str, Any]:
 
 
 def _shown(unit: str, *names: str) -> dict[str, str]:
-    told = core.run(["systemctl", "show", f"--property={','.join(names)}", unit]).stdout.decode()
-    return dict.fromkeys(names, "") | dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+    output = core.run(["systemctl", "show", f"--property={','.join(names)}", unit]).stdout.decode()
+    return dict.fromkeys(names, "") | dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
 def system() -> dict[str, Any]:
     """Tell what failed, and how full the disks are."""
-    told = core.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend"]).stdout.decode()
+    output = core.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend"]).stdout.decode()
     full = {}
     for point in ("/", "/var", "/var/log", "/var/log/audit", "/var/www", "/var/cache/nginx", "/home"):
         if Path(point).is_dir():
             status = os.statvfs(point)
             full[point] = round(100 * (status.f_blocks - status.f_bfree) / max(1, status.f_blocks))
-    failed = [line.split()[0] for line in told.splitlines() if line.split()]
+    failed = [line.split()[0] for line in output.splitlines() if line.split()]
     return {"failed_units": failed, "full_percent": full}
 
 
 def _troubles_of_system(found: dict[str, Any]) -> list[str]:
-    told = [f"{unit} has failed: systemctl status {unit}" for unit in found["failed_units"]]
-    return told + [f"{point} is {full} % full" for point, full in found["full_percent"].items() if full >= FULL_PERCENT]
+    lines = [f"{unit} has failed: systemctl status {unit}" for unit in found["failed_units"]]
+    return lines + [f"{point} is {full} % full" for point, full in found["full_percent"].items() if full >= FULL_PERCENT]
 
 
 def _troubles_of_timers(found: dict[str, Any]) -> list[str]:

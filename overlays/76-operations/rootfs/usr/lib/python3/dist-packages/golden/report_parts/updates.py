@@ -35,5 +35,5 @@ def _newer_kernel() -> bool:
 def attention(found: dict[str, Any]) -> list[str]:
     """Return what needs attention."""
     pending = len(found["pending"])
-    told = [f"{pending} packages have updates: unattended-upgrade --dry-run"] if pending else []
-    return told + (["an update needs a restart of the machine"] if found["reboot_required"] else [])
+    lines = [f"{pending} packages have updates: unattended-upgrade --dry-run"] if pending else []
+    return lines + (["an update needs a restart of the machine"] if found["reboot_required"] else [])

@@ -14,8 +14,8 @@ WARN_DAYS = 21
 
 def look() -> dict[str, Any]:
     """Until when the web server's certificate holds."""
-    told = core.run(["openssl", "x509", "-in", CERTIFICATE, "-noout", "-enddate", "-subject", "-issuer"])
-    fields = dict(line.split("=", 1) for line in told.stdout.decode().splitlines())
+    shown = core.run(["openssl", "x509", "-in", CERTIFICATE, "-noout", "-enddate", "-subject", "-issuer"])
+    fields = dict(line.split("=", 1) for line in shown.stdout.decode().splitlines())
     until = datetime.strptime(fields["notAfter"], "%b %d %H:%M:%S %Y %Z").replace(tzinfo=UTC)
     days = (until - datetime.now(UTC)).days
     return {"until": until.isoformat(), "days": days, "subject": fields["subject"], "issuer": fields["issuer"]}
