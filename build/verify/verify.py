@@ -1,7 +1,8 @@
 """Boots disposable clones of the pristine disk and runs the image tests against them.
 
-Where clones are emulated, tests marked ``story`` (long dialogues with the services, such as backup and restore) are run
-in a container of the same root file system instead (build/verify/long_tests.py); the report lists where each test ran.
+Where clones are emulated, tests marked ``story`` (long dialogues with the services, such as backup and restore, and settings
+at rest) are run in a container of the same root file system instead (build/verify/long_tests.py); the report lists where
+each test ran.
 
 Two clones run side by side, with disks larger than the image's: one under BIOS, one under UEFI with Secure Boot. Each is
 tested by a separate worker, over SSH, as soon as it is ready: a worker whose clone is first takes more of the tests. The

@@ -29,12 +29,12 @@ OVERLAYS = Path(__file__).parents[2] / "overlays"
 # before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
 # and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left;
 # last the one that stops every service and unmounts the file systems of a data disk.
-FIRST = ("test_sealed", "test_site")
-LAST = ("test_identity", "test_audit", "test_packages", "test_users", "test_partitions", "test_ssh", "test_data")
-# Long service tests that run over SSH on a clone in every build, also where a container runs all of them: one module of each
-# kind, the cheapest. A session over SSH has another umask, environment, and audit identity than a container's. What happens
-# under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its own;
-# settings are changed and put back by test_web_admin (those of test_site took 256 s on an emulated clone).
+FIRST = ("test_sealed",)
+LAST = ("test_identity", "test_audit", "test_partitions", "test_ssh", "test_data")
+# Modules marked `story` that also run over SSH on an emulated clone, in every build, although a container runs them: one
+# module of each kind, the cheapest. A session over SSH has another umask, environment, and audit identity.
+# What happens under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its
+# own; settings are changed and put back by test_web_admin (those of test_site took 256 s on an emulated clone).
 EVERYWHERE = {
     "test_alerts": "services that the test starts, which read files that it made",
     "test_web_admin": "a web server with other settings, and bytes on the wire",

@@ -11,6 +11,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 # Of the kernel's settings those that no edit of the layer may lose; the others are compared with the layer's file.
 KERNEL = {
     "kernel.warn_limit": "100", "kernel.kptr_restrict": "2", "kernel.yama.ptrace_scope": "2",
@@ -44,16 +46,24 @@ def _offer(password: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
-    """Settings as files say them, and as they are."""
-    admin = spec.admin.user
-    commands = {
+def kernel(host: Host) -> dict[str, Fact]:
+    """What the kernel says of itself, and the settings that it was given."""
+    return gather(host, {
         "sysctl files": "cat /etc/sysctl.d/*.conf",
         "sysctl": "sed -nE 's/^([a-z0-9_.-]+) *=.*/\\1/p' /etc/sysctl.d/6*-golden*.conf | while read -r name; do "
         'echo "$name = $(sysctl -n "$name")"; done',
         "command line": "cat /proc/cmdline; grep -c ' audit=1 ' /boot/grub/grub.cfg",
-        "modules": "modprobe --showconfig | grep -E '^(install|blacklist) '",
         "loaded": "modprobe cramfs; echo status $?",
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
+    """Settings as files have them, and as sessions see them."""
+    admin = spec.admin.user
+    commands = {
+        "sysctl files": "cat /etc/sysctl.d/*.conf",
+        "modules": "modprobe --showconfig | grep -E '^(install|blacklist) '",
         "auth": "sed -n 's/^auth.*\\(pam_[a-z_]*\\.so\\).*/\\1/p' /etc/pam.d/common-auth",
         "password": "sed -n 's/^password.*\\(pam_[a-z_]*\\.so\\).*/\\1/p' /etc/pam.d/common-password; "
         "grep -c yescrypt /etc/pam.d/common-password",
@@ -107,10 +117,10 @@ def test_kernel_setting_is_written(facts: dict[str, Fact], name: str) -> None:
 
 @pytest.mark.vm
 @pytest.mark.req("R9", "R24")
-def test_kernel_settings_hold(facts: dict[str, Fact]) -> None:
+def test_kernel_settings_hold(kernel: dict[str, Fact]) -> None:
     """Every kernel setting of the layer is in force, whatever came after it"""
-    wanted = _settings(facts["sysctl files"].text)
-    actual = _settings(facts["sysctl"].text)
+    wanted = _settings(kernel["sysctl files"].text)
+    actual = _settings(kernel["sysctl"].text)
     assert set(KERNEL) <= set(actual)
     assert {name: value for name, value in actual.items() if value != wanted[name]} == {}
 
@@ -139,9 +149,9 @@ def test_user_namespaces_are_roots(host: Host, expected: dict[str, Any]) -> None
 
 @pytest.mark.vm
 @pytest.mark.req("R9", "R33")
-def test_kernel_command_line(facts: dict[str, Fact]) -> None:
+def test_kernel_command_line(kernel: dict[str, Fact]) -> None:
     """The kernel was started with auditing, AppArmor and its own hardening, and will be the next time"""
-    line, count = facts["command line"].lines
+    line, count = kernel["command line"].lines
     assert set(line.split()) >= COMMAND_LINE
     assert int(count) >= 1
 
@@ -170,9 +180,9 @@ def test_usb_devices_of_later_are_not_authorised(host: Host) -> None:
 
 @pytest.mark.vm
 @pytest.mark.req("R24")
-def test_denied_module_does_not_load(facts: dict[str, Fact]) -> None:
+def test_denied_module_does_not_load(kernel: dict[str, Fact]) -> None:
     """root cannot load a denied module either"""
-    assert facts["loaded"].lines[-1] != "status 0"
+    assert kernel["loaded"].lines[-1] != "status 0"
 
 
 @pytest.mark.req("R98")

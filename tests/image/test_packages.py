@@ -9,6 +9,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather
 
+pytestmark = pytest.mark.story
+
 MOST_PACKAGES = 330
 # Parts of names of packages that have no place in the image, and why.
 UNWANTED = {
@@ -154,7 +156,6 @@ def test_overrides(facts: dict[str, Fact]) -> None:
     }
 
 
-@pytest.mark.story
 @pytest.mark.req("R24", "R31")
 def test_files_are_compared_with_their_packages_every_week(host: Host) -> None:
     """The weekly job finds nothing on an untouched clone, and names a file that somebody has changed"""

@@ -11,6 +11,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
+pytestmark = pytest.mark.story
+
 PSQL = "/usr/lib/postgresql/17/bin/psql -X -A -t -w -h /run/postgresql"
 UNIT = "postgresql@17-main.service"
 # Who looks into the application's database: the superuser cannot.
@@ -137,8 +139,6 @@ def facts(host: Host) -> dict[str, Fact]:
             "pg_has_role('app_owner', 'pg_use_reserved_connections', 'USAGE')",
             **OWNER,
         ),
-        "memory": f"pid=$(systemctl show -p MainPID --value {UNIT}); cat /proc/$pid/oom_score_adj; "
-        "for child in $(pgrep -P $pid); do cat /proc/$child/oom_score_adj; done",
         "snakeoil": "find /etc/ssl -name '*snakeoil*' -o -xtype l",
     }
     commands |= {
@@ -223,9 +223,12 @@ def test_unit(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.vm
 @pytest.mark.req("F21")
-def test_server_survives_its_backends(facts: dict[str, Fact]) -> None:
+def test_server_survives_its_backends(host: Host) -> None:
     """When memory runs out the kernel may take a backend, and spares the server"""
-    server, *backends = facts["memory"].words
+    server, *backends = host.check_output(
+        f"pid=$(systemctl show -p MainPID --value {UNIT}); cat /proc/$pid/oom_score_adj; "
+        "for child in $(pgrep -P $pid); do cat /proc/$child/oom_score_adj; done"
+    ).split()
     assert server == "-900"
     assert backends
     assert set(backends) == {"0"}

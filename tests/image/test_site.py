@@ -13,6 +13,7 @@ from testinfra.host import Host
 from .facts import Fact, ask, browse, gather, properties
 from .remote import until
 
+pytestmark = pytest.mark.story
 BAD = "/run/golden-test-site.yaml"
 
 
@@ -104,7 +105,6 @@ RESTORE = (
 
 
 @pytest.mark.layers("50-nginx")
-@pytest.mark.story
 @pytest.mark.minutes
 @pytest.mark.req("R4", "F30")
 def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
@@ -143,7 +143,6 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
 
 
 @pytest.mark.layers("50-nginx")
-@pytest.mark.story
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
     """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""

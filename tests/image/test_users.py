@@ -10,6 +10,8 @@ from testinfra.host import Host
 
 from .facts import Fact, gather
 
+pytestmark = pytest.mark.story
+
 NO_SHELL = {"/usr/sbin/nologin", "/bin/false"}
 # Accounts with another shell, and why.
 SHELLS = {"root": "/bin/bash", "sync": "/bin/sync"}
