@@ -45,20 +45,12 @@ def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
             "systemctl get-default",
             "cloud": "cloud-init status --long",
             "first": "systemctl show -p Id -p Result -p NRestarts -p ActiveState " + " ".join(expected["first_boot"]),
-            "limits": "systemctl show '*' -p Id -p LoadState " + " ".join(f"-p {name}" for name in LIMITS),
-            "default limits": "systemctl show -p DefaultDeviceTimeoutUSec -p DefaultTimeoutStartUSec",
             "fstab": "grep -v '^#' /etc/fstab",
-            "patience": "lsinitramfs /boot/initrd.img-* | grep scripts/init-premount/; "
-            f"grep -c udev.event_timeout={PATIENCE} /etc/default/grub.d/20-boot.cfg",
             "release": "cat /etc/os-release",
             "virtualisation": "systemd-detect-virt",
             "names": "hostname; cat /etc/hostname",
             "locale": "cat /etc/locale.conf; locale -a; readlink /etc/localtime; date +%Z",
             "zone": "test -e /etc/localtime && head -c 4 /etc/localtime",
-            "zones": "cd /usr/share/zoneinfo && grep -Rl --binary-files=text ^TZif . | sed 's|^./||' | "
-            "grep -vE '^(localtime|posixrules|right/|posix/)'",
-            "locales": "grep ' UTF-8$' /usr/share/i18n/SUPPORTED | cut -d' ' -f1",
-            "accounts": "cut -d: -f1 /etc/passwd /etc/group",
             "journal": "ls -d /var/log/journal/*; journalctl --header | grep -c 'File path: /var/log/journal'",
             "journal limits": "systemd-analyze cat-config systemd/journald.conf | grep -v '^#'",
             "machine id": "cat /etc/machine-id; stat -c '%a %U' /etc/machine-id; ls -l /var/lib/dbus/machine-id",
@@ -66,6 +58,34 @@ def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
             "grub": "stat -c '%a %U:%G' /boot/grub/grub.cfg; grep -cE '^password_pbkdf2 golden' /boot/grub/grub.cfg; "
             "grep -cE '^set superusers=' /boot/grub/grub.cfg; grep -E '^menuentry_id_option=' /boot/grub/grub.cfg",
             "restarts": f"systemctl show -p NRestarts --value {' '.join(expected['services'])}",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def limits(host: Host) -> dict[str, Fact]:
+    """How long units, the initrd and udev wait; systemctl asks for every property of every unit."""
+    return gather(
+        host,
+        {
+            "limits": "systemctl show '*' -p Id -p LoadState " + " ".join(f"-p {name}" for name in LIMITS),
+            "default limits": "systemctl show -p DefaultDeviceTimeoutUSec -p DefaultTimeoutStartUSec",
+            "patience": "lsinitramfs /boot/initrd.img-* | grep scripts/init-premount/; "
+            f"grep -c udev.event_timeout={PATIENCE} /etc/default/grub.d/20-boot.cfg",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def names(host: Host) -> dict[str, Fact]:
+    """The time zones, locales and accounts that there are."""
+    return gather(
+        host,
+        {
+            "zones": "cd /usr/share/zoneinfo && grep -Rl --binary-files=text ^TZif . | sed 's|^./||' | "
+            "grep -vE '^(localtime|posixrules|right/|posix/)'",
+            "locales": "grep ' UTF-8$' /usr/share/i18n/SUPPORTED | cut -d' ' -f1",
+            "accounts": "cut -d: -f1 /etc/passwd /etc/group",
         },
     )
 
@@ -126,10 +146,11 @@ def seconds(text: str) -> float:
     return sum(float(part[1]) * SECONDS[part[2]] for part in parts if part)
 
 
+@pytest.mark.story
 @pytest.mark.req("R9", "F35")
-def test_a_boot_waits_for_a_slow_disk(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
+def test_a_boot_waits_for_a_slow_disk(limits: dict[str, Fact], expected: dict[str, Any]) -> None:
     """No unit gives a device, a mount, a start or a sign of life less than a quarter of an hour"""
-    blocks = [properties(Fact(0, text)) for text in facts["limits"].text.split("\n\n")]
+    blocks = [properties(Fact(0, text)) for text in limits["limits"].text.split("\n\n")]
     loaded = {block["Id"]: block for block in blocks if block["LoadState"] == "loaded"}
     # A container has no device manager.
     services = {f"{name}.service" for name in expected["services"]}
@@ -141,10 +162,10 @@ def test_a_boot_waits_for_a_slow_disk(facts: dict[str, Fact], expected: dict[str
         if unit not in IMPATIENT and seconds(block.get(name, "")) < PATIENCE
     }
     assert not short
-    defaults = properties(facts["default limits"])
+    defaults = properties(limits["default limits"])
     assert len(defaults) == 2
     assert all(seconds(value) >= PATIENCE for value in defaults.values()), defaults
-    scripts, udev = facts["patience"].lines[:-1], facts["patience"].lines[-1]
+    scripts, udev = limits["patience"].lines[:-1], limits["patience"].lines[-1]
     assert any(line.endswith("/golden-patience") for line in scripts), scripts
     assert udev == "1"
 
@@ -205,14 +226,15 @@ def test_locale_and_time_zone(facts: dict[str, Fact], spec: SimpleNamespace) -> 
     assert facts["zone"].text == "TZif", "the link leads to a time zone"
 
 
+@pytest.mark.story
 @pytest.mark.req("R4")
-def test_names_of_the_spec_are_those_of_the_image(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
+def test_names_of_the_spec_are_those_of_the_image(names: dict[str, Fact], spec: SimpleNamespace) -> None:
     """The time zones, locales and accounts that the spec is checked with are those of the image"""
     known = json.loads(next(Path(__file__).parents[2].glob("build/**/image_names.json")).read_text())
-    assert set(facts["zones"].lines) == set(known["time_zones"])
+    assert set(names["zones"].lines) == set(known["time_zones"])
     bare = {name.replace(".UTF-8", "") for name in known["locales"]}
-    assert {name.replace(".UTF-8", "") for name in facts["locales"].lines} == bare
-    assert set(facts["accounts"].lines) - {spec.admin.user} <= set(known["accounts"])
+    assert {name.replace(".UTF-8", "") for name in names["locales"].lines} == bare
+    assert set(names["accounts"].lines) - {spec.admin.user} <= set(known["accounts"])
 
 
 @pytest.mark.req("R9")
