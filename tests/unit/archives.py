@@ -24,7 +24,7 @@ DATE = "Fri, 20 Nov 2026 02:11:10 UTC"
 
 
 class Lists:
-    """What the archive's lists say; :meth:`publish` writes them."""
+    """The content of the archive's lists; :meth:`publish` writes them."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
@@ -76,7 +76,7 @@ class Lists:
                     f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nDate: {DATE}\n"
                     f"Architectures: amd64\nComponents: {' '.join(components)}\nSHA256:\n{''.join(lines)}"
                 )
-                # HTTP tells what is newer by the second; a test publishes more than once in one.
+                # HTTP compares times with a resolution of one second; a test publishes more than once in that time.
                 os.utime(release, (FIRST_PUBLISHED + self.published,) * 2)
 
 

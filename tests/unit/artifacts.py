@@ -1,4 +1,4 @@
-"""Small artifacts for what compares and shows them: as a side in memory, and as a directory below ``artifacts``."""
+"""Small artifacts for tests of comparisons and reports: in memory, and as a directory below ``artifacts``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CI files of docs/ci, as jobs with scripts, environments and what they may."""
+"""The CI files of docs/ci, as jobs with scripts, environments and permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the unit tests share."""
+"""Fixtures of the unit tests."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, which would take most of the time; test_files sees that it is flushed."""
+    """Do not wait for the disk, which would take most of the time; test_files checks that it is flushed."""
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)

@@ -1,4 +1,4 @@
-"""What several unit tests need: a valid spec, small layers, locked entries, and a look at the processes of the host."""
+"""Helpers of several unit tests: a valid spec, small layers, locked entries, and the processes of the host."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> bool:
 
 
 def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
-    """Start a Python of its own on ``code``, with our package at hand."""
+    """Start a separate Python process that runs ``code`` and can import Goldsmith's package."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -170,7 +170,7 @@ def start_python(code: str, *words: str | Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def running_python(code: str, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Python of its own on ``code``; it is gone when the block is left."""
+    """Start a separate Python process that runs ``code``; it is killed at the end of the block."""
     process = start_python(code, *words)
     try:
         yield process
@@ -180,14 +180,14 @@ def running_python(code: str, *words: str | Path) -> Iterator[subprocess.Popen[b
 
 
 def kill_alone(process: subprocess.Popen[bytes], token: str) -> None:
-    """Kill a process and nobody else; every process with ``token`` has to follow it."""
+    """Kill this process only; every process with ``token`` must end too."""
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     assert gone(token), running(token)
 
 
 class Mirror:
-    """An archive on the loopback interface: a real HTTP server over a directory, which notes what it is asked for."""
+    """An archive on the loopback interface: a real HTTP server for a directory, which records its requests."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -296,7 +296,7 @@ CODE = '"""A module of a checkout for tests, small because it is read for every 
 
 
 def make_checkout(root: Path, **changes: Any) -> Project:
-    """Make a small checkout with everything that a plan is made of: spec, one layer, locks, code, templates, tests."""
+    """Make a small checkout with everything that a plan reads: spec, one layer, locks, code, templates, tests."""
     root.mkdir()
     write_spec(root, golden(layers=["10-base"], **changes))
     write_layer(

@@ -1,4 +1,4 @@
-"""What a clone says of itself, small: as the program of the image tests prints it, and as an artifact keeps it."""
+"""A small inventory of a clone: as the program of the image tests prints it, and as an artifact contains it."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def inventory_of(**changes: Any) -> dict[str, Any]:
 
 
 def kept(text: str) -> dict[str, Any]:
-    """Return what an inventory's file says, read and written again."""
+    """Return the content of an inventory's file, read and written again."""
     return records.write(inventory.parse(text))

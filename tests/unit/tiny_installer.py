@@ -1,4 +1,4 @@
-"""A Debian installer of a few kilobytes: real packages with a real initial RAM file system, made by the real tools."""
+"""A Debian installer of a few kilobytes: real packages with a real initial RAM file system, made with the real tools."""
 
 from __future__ import annotations
 

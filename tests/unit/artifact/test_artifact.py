@@ -1,4 +1,4 @@
-"""An artifact is whole or not there, never changes, and every change of it is found."""
+"""An artifact is complete or absent, never changes, and every modification of it is detected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def commit(tmp_path: Path, image: bytes = IMAGE, **changes: Any) -> Artifact:
 
 
 def unlock(path: Path) -> None:
-    """Give the right to write back, as somebody would who changes an artifact by force."""
+    """Make an artifact writable again, as a user does who modifies it in spite of its permissions."""
     for one in [path, *path.rglob("*")]:
         one.chmod(0o755 if one.is_dir() else 0o644)
 

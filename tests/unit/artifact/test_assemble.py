@@ -1,4 +1,4 @@
-"""The manifest tells everything about an image; the artifact holds what the stages left."""
+"""The manifest describes the image completely; the artifact contains the results of the stages."""
 
 from __future__ import annotations
 

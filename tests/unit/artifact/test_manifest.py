@@ -1,4 +1,4 @@
-"""The manifest's reader names what is wrong, and its writer gives back the same bytes, for both schemas."""
+"""The manifest's reader reports every error, and its writer produces the same bytes again, for both schemas."""
 
 from __future__ import annotations
 

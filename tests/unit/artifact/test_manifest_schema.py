@@ -1,4 +1,4 @@
-"""The schema of manifest.json is what its dataclasses read: checked in, and refusing what the reader refuses."""
+"""The committed schema of manifest.json matches its dataclasses, and refuses what the reader refuses."""
 
 from __future__ import annotations
 

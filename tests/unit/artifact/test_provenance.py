@@ -1,4 +1,4 @@
-"""The provenance has the shape that in-toto, SLSA and Packer agree on, and says where everything came from."""
+"""The provenance has the format of in-toto, SLSA and Packer, and names the origin of every input."""
 
 from __future__ import annotations
 

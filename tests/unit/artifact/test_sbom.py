@@ -1,4 +1,4 @@
-"""Bills of materials: everything of the locks, in two formats that others read, and nothing that nobody knows."""
+"""SBOMs: every entry of the locks, in two standard formats, and nothing that is unknown."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def by_name(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def strictly(value: dict[str, Any], required: dict[str, str], optional: dict[str, str] | None = None) -> None:
-    """Hold an object against the patterns of its keys' JSON; a key that is not named is a mistake."""
+    """Compare an object with the patterns of its keys' JSON; a key that is not listed is an error."""
     known = {**required, **(optional or {})}
     assert required.keys() <= value.keys() <= known.keys(), value
     for key, one in value.items():
@@ -137,7 +137,7 @@ def test_nothing_is_invented(bill: Bill) -> None:
     assert cyclonedx["django"]["licenses"] == [{"expression": "BSD-3-Clause", **named}]
     assert "licenses" not in cyclonedx["nginx"]
     assert "licenses" not in cyclonedx["nginx-udeb"]
-    # Debian's names are no expressions, and an expression with a text of its own would need that text.
+    # Debian's names are not SPDX expressions, and a LicenseRef in an expression requires the text of the licence.
     assert spdx["libstdc++6"]["licenseDeclared"] == "NOASSERTION"
     assert "GPL-3+ with GCC exception, LGPL-2.1+" in spdx["libstdc++6"]["licenseComments"]
     assert (spdx["django"]["licenseDeclared"], spdx["x-y"]["licenseDeclared"]) == ("BSD-3-Clause", "NOASSERTION")
@@ -165,7 +165,7 @@ def test_a_part_is_told_apart_by_its_hash() -> None:
     assert one.key != other.key
 
 
-# --- what the root file system says -----------------------------------------------------------------------------------
+# --- what the root file system contains -------------------------------------------------------------------------------
 
 MACHINE = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: age

@@ -1,4 +1,4 @@
-"""Signing with the real ssh-keygen and ssh-agent, on a real terminal, and with a cosign that takes only cosign's words."""
+"""Signing with the real ssh-keygen and ssh-agent on a real terminal, and with a fake cosign that checks its arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import Popen  # a terminal of its own, which build/core/run.py does not give
+from subprocess import Popen  # a separate terminal, which build/core/run.py does not provide
 
 import pytest
 
@@ -139,7 +139,7 @@ def test_the_name_is_that_of_the_allowed_signers_else_the_keys_comment(
     (tmp_path / "signers").write_text(f"{ALICE} {key.with_suffix('.pub').read_text()}")
     assert attest(found, "--key", key) == 0
     assert capsys.readouterr().out == f"{verification.place(found)}/{ALICE}.sig\n"
-    # golden.yaml decides who counts, where nobody says otherwise.
+    # golden.yaml lists the signers that count, unless an option overrides it.
     assert verify(found) == 0
     assert f"signatures: 1 of 1 needed: {ALICE}" in capsys.readouterr().out
     assert verify(found, "--signatures", 2) == 3
@@ -210,7 +210,7 @@ def test_bad_words_are_told(found: Artifact, tmp_path: Path) -> None:
 
 
 def test_everything_can_be_done_by_hand(found: Artifact, key: Path, tmp_path: Path) -> None:
-    """As docs/how-to/proof.md says it: sha256sum, jq and ssh-keygen are enough."""
+    """The commands of docs/how-to/proof.md work: sha256sum, jq and ssh-keygen are enough."""
     attest(found, "--key", key)
     signers = proven.allow(tmp_path / "signers", key)
     page = (ROOT / "docs" / "how-to" / "proof.md").read_text(encoding="utf-8")
@@ -254,7 +254,7 @@ def test_cosign_signs_and_verifies_without_asking_a_service(
 def test_cosign_itself_signs_and_verifies_without_a_network(
     found: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the host has cosign 3.0.4 or later: the same with the program itself, which could ask nobody if it tried."""
+    """Where the host has cosign 3.0.4 or later: the same with the real program, without access to any network."""
     monkeypatch.setenv("COSIGN_PASSWORD", "a password")
     (tmp_path / "bin").mkdir()
     program = shutil.which("cosign")

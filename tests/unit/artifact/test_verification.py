@@ -1,4 +1,4 @@
-"""An artifact that verifies, and every kind of tampering with one, its signatures and its template: each is caught."""
+"""A valid artifact verifies; every kind of tampering with it, its signatures and its template is detected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def sign(found: Artifact, key: Path, identity: str = "") -> Path:
 
 
 def failed(found: Artifact, trust: Trust = NO_TRUST) -> dict[str, tuple[str, ...]]:
-    """Return the checks that fail and what each says."""
+    """Return the checks that fail and the problems that each reports."""
     return {check.name: check.problems for check in verification.verify(artifact.load(found.path), trust) if check.problems}
 
 
@@ -219,7 +219,7 @@ def test_no_signature_survives_tampering(found: Artifact, what: str, keys: dict[
         TAMPERING[what][0](path)
         signatures = path.with_name(f"{path.name}.signatures")
     if what == "another name":
-        # Whoever renames the directory renames what lies beside it.
+        # Whoever renames the directory also renames the directory of its signatures.
         signatures.rename(signatures.with_name("golden-1.2.4-000000000000.signatures"))
     elif what != "no list of sums":
         proven.rewrite_sums(found.path)
@@ -310,7 +310,7 @@ def test_a_signature_over_another_statement(found: Artifact, keys: dict[str, Pat
     place = verification.place(found)
     place.mkdir()
     shutil.copyfile(path, place / path.name)
-    # Not even beside enough good ones: somebody has put it there.
+    # Not even in addition to enough valid ones: a third party added it.
     sign(found, keys[BOB])
     assert failed(found, trust) == {"signatures": (f"{ALICE}: the signature is damaged, or of another artifact",)}
 

@@ -1,4 +1,4 @@
-"""The audit as a whole: which units it asks about, how it reaches a machine, and what it makes of the figures."""
+"""The audit as a whole: which units it checks, how it connects to a machine, and how it evaluates the metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: a figure that is worse than its limit or than it was fails, one that is better asks to be kept."""
+"""The ledger: a metric worse than its limit or its recorded value fails; for a better one an update is suggested."""
 
 from __future__ import annotations
 

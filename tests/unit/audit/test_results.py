@@ -1,4 +1,4 @@
-"""What the auditors write becomes figures; a result that is not whole is an error and never a good figure."""
+"""The output of the security scanners becomes metrics; an incomplete result is an error and never a good metric."""
 
 from __future__ import annotations
 

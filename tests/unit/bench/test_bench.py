@@ -1,4 +1,4 @@
-"""The bench: what a measured build is given, what it must not touch, and what its page says."""
+"""The bench: what a measured build is given, what it must not modify, and what its page contains."""
 
 from __future__ import annotations
 

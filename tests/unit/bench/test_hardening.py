@@ -1,4 +1,4 @@
-"""The cost of hardening: what the load generator says is read whole, errors are no throughput, ratios are by round."""
+"""The cost of hardening: the load generator's output is complete, errors do not count, ratios are per round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""doctor: one line for each thing a build needs, and the exact command for what is missing."""
+"""doctor: one line for each requirement of a build, and the exact command that installs a missing one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fake_qemu(fakes: Fakes, version: str = "7.2.22", *, kvm: int = 1) -> None:
 
 
 def good_host(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every tool that is looked for in PATH be there, and none at a place of its own be asked for."""
+    """Install a fake of every tool that is searched in PATH, and require none that has a fixed path."""
     tools = tuple(tool for tool in host.TOOLS if not tool.probe.startswith("/"))
     monkeypatch.setattr(host, "TOOLS", tools)
     for tool in tools:

@@ -31,7 +31,7 @@ GIVEN = ("--mirror", "http://one.example/debian", "--security-mirror", "http://o
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give back what belongs to the process, and take away what the caller's environment would add."""
+    """Restore the state of the process, and remove variables of the caller's environment."""
     for name in (*common.MIRROR_VARIABLES, "PACKER"):
         monkeypatch.delenv(name, raising=False)
     before, mask = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}, os.umask(0o022)
@@ -213,7 +213,7 @@ def options(*words: str) -> build.Options:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Say which mirrors the host has, and note each question for them."""
+    """Set the mirrors of the host, and record each query for them."""
     questions: list[str] = []
 
     def answer() -> Mirrors:

@@ -1,4 +1,4 @@
-"""What an operator asks for: which words are taken, and that every wrong one is told at once."""
+"""The request for a clone: which arguments are accepted, and that all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_addresses_that_are_not(key: Path, ip: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--ip", "192.0.2.11/24"], "'dhcp'"), (["--server-name", "WWW.example.org"], "--server-name: 'WWW.example.org'"),
         (["--admin-cidr", "192.0.2.1/24"], "has host bits set"), (["--disk", "20G"], "--disk: '20G'"),
@@ -102,9 +102,9 @@ def test_addresses_that_are_not(key: Path, ip: str, words: str) -> None:
         (["--bridge", "br!"], "--bridge"), (["--channel", "No"], "--channel"),
     ],
 )  # fmt: skip
-def test_words_that_are_refused(key: Path, words: list[str], said: str) -> None:
+def test_words_that_are_refused(key: Path, words: list[str], message: str) -> None:
     given = [words[0] + "=" + words[1]] if len(words) == 2 else words
-    assert said in problems(key, *given)
+    assert message in problems(key, *given)
 
 
 def test_two_addresses_of_one_version(key: Path) -> None:
@@ -117,16 +117,16 @@ def test_names_that_are_refused(key: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "use key.pub.pub instead"), ("hello\n", "key 1 is not a public"),
         ("# nothing\n", "it contains no key"),
     ],
 )  # fmt: skip
-def test_keys_that_are_refused(key: Path, content: str, said: str) -> None:
+def test_keys_that_are_refused(key: Path, content: str, message: str) -> None:
     key.write_text(content)
     told = problems(key)
-    assert said in told
+    assert message in told
     assert content.strip() not in told
 
 

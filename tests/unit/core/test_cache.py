@@ -1,4 +1,4 @@
-"""A stage is in the cache whole or not at all; keys are chained; the reason for a run is said in words."""
+"""A stage is completely in the cache or not at all; keys are chained; the reason for a run is reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def never(_out: Path) -> Mapping[str, Any]:
 
 
 def visible(cache: Cache) -> list[str]:
-    """Return what lies in the stage's directory under a name of its own."""
+    """Return the names of the results in the stage's directory."""
     home = cache.root / "stages" / "base"
     return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
 
@@ -269,7 +269,7 @@ def test_the_expected_time_is_that_of_the_last_run(cache: Cache) -> None:
 
 @dataclass(frozen=True)
 class Facts(Record):
-    """What the stage of these tests notes."""
+    """The facts that the stage of these tests records."""
 
     bytes: int
 

@@ -1,4 +1,4 @@
-"""An error is said in three parts, and its class decides the exit code."""
+"""An error message has three parts, and the class of the error determines the exit code."""
 
 from __future__ import annotations
 

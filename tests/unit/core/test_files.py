@@ -1,4 +1,4 @@
-"""Files are whole or not there, whatever happens meanwhile: an error, a neighbour, a kill."""
+"""Files are complete or absent in spite of errors, concurrent processes and SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commit of a checkout, and whether what a build reads differs from it, as the real git says."""
+"""The commit of a checkout, and whether the files that a build reads differ from it, by the real git."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_outside_git_nothing_is_known(tmp_path: Path, root: Path) -> None:
     assert checkout_of(root) == Checkout()
 
 
-@pytest.mark.parametrize(("remote", "told"), [
+@pytest.mark.parametrize(("remote", "reported"), [
     ("https://user:secret@example.org/golden.git", "https://example.org/golden.git"),
     ("git@example.org:team/golden.git", "ssh://example.org/team/golden.git"),
     ("ssh://git@example.org:2222/golden.git", "ssh://example.org:2222/golden.git"),
     ("/srv/git/golden.git", ""), ("file:///srv/git/golden.git", ""), ("../golden", ""),
 ])  # fmt: skip
-def test_a_remote_is_told_without_secrets_and_directories(root: Path, remote: str, told: str) -> None:
+def test_a_remote_is_told_without_secrets_and_directories(root: Path, remote: str, reported: str) -> None:
     git(root, "remote", "add", "origin", remote)
-    assert checkout_of(root).remote == told
+    assert checkout_of(root).remote == reported
 
 
 def test_the_commit_is_in_no_stage_key(root: Path, tmp_path: Path) -> None:

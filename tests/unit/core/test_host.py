@@ -1,4 +1,4 @@
-"""The host: what is missing is named with the exact command, and is brought only when that was not forbidden.
+"""The host: missing tools are reported with the exact command, and are installed unless that is disabled.
 
 Every apt-get here is a fake: a test installs nothing.
 """
@@ -90,7 +90,7 @@ def test_tools_are_found_in_path_or_at_their_place(only_fakes: Fakes, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("said", "version"),
+    ("output", "version"),
     [
         ({"stdout": "Sawmill\nversion 3.7 (Debian 1:3.7-1)\n"}, "version 3.7 (Debian 1:3.7-1)"),
         ({"stderr": "sawmill 1.47.0\n", "status": 1}, "sawmill 1.47.0"),
@@ -98,8 +98,8 @@ def test_tools_are_found_in_path_or_at_their_place(only_fakes: Fakes, tmp_path: 
         ({"stdout": "9" * 100}, "9" * 70),
     ],
 )
-def test_a_version_is_the_first_line_with_a_digit(only_fakes: Fakes, said: dict[str, object], version: str) -> None:
-    only_fakes.command("sawmill", **said)
+def test_a_version_is_the_first_line_with_a_digit(only_fakes: Fakes, output: dict[str, object], version: str) -> None:
+    only_fakes.command("sawmill", **output)
     assert host.version(TOOLS[0]) == version
     assert host.version(TOOLS[1]) == ""
 
@@ -204,15 +204,15 @@ def test_a_failed_installation_is_told_with_the_command(only_fakes: Fakes) -> No
 
 
 @pytest.mark.parametrize(
-    ("said", "known"),
+    ("output", "known"),
     [
         ("packer:\n  Installed: (none)\n  Candidate: 1.6.6+ds2-2\n", True),
         ("packer:\n  Installed: (none)\n  Candidate: (none)\n", False),
         ("", False),
     ],
 )
-def test_a_package_is_known_when_it_has_a_candidate(only_fakes: Fakes, said: str, *, known: bool) -> None:
-    fake = only_fakes.command("apt-cache", stdout=said)
+def test_a_package_is_known_when_it_has_a_candidate(only_fakes: Fakes, output: str, *, known: bool) -> None:
+    fake = only_fakes.command("apt-cache", stdout=output)
     assert host.has_package("packer") is known
     assert fake.calls()[0].argv == ["policy", "packer"]
 

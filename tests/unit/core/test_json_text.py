@@ -1,4 +1,4 @@
-"""Whatever is wrong with a JSON text is one kind of error."""
+"""Every invalid JSON text raises the same kind of error."""
 
 from __future__ import annotations
 

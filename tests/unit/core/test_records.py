@@ -100,7 +100,7 @@ def test_what_is_no_object_is_refused(value: object) -> None:
 
 @dataclass(frozen=True)
 class Counted:
-    """A class that is no record, with a property that is called as the unknown keys of a record."""
+    """A class that is not a record, with a property named like the unknown keys of a record."""
 
     names: tuple[str, ...]
 

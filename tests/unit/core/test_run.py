@@ -22,7 +22,7 @@ ENDLESS = "300"
 
 @pytest.fixture
 def token() -> str:
-    """A word that stands in the arguments of no other process."""
+    """A word that is in the arguments of no other process."""
     return f"token-{secrets.token_hex(8)}"
 
 
@@ -31,7 +31,7 @@ def sleeper(token: str) -> list[str]:
     return ["sh", "-c", f"sleep {ENDLESS}; :", token]
 
 
-# --- what a command says ----------------------------------------------------------------------------------------------
+# --- output of a command ----------------------------------------------------------------------------------------------
 
 
 def test_output_is_returned_as_text() -> None:
@@ -207,7 +207,7 @@ with run.spawn(program, log=Path(sys.argv[2]), contained={contained}) as process
     print("started", flush=True)
     process.wait(60)
 """
-# The grandchild has a session of its own: no signal to a group reaches it.
+# The grandchild has a separate session: no signal to a group reaches it.
 ESCAPING = '["sh", "-c", f"setsid sh -c \'sleep 300; :\' {sys.argv[1]} & sleep 300; :", sys.argv[1]]'
 DEAF = '["sh", "-c", "trap \'\' TERM; echo deaf; while :; do sleep 300; done", sys.argv[1]]'
 

@@ -1,4 +1,4 @@
-"""YAML that people write: each mistake is found, named with its place, and told together with all others."""
+"""YAML written by users: each error is found and located, and all errors are reported together."""
 
 from __future__ import annotations
 

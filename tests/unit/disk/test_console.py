@@ -1,4 +1,4 @@
-"""The two logs of an installation are understood: excerpts of real ones, as the serial ports gave them."""
+"""The two logs of an installation are parsed: excerpts of real ones, as recorded from the serial ports."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_prompt_without_end_of_line_is_seen_once(tmp_path: Path, prompt: str) 
 
 
 def test_the_system_log_is_told_first(tmp_path: Path) -> None:
-    """Otherwise a question would be told with the step before the one that asks it."""
+    """Otherwise a question would be reported with the step before the one that asks it."""
     console, syslog = tmp_path / "console.log", tmp_path / "syslog.log"
     console.write_text("Prompt: '?' for help>")
     syslog.write_text("Nov 22 05:00:00 main-menu[215]: INFO: Menu item 'partman-base' selected\n")

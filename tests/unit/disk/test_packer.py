@@ -1,4 +1,4 @@
-"""Packer is found or compiled, told everything in one file, and refused with a remedy when it is unfit."""
+"""Packer is found or compiled, configured by one file, and refused with a hint if it is unsuitable."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_new_packer_without_its_plugin_is_refused_with_the_command(only_fakes: F
 
 
 def fake_go(fakes: Fakes, tmp_path: Path, **build: Any) -> Path:
-    """Make a Go whose ``build`` lays a fake Packer into the directory it is given; return the Packer's notes."""
+    """Make a fake Go whose ``build`` writes a fake Packer to its output directory; return the Packer's list of calls."""
     notes = tmp_path / "compiled-packer.calls"
     compiled = f"""#!/bin/sh
 echo "$@" >>{notes}
@@ -327,7 +327,7 @@ LOG_1_16 = (
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "complaints"),
     [
         (
             LOG_1_6,
@@ -340,10 +340,10 @@ LOG_1_16 = (
         ("", []),
     ],
 )
-def test_complaints_are_what_qemu_and_packer_said(tmp_path: Path, text: str, said: list[str]) -> None:
+def test_complaints_are_what_qemu_and_packer_said(tmp_path: Path, text: str, complaints: list[str]) -> None:
     workspace = packer.Workspace(tmp_path, packer.Packer(tmp_path, (1, 6, 6)))
     workspace.log.write_text(text, encoding="utf-8")
-    assert packer.complaints(workspace).splitlines() == said
+    assert packer.complaints(workspace).splitlines() == complaints
 
 
 def test_complaints_without_a_log_are_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The CI files of docs/ci: good by their forges' schemas, by bash, by nox, by our command line; and close with secrets."""
+"""The CI files of docs/ci are valid for their forges' schemas, bash, nox and the command line, and protect secrets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sessions() -> set[str]:
 
 @pytest.mark.parametrize("forge", FORGES)
 def test_the_schema_of_the_forge_is_content(forge: str) -> None:
-    """By the schemas that check-jsonschema brings along: no network."""
+    """The schemas are those that check-jsonschema contains: no network is needed."""
     words = [sys.executable, "-m", "check_jsonschema", *SCHEMAS[forge], "--verbose", str(ci_files.FILES[forge])]
     done = run.run(words, timeout=120, check=False)
     assert done.returncode == 0, f"\n{done.stdout}{done.stderr}"
@@ -81,12 +81,12 @@ def test_a_job_gets_the_secrets_of_its_environment_alone(job: Job) -> None:
     else:
         text = ci_files.FILES["gitlab"].read_text(encoding="utf-8")
         comment = text[: text.index(f"\n{job.name}:")].rpartition("\n\n")[2]
-        assert set(re.findall(r"GOLDSMITH_PVE_TOKEN_\w+", comment)) == wanted, "the comment says what its environment holds"
+        assert set(re.findall(r"GOLDSMITH_PVE_TOKEN_\w+", comment)) == wanted, "the comment lists the environment's tokens"
 
 
 @JOBS
 def test_no_script_says_a_secret_or_takes_text_of_the_forge(job: Job) -> None:
-    """Variables alone: an expression in a script is pasted into it, whatever characters a branch or a tag has."""
+    """Only variables are used: an expression is pasted into the script with any characters of a branch or a tag."""
     assert "${{" not in job.script
     assert "GOLDSMITH_PVE_TOKEN" not in job.script
     assert not re.search(r"^\s*(set -x|env|printenv|export)\b", job.script, re.MULTILINE)
@@ -118,7 +118,7 @@ def test_github_pins_actions_by_their_major_version_and_says_how_to_pin_them_by_
 
 @JOBS
 def test_a_strangers_change_never_reaches_our_machines(job: Job) -> None:
-    """What runs on the machine with the caches, or near the cluster, runs for branches, tags and schedules of ours alone."""
+    """Jobs on the machine with the caches, or near the cluster, run for the project's branches, tags and schedules only."""
     ours = "goldsmith" in (job.raw.get("runs-on") or job.raw.get("tags") or ())
     assert ours == (job.name in {"build", "publish", "promote", "nightly"})
     if job.forge == "github" and ours:

@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def shown_commands(page: str) -> list[list[str]]:
-    """Return the words of every command of ours that stands in a console block."""
+    """Return the words of every golden-* command in a console block."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
     lines = [line[2:].split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("$ ")]

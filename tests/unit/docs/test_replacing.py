@@ -1,4 +1,4 @@
-"""The recipe of docs/how-to/replacing.md for a node: it exchanges two machines, and goes back after a failure."""
+"""The recipe of docs/how-to/replacing.md for a node exchanges two VMs, and rolls back after a failure."""
 
 from __future__ import annotations
 

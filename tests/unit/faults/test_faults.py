@@ -1,4 +1,4 @@
-"""The verb ``faults``: which faults are tried, what the tests are told, and that every fault gets a result."""
+"""The command ``faults``: which faults are injected, what the tests are passed, and that every fault gets a result."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_faults_that_keep_their_promise(options: Options) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "details"),
     [
         ("assert 1 == 2, 'one is not two'", "F02: broke: AssertionError: one is not two"),
         (
@@ -89,14 +89,14 @@ def test_faults_that_keep_their_promise(options: Options) -> None:
         ("import pytest; pytest.skip('later')", "F02: not tried: later"),
     ],
 )
-def test_a_fault_that_broke_or_was_not_tried_is_told(options: Options, second: str, said: str) -> None:
+def test_a_fault_that_broke_or_was_not_tried_is_told(options: Options, second: str, details: str) -> None:
     write_tests(options, second)
     result = faults.run_faults(options, ["F01", "F02"], target=Target.VM)
     assert "| F02 |" in result.text
     assert isinstance(result.error, VerificationFailed)
     assert result.error.exit_code == 3
     assert result.error.brief == "1 of 2 faults broke their promise"
-    assert result.error.details == said
+    assert result.error.details == details
 
 
 def test_tests_that_cannot_be_run_are_no_success(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Machines that tests may break: what a reset is, that a cut leaves nobody behind, and where a door leads."""
+"""Machines for fault injection: what a reset does, that a power cut leaves no process, and where an endpoint leads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ with container.boot(Path(sys.argv[1]), Path(sys.argv[2])) as process:
 
 @pytest.fixture
 def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Clones that are ready at once, and administrators that get in."""
+    """Clones that are ready at once and accept the administrator's login."""
     monkeypatch.setattr(vm, "POLL_SECONDS", 0.02)
     fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": "running\n"})
     return fakes.install(vm.QEMU, QEMU_PROGRAM, {"guests": {"patient": [{"console": [[0, KEYS]]}]}})
@@ -42,7 +42,7 @@ def qemu(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was said to QEMU's monitor, but for the question about its ports."""
+    """The commands sent to QEMU's monitor, except the query for its ports."""
     heard: list[str] = []
     real = vm.monitor_command
 
@@ -147,7 +147,7 @@ def test_a_ward_is_read_from_a_context(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mounts(fakes: Fakes) -> dict[str, Fake]:
-    """Programs that only note what they are to mount."""
+    """Programs that only record what they are to mount."""
     return {name: fakes.command(name) for name in ("mount", "umount")}
 
 

@@ -1,4 +1,4 @@
-"""The accelerator is chosen by what a guest does, and a refused KVM is refused with the reason."""
+"""The accelerator is detected by running a guest, and the reason is reported if KVM is refused."""
 
 from __future__ import annotations
 

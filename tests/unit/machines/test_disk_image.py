@@ -1,4 +1,4 @@
-"""A pristine disk read from outside, without a mount: a real partition table and real ext4 file systems."""
+"""A pristine disk is read without mounting it: a real partition table and real ext4 file systems."""
 
 from __future__ import annotations
 

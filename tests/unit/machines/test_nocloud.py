@@ -1,4 +1,4 @@
-"""What a clone is told at first boot, and how it is reached: only with a key made for this run."""
+"""The first-boot configuration of a clone, and the connection to it: only with a key generated for this run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_connection_accepts_the_clones_keys_and_no_others(identity: Identity
     path = nocloud.write_ssh_config(tmp_path, alias="goldsmith-bios", port=2222, host_keys=keys, identity=identity)
     assert path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "known_hosts").read_text() == "goldsmith-bios ssh-ed25519 AAAA\ngoldsmith-bios ssh-rsa BBBB\n"
-    # The real ssh tells what it would do.
+    # The real ssh prints the configuration that it would use.
     said = run.run(["ssh", "-G", "-F", path, "goldsmith-bios"], timeout=30).stdout
     options = dict(line.split(" ", 1) for line in said.splitlines())
     expected = {

@@ -1,4 +1,4 @@
-"""Booting the root file system as a container: what is reported when it does not come up, and where its console is kept."""
+"""The root file system boots as a container: the report of a failed boot, and the place of its console log."""
 
 from __future__ import annotations
 

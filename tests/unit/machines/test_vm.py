@@ -1,4 +1,4 @@
-"""Clones: what QEMU is told, how its ports are learned, and how readiness is proven or its lack is told."""
+"""Clones: QEMU's arguments, how its ports are found, and how readiness, or the lack of it, is detected and reported."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def made(tmp_path: Path) -> Iterator[Clone]:
         yield Clone(config, tmp_path, process, TCG, "admin", ports, 64)
 
 
-# --- what QEMU is told ------------------------------------------------------------------------------------------------
+# --- QEMU's arguments -------------------------------------------------------------------------------------------------
 
 
 def start(
@@ -135,7 +135,7 @@ def test_bios_and_uefi_are_told_apart(
     assert "driver=cfi.pflash01,property=secure,value=on" in uefi
     own = clone.directory / "efivars.fd"
     assert f"if=pflash,unit=1,format=raw,file={own}" in uefi
-    assert own.read_bytes() == b"keys enrolled", "each clone has variables of its own"
+    assert own.read_bytes() == b"keys enrolled", "each clone has separate EFI variables"
     assert "max,erms=off,fsrm=off,cx16=off" in bios
 
 
@@ -257,9 +257,9 @@ def test_host_keys_are_read_from_the_console(made: Clone) -> None:
     ]
 
 
-@pytest.mark.parametrize("said", ["", KEYS.partition("-----END")[0], "-----BEGIN SSH HOST KEY KEYS-----\n"])
-def test_half_told_keys_are_waited_for(made: Clone, said: str) -> None:
-    made.console.write_text(said)
+@pytest.mark.parametrize("output", ["", KEYS.partition("-----END")[0], "-----BEGIN SSH HOST KEY KEYS-----\n"])
+def test_half_told_keys_are_waited_for(made: Clone, output: str) -> None:
+    made.console.write_text(output)
     told: list[str] = []
     with pytest.raises(StepFailed) as caught:
         vm._await_host_keys(made, time.monotonic() + 0.1, told.append)
@@ -349,7 +349,7 @@ def test_a_login_that_never_works_ends_in_time(
 def test_a_login_that_hangs_is_tried_as_long_as_the_clone_may_boot(
     made: Clone, fakes: Fakes, identity: nocloud.Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One command that takes longer than any other may take does not end the wait: the boot has a limit of its own."""
+    """A command that exceeds the timeout of a command does not end the wait: the boot has a separate timeout."""
     monkeypatch.setattr(vm, "COMMAND_SECONDS", 0.01)
     made.console.write_text(KEYS)
     fake_ssh(
@@ -381,9 +381,9 @@ def test_a_command_without_an_answer_has_a_status_of_its_own(
         made.execute("true")
 
 
-@pytest.mark.parametrize("said", ["", "initializing", "Connection lost"])
-def test_services_that_never_start_end_in_time(made: Clone, fakes: Fakes, said: str) -> None:
-    fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": f"{said}\n", "status": 1})
+@pytest.mark.parametrize("output", ["", "initializing", "Connection lost"])
+def test_services_that_never_start_end_in_time(made: Clone, fakes: Fakes, output: str) -> None:
+    fake_ssh(fakes, {"when": ["systemctl is-system-running --wait"], "stdout": f"{output}\n", "status": 1})
     with pytest.raises(StepFailed, match=r"did not become ready in time: (the )?systemd"):
         vm._await_running(made, time.monotonic() + 0.5, lambda _what: None)
 

@@ -1,4 +1,4 @@
-"""The initial RAM file system's archive: exact bytes, whoever writes it, and nothing but a good archive is read."""
+"""The archive of the initial RAM file system: its bytes are reproducible, and only a valid archive is read."""
 
 from __future__ import annotations
 

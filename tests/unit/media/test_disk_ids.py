@@ -1,4 +1,4 @@
-"""Identities: the same for the same inputs, different for everything else; and what the installer's shell makes of them."""
+"""Identifiers are equal for equal inputs and different otherwise; the installer's shell scripts use them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_another_seed_shares_nothing() -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """The two programs of the initial RAM file system, with an mke2fs and a mkfs.fat that tell how they were called."""
+    """The two programs of the initial RAM file system, with an mke2fs and a mkfs.fat that record their arguments."""
     (tmp_path / "identities").write_text(disk_ids.table(SEED, epoch=1790000000))
     snippet = (INITRD / "usr/lib/goldsmith/identity").read_text().replace("/etc/goldsmith", str(tmp_path))
     (tmp_path / "identity").write_text(snippet)

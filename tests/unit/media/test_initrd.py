@@ -1,4 +1,4 @@
-"""The initial RAM file system: what is left out, what is added, and that a set with a hole is refused."""
+"""The initial RAM file system: what is omitted, what is added, and that an incomplete set is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.tiny_installer import MODULES, PLAN, make_installer
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A preseed directory for the tiny installer: a plan, and two files of our own."""
+    """A preseed directory for the tiny installer: a plan, and two additional files."""
     home = tmp_path / "preseed"
     files = home / "initrd"
     (files / "etc").mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_kernel_and_answers_are_there(tmp_path: Path, home: Path) -> None:
 
 
 def test_udebs_are_unpacked_into_usr(tmp_path: Path, home: Path) -> None:
-    """The base has /bin as a link to usr/bin; a file laid at bin/partman would hide the directory."""
+    """The base has /bin as a link to usr/bin; a file installed as bin/partman would hide the directory."""
     _, tree = build(tmp_path, home)
     assert tree["usr/bin/partman"] == cpio.file(b"#!/bin/sh\n", 0o755)
     assert "bin/partman" not in tree

@@ -1,4 +1,4 @@
-"""The medium: complete, startable both ways, the same bytes each time; made by the real tools from a tiny installer."""
+"""The installer ISO is complete, boots with BIOS and UEFI, and is reproducible; real tools, a tiny installer."""
 
 from __future__ import annotations
 

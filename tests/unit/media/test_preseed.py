@@ -1,4 +1,4 @@
-"""The installer's answers: the partition table that the spec asks for, and nothing that debconf cannot read."""
+"""The preseed file: the partition table of the spec, and nothing that debconf cannot read."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_answer_is_given_twice(tmp_path: Path) -> None:
 
 
 def test_the_installation_ends_with_power_off(tmp_path: Path) -> None:
-    """Packer waits for it; everything else would be found by a timeout."""
+    """Packer waits for the power-off; any other end would only be detected by a timeout."""
     assert "\nd-i debian-installer/exit/poweroff boolean true\n" in preseed.render(make_spec(tmp_path))
 
 

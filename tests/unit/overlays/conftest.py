@@ -1,4 +1,4 @@
-"""Runs the commands of the image on the host: programs that they start are recorded and answered by the test."""
+"""Runs the commands of the image on the host; the programs that they start are recorded, and the test sets their output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.golden_modules import golden_module
 
 
 class Programs:
-    """Takes the place of subprocess in golden.core: a program without an answer of the test succeeds and prints nothing."""
+    """Replaces subprocess in golden.core: a program without an answer of the test succeeds and prints nothing."""
 
     def __init__(self) -> None:
         self.started: list[list[str]] = []

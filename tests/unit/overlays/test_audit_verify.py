@@ -1,4 +1,4 @@
-"""golden-verify's checks: each is shown a machine that is as it must be, and the same machine with one thing wrong."""
+"""golden-verify's checks: each runs on a correct machine, and on the same machine with one error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def verify() -> Any:
 
 
 class Machine:
-    """A machine made of files in a directory and of recorded programs; takes the place of golden.verify.System."""
+    """A machine made of files in a directory and of recorded programs; replaces golden.verify.System."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -351,7 +351,7 @@ def test_a_wrong_part_is_refused(tmp_path: Path, entries: Any, problem: str) -> 
 
 
 def parts_of(stack: Stack, directory: Path) -> Path:
-    """Write the parts that an image of the layers has."""
+    """Write the parts of an image with these layers."""
     for node in stack.below(["/usr/lib/golden/verify.d/"]):
         (directory / Path(node.path).name).write_bytes(node.content)
     return directory

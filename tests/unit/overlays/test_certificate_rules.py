@@ -1,4 +1,4 @@
-"""What golden-certificate decides, and what golden-proxy writes: names, days, renewal, who reaches the administration."""
+"""The rules of golden-certificate and the output of golden-proxy: names, days, renewal, access to the administration."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_keys_that_are_strong_enough(
 
 @pytest.fixture
 def issued(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The record of the certificate that the authority gave last."""
+    """The record of the certificate that the authority issued last."""
     path = tmp_path / "issued.json"
     path.write_text('{"serial": "01", "directory": "https://ca.example.org/directory"}')
     monkeypatch.setattr(modules["renewal"], "ISSUED", path)
@@ -111,7 +111,7 @@ def test_days_that_are_worth_an_alert(modules: dict[str, ModuleType], leaf: Any,
     assert warn(leaf) == 21
     short = replace(leaf, starts=NOW, ends=NOW + timedelta(days=6))
     assert warn(short) == 1.5
-    # Nobody renews this one.
+    # No service renews this one.
     assert warn(replace(short, serial="02")) == 21
 
 
@@ -231,7 +231,7 @@ def test_administration_opens_with_both(modules: dict[str, ModuleType], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"cidrs": []}, "cidrs is not set"),
         ({"client_ca": None}, "client_ca is not set"),
@@ -242,13 +242,13 @@ def test_administration_opens_with_both(modules: dict[str, ModuleType], tmp_path
     ],
 )
 def test_administration_stays_closed(
-    modules: dict[str, ModuleType], tmp_path: Path, authority: Path, changes: dict[str, Any], said: str
+    modules: dict[str, ModuleType], tmp_path: Path, authority: Path, changes: dict[str, Any], message: str
 ) -> None:
     given = {"client_ca": str(authority), "cidrs": ["192.0.2.0/24"]} | changes
     if given["client_ca"] == "KEY":
         given["client_ca"] = str(authority.with_suffix(".key"))
     (tmp_path / "admin-access.conf").write_text("allow all;")
-    with pytest.raises(modules["core"].Problem, match=said):
+    with pytest.raises(modules["core"].Problem, match=message):
         modules["proxy"].apply(given, target=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

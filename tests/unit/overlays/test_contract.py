@@ -1,4 +1,4 @@
-"""The contract of an application: defaults, every fault with key and remedy, and the grants that are generated from it."""
+"""The contract of an application: defaults, errors with key and hint, and the grants that are generated from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""golden-contract, golden-app run, and the service of destinations: what they start, write and print."""
+"""golden-contract, golden-app run and the service of destinations: the programs that they start, files and output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ releases = golden_module("golden.releases")
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The release that serves, with a contract."""
+    """The active release, with a contract."""
     top = tmp_path / "app"
     (top / "releases/image/code").mkdir(parents=True)
     (top / "current").symlink_to("releases/image")

@@ -1,4 +1,4 @@
-"""What a contract opens: shown as a difference, refused beyond the site's ceiling, and compared with the running machine."""
+"""The exposure of a contract: shown as a difference, limited by the site, and compared with the running machine."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_the_site_does_not_allow_is_refused(declared: str, refusing: str, r
     (problem,) = exposure.beyond(parsed(declared), allow(refusing))
     assert reason in problem
     assert exposure.beyond(parsed(declared), allow(allowing)) == []
-    # What the refusal says to write is what lets it pass.
+    # The setting that the error message suggests makes it acceptable.
     written = problem.rpartition("site.yaml: ")[2].removesuffix(")")
     assert exposure.beyond(parsed(declared), allow(written)) == []
 

@@ -1,4 +1,4 @@
-"""A deployment from bundle to switch, with recorded programs: refusals, the order of the steps, the way back."""
+"""A deployment from bundle to switch, with recorded programs: refusals, the order of the steps, the rollback."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs) -> Machine:
-    """A machine whose programs all succeed, and whose application is well."""
+    """A machine on which all programs succeed and the application is healthy."""
     found = Machine(tmp_path)
     monkeypatch.setattr(deploy, "Releases", lambda: found.releases)
     for module in (core, deploy):
@@ -79,7 +79,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs)
 
 
 def calls(programs: Programs) -> list[str]:
-    """Return what was asked of systemd, without the questions."""
+    """Return the commands to systemd, without queries."""
     return [" ".join(argv) for argv in programs.named("systemctl") if argv[0] not in ("show", "reset-failed")]
 
 

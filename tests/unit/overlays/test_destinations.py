@@ -1,4 +1,4 @@
-"""Destinations of an application: names are looked up again, an address stays for an hour, nothing of this machine opens."""
+"""Destinations of an application: names are resolved again, addresses stay for an hour, local addresses stay closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What golden-firewall tells the packet filter, made from site settings."""
+"""The rules that golden-firewall generates for the packet filter from the site settings."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_state_is_read_from_what_nft_lists(module: ModuleType) -> None:
 
 
 def ruleset(stack: Stack, directory: Path) -> str:
-    """Return what the kernel holds after the rules of an image were loaded twice, in a network namespace of its own."""
+    """Return the kernel's rules after the rules of an image were loaded twice, in a separate network namespace."""
     rules = "".join(node.content.decode() for node in stack.below(["/etc/nftables.d/"]))
     main = {node.path: node.content.decode() for node in stack.nodes}["/etc/nftables.conf"]
     main = main.replace('include "/etc/nftables.d/*.nft"', rules)

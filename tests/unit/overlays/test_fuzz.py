@@ -1,4 +1,4 @@
-"""Every reader of foreign text is given odd input: it returns a result or raises its own error, in bounded time.
+"""Every reader of external text is fuzzed: it returns a result or raises its own error, in bounded time.
 
 The input is mutated from good samples by a seeded generator, so that the default run is the same everywhere and takes
 seconds. ``GOLDSMITH_FUZZ_SECONDS=60`` runs each reader for that long, from ``GOLDSMITH_FUZZ_SEED`` (default: 1) on. An
@@ -275,7 +275,7 @@ READERS: dict[str, Reader] = {
 
 
 def attempt(name: str, content: bytes, place: Path) -> None:
-    """Give an input to a reader; on an error that is not the reader's, write it beside and fail."""
+    """Pass an input to a reader; on an error that is not the reader's own, save the input and fail."""
     reader, _sample, own = READERS[name]
     place.mkdir(exist_ok=True)
     begun = time.monotonic()
@@ -293,7 +293,7 @@ def attempt(name: str, content: bytes, place: Path) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_good_sample_is_taken(tmp_path: Path, name: str) -> None:
-    """Otherwise every mutation would fail at the same place, and nothing behind it would be read."""
+    """Otherwise every mutation would fail at the same place, and nothing after it would be read."""
     reader, sample, _own = READERS[name]
     reader(sample(), tmp_path)
 

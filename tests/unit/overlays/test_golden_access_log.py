@@ -1,4 +1,4 @@
-"""The service that writes the web server's access log: whole lines, a budget, counts beyond it, a disk that is full."""
+"""The service that writes the web server's access log: complete lines, a limit, counts above it, a full disk."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_full_disk_costs_its_lines_only(
         access_log.write_all(queue, log, rounds=1)
     queue.add(b"three\n")
     access_log.write_all(queue, log, rounds=1)
-    # What was cut off has a line of its own.
+    # The truncated line is on a separate line.
     assert path.read_bytes() == b"one\nt\nthree\n"
     assert "2 lines of the access log are lost: [Errno 28]" in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ ANSWERS = {
 
 
 class Relay(threading.Thread):
-    """A mail server for one connection; it remembers what it was sent, and whether over TLS."""
+    """A mail server for one connection; it records the mail, and whether TLS was used."""
 
     def __init__(self, context: ssl.SSLContext, *, implicit: bool, address: str) -> None:
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""Settings of a foreign project as the image runs them."""
+"""Settings of an external project as the image runs it."""
 
 from __future__ import annotations
 

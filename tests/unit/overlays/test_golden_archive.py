@@ -1,4 +1,4 @@
-"""The inside of a backup: what goes in comes out, and nothing else passes for it."""
+"""The content of a backup is restored unchanged, and no other content is accepted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Kept:
 
 
 def make_tree(root: Path) -> Path:
-    """Make a media tree with odd names, and things that are no uploads."""
+    """Make a media tree with unusual names, and files that are not uploads."""
     (root / "a" / "b c").mkdir(parents=True)
     (root / "a" / "b c" / "ä\n.txt").write_bytes(b"text")
     Path(os.fsdecode(os.fsencode(root / "a") + b"/\xff\xfe")).write_bytes(b"no text")
@@ -172,7 +172,7 @@ def test_changed_content_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "said"),
+    ("name", "kind", "message"),
     [
         ("other", tarfile.REGTYPE, "does not belong there"),
         ("media/../x", tarfile.REGTYPE, "does not belong there"),
@@ -186,11 +186,11 @@ def test_changed_content_is_found(tmp_path: Path) -> None:
         ("database/000009", tarfile.REGTYPE, "does not belong there"),
     ],
 )
-def test_strange_members_are_refused(tmp_path: Path, name: str, kind: bytes, said: str) -> None:
+def test_strange_members_are_refused(tmp_path: Path, name: str, kind: bytes, message: str) -> None:
     *parts, manifest = members(packed(tmp_path / "absent"))
     strange = tarfile.TarInfo(name)
     strange.type, strange.linkname = kind, "/etc/passwd"
-    with pytest.raises(golden.Problem, match=said):
+    with pytest.raises(golden.Problem, match=message):
         read(repacked([*parts, (strange, b""), manifest]))
 
 

@@ -1,4 +1,4 @@
-"""Backups on the host: encryption as a stream, what is kept, what is sent, and what fails says why."""
+"""Backups on the host: encryption as a stream, retention, transfer, and a reason for every failure."""
 
 from __future__ import annotations
 
@@ -349,14 +349,14 @@ def test_a_name_of_its_own_or_of_no_form_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["20261123T020000Z-clone.tar.age", "20261122T020000Z-other.tar.age"])
 def test_an_old_backup_under_the_name_of_another_is_refused(name: str) -> None:
-    """Who can write to the store can rename what is signed."""
+    """A user who can write to the store can rename a signed file."""
     with pytest.raises(golden.Problem, match="has the name of a backup of") as caught:
         restore.not_renamed(Path(name), MANIFEST)
     assert caught.value.code == golden.CHECK_FAILED
 
 
 def test_restored_media_are_given_away_from_the_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who owns a directory could put a link into it, for root to follow."""
+    """The owner of a directory could put a link into it, which root would follow."""
     (tmp_path / "media" / "a" / "b").mkdir(parents=True)
     (tmp_path / "media" / "a" / "b" / "file.txt").touch()
     given: list[str] = []

@@ -1,4 +1,4 @@
-"""golden-certificate: what each verb does with what the engines return, the scan of the web server, the ACME client."""
+"""golden-certificate: each command with the results of its modules, the scan of the web server, the ACME client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAF = SimpleNamespace(serial="01", pem=b"pem", subject="CN=a", summary=lambda _
 
 @pytest.fixture
 def server(programs: Programs) -> Programs:
-    """A web server that answers handshakes as it must: the old, the weak and the unknown are refused by an alert."""
+    """A correct web server: handshakes with old, weak or unknown parameters are refused with an alert."""
     programs.answer("s_client", out=SPOKEN)
     for word in ("-tls1", "-tls1_1", scan.WEAK, "not-a.example", "-noservername"):
         programs.answer(word, status=1, err=REFUSED)
@@ -45,7 +45,7 @@ def test_a_good_server_passes_every_rule(server: Programs) -> None:
     ("words", "answer", "rule"),
     [
         (["-tls1_1"], {"out": SPOKEN}, "TLS 1.1 is refused"),
-        # openssl gave up by itself: that says nothing about the server.
+        # openssl gave up by itself, which shows nothing about the server.
         (["-tls1"], {"status": 1, "err": "no protocols available\n"}, "TLS 1.0 is refused"),
         (["-tls1_3", "X25519MLKEM768"], {"status": 1, "err": REFUSED}, "the post-quantum group X25519MLKEM768 is offered"),
         ([scan.WEAK], {"out": SPOKEN}, "ciphers without forward secrecy or authentication are refused"),

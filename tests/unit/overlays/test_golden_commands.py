@@ -1,4 +1,4 @@
-"""The commands of the image: which programs they start, what they write, what they print, and their exit codes."""
+"""The commands of the image: the programs that they start, files, output and exit codes."""
 
 from __future__ import annotations
 
@@ -279,13 +279,13 @@ def test_logs_follow_the_setting(
 
 
 @pytest.mark.parametrize(
-    ("space", "inodes", "told"),
+    ("space", "inodes", "messages"),
     [((100, 50, 50), (100, 90, 90), []), ((100, 10, 10), (100, 90, 90), ["90 % of the space"]),
      ((100, 50, 50), (100, 5, 5), ["95 % of the inodes"]), ((100, 11, 0), (0, 0, 0), ["100 % of the space"])],
 )  # fmt: skip
 def test_disks_that_are_nearly_full(
     monkeypatch: pytest.MonkeyPatch, command: Command,
-    space: tuple[int, int, int], inodes: tuple[int, int, int], told: list[str],
+    space: tuple[int, int, int], inodes: tuple[int, int, int], messages: list[str],
 ) -> None:  # fmt: skip
     module = golden_module("golden.commands.disks")
     status = SimpleNamespace(
@@ -294,10 +294,10 @@ def test_disks_that_are_nearly_full(
     monkeypatch.setattr(module, "mounts", lambda: {1: "/var"})
     monkeypatch.setattr(module.os, "statvfs", lambda _point: status)
     found = command("disks")
-    assert found.code == bool(told)
+    assert found.code == bool(messages)
     assert [line for line in found.out.splitlines() if not line.startswith("<3>/var: ")] == []
-    assert [part for part in told if part not in found.out] == []
-    assert len(found.out.splitlines()) == len(told)
+    assert [part for part in messages if part not in found.out] == []
+    assert len(found.out.splitlines()) == len(messages)
 
 
 def test_disks_are_those_that_hold_data() -> None:

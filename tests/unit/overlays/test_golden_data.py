@@ -1,4 +1,4 @@
-"""The data disk of a clone: its lists, its copies, what is refused, and every point at which the power may fail."""
+"""The data disk of a clone: its lists, its copies, what is refused, and a power failure at every step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PowerCut(Exception):
 
 
 class Bench:
-    """A machine and its disk, as directories: mkfs empties the disk, mount shows it, a power cut may come at any program."""
+    """A machine and its disk, as directories: mkfs empties the disk, mount shows it, each program may be a power failure."""
 
     def __init__(self, place: Path) -> None:
         self.backing, self.place = place / "backing", place

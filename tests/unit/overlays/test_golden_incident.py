@@ -1,4 +1,4 @@
-"""golden-isolate: the fence lets in who is named and nobody else, and the evidence is whole and holds no secret."""
+"""golden-isolate: the fence admits only the named addresses; the evidence is complete and contains no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ evidence = golden_module("golden.evidence")
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs) -> Programs:
-    """A machine with a packet filter of its own, logs, and an empty directory for the state."""
+    """A machine with a fake packet filter, logs, and an empty directory for the state."""
     monkeypatch.setattr(fence, "STATE", tmp_path / "state/fence.json")
     monkeypatch.setattr(fence, "FIREWALL", tmp_path / "golden-firewall")
     (tmp_path / "golden-firewall").touch()

@@ -1,4 +1,4 @@
-"""The locks of the golden-* commands: one holder, in a directory that its owner alone can write, and no traceback."""
+"""The locks of the golden-* commands: one holder, in a directory writable only by its owner, and no traceback."""
 
 from __future__ import annotations
 

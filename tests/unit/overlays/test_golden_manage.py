@@ -10,7 +10,7 @@ managing = golden_module("golden.manage")
 
 
 @pytest.mark.parametrize(
-    ("said", "brief", "foreign"),
+    ("output", "brief", "foreign"),
     [
         ("Unknown command: 'account'\nType 'manage.py help' for usage.\n", "has no command 'account'", True),
         ("Unknown command: 'account'. Did you mean x?\nType 'manage.py help' for usage.", "this application has no", True),
@@ -21,8 +21,8 @@ managing = golden_module("golden.manage")
         ("\n", "the application's command account failed without output", False),
     ],
 )
-def test_reason(said: str, brief: str, foreign: bool) -> None:  # noqa: FBT001
-    found, hint = managing.reason(said, "account")
+def test_reason(output: str, brief: str, foreign: bool) -> None:  # noqa: FBT001
+    found, hint = managing.reason(output, "account")
     assert brief in found
     assert "Type 'manage.py" not in found
     assert (hint == managing.FOREIGN) is foreign

@@ -1,4 +1,4 @@
-"""The image's Python package: every layer adds modules to it, and each command and unit starts a module that exists."""
+"""The image's Python package: every layer adds modules, and each command and unit starts an existing module."""
 
 from __future__ import annotations
 

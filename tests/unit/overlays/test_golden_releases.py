@@ -1,4 +1,4 @@
-"""Releases: which one serves, what a cut-off deployment leaves, and what stays when there are too many."""
+"""Releases: the active one, the remains of an interrupted deployment, and which ones are kept."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_newest_stay_and_what_serves(here: Any) -> None:
 
 
 def collect(here: Any, name: str, **files: str) -> None:
-    """Put static files into a release; two underscores stand for a slash."""
+    """Put static files into a release; two underscores become a slash."""
     for file, text in files.items():
         path = here.path(name) / "static" / file.replace("__", "/").replace("_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def test_pipes_are_no_part_of_a_release(here: Any, own: None) -> None:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Let restarts end as told, one after the other; return the list of those that took place."""
+    """Set the results of restarts, one after the other; return the list of those that took place."""
 
     def set_up(*seen: str, page: str = "") -> list[str]:
         left, done = list(seen), []
@@ -225,15 +225,15 @@ def test_a_healthy_release_stays(here: Any, answers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "said"), [("", "image serves again"), ("/health: 503", "image not healthy either: /health: 503")]
+    ("after", "message"), [("", "image serves again"), ("/health: 503", "image not healthy either: /health: 503")]
 )
-def test_an_ill_release_is_taken_back(here: Any, answers: Any, after: str, said: str) -> None:
+def test_an_ill_release_is_taken_back(here: Any, answers: Any, after: str, message: str) -> None:
     add(here, A)
     add(here, B)
     here.switch(B)
     here.switch("image")
     restarts = answers("/health: 500", after)
-    with pytest.raises(golden.Problem, match=rf"the release {A} is not healthy \(/health: 500\); {said}"):
+    with pytest.raises(golden.Problem, match=rf"the release {A} is not healthy \(/health: 500\); {message}"):
         deploy.activate(here, A)
     assert (here.current(), here.previous(), len(restarts)) == ("image", B, 2)
 
@@ -345,7 +345,7 @@ def test_the_application_servers_lines_are_read_as_they_were_meant(programs: Pro
 
 @pytest.fixture
 def units(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Let units end as told, one after the other: nothing, or the lines of a failure; return the list of those that ran."""
+    """Set the results of units, one after the other: nothing, or the lines of a failure; return the list of runs."""
 
     def set_up(*ends: str) -> list[str]:
         left, done = list(ends), []

@@ -1,4 +1,4 @@
-"""golden-report: what it counts, what it holds to need attention, and that a part it cannot read is named."""
+"""golden-report: its metrics, what needs attention, and that an unreadable part is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def entries(*messages: str, **more: str) -> str:
 
 
 def parts(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of the report with a look that returns what the test says."""
+    """Return the parts of the report with functions that return the test's data."""
     looks = {name: (lambda part=part: part) for name, part in found.items()}
     return {name: report.Part(looks[name], part.attention) for name, part in report.parts().items()}
 
@@ -62,7 +62,7 @@ def test_nothing_needs_attention_on_a_good_machine(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "told"),
+    ("part", "change", "message"),
     [
         ("system", {"failed_units": ["x.service"]}, "x.service has failed: systemctl status x.service"),
         ("system", {"full_percent": {"/var": 80}}, "/var is 80 % full"),
@@ -79,9 +79,9 @@ def test_nothing_needs_attention_on_a_good_machine(monkeypatch: pytest.MonkeyPat
         ("timers", {"a.timer": {"result": "exit-code"}}, "a.timer failed at its last run"),
     ],
 )
-def test_what_needs_attention(monkeypatch: pytest.MonkeyPatch, part: str, change: dict[str, Any], told: str) -> None:
+def test_what_needs_attention(monkeypatch: pytest.MonkeyPatch, part: str, change: dict[str, Any], message: str) -> None:
     found = attention(monkeypatch, GOOD | {part: GOOD[part] | change})
-    assert [line for line in found if line.startswith(told)] == found
+    assert [line for line in found if line.startswith(message)] == found
     assert len(found) == 1
 
 

@@ -1,4 +1,4 @@
-"""Restoring and the drill: what is put in place, what goes back when something fails, and what a health check sees."""
+"""Restore and drill: what is installed, what is rolled back after a failure, and the result of a health check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the web server is told about proxies in front, and about bans of the clients behind them."""
+"""The web server's configuration for proxies in front of it, and for bans of the clients behind them."""
 
 from __future__ import annotations
 

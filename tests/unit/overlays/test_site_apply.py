@@ -1,4 +1,4 @@
-"""golden-site apply: the trial before anything is changed, and the wait for the services behind it; the names it takes."""
+"""golden-site apply: the trial before any change, the wait for the services after it, and the accepted names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Site settings: what the validator accepts, what it says about the rest, and that a bad value opens nothing."""
+"""Site settings: the values that the validator accepts, its error messages, and that an invalid value opens nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAIL = {
 
 
 def keys(module: ModuleType, text: str) -> list[str]:
-    """Return the keys that are complained about."""
+    """Return the keys with errors."""
     return [fault.key for fault in module.parse(text)[1]]
 
 
@@ -198,7 +198,7 @@ def test_no_file_is_no_fault(module: ModuleType, tmp_path: Path) -> None:
 
 
 def collect(module: ModuleType, tmp_path: Path, sku: str, file: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the keys of the faults, with a hypervisor that says ``sku``."""
+    """Return the settings and the keys of the faults, with a hypervisor that passes ``sku``."""
     (tmp_path / "sku").write_text(f"{sku}\n")
     if file:
         (tmp_path / "site.yaml").write_text(file)

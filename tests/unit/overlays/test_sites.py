@@ -1,4 +1,4 @@
-"""sites of site.yaml: what is accepted, what it becomes for the web server, its unit, the packet filter and the names."""
+"""``sites`` of site.yaml: accepted values, and the web server, unit, packet filter and names generated from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static files as the web server hands them out, compared with what collectstatic made."""
+"""Static files as the web server delivers them, compared with the output of collectstatic."""
 
 from __future__ import annotations
 

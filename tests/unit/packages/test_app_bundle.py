@@ -1,4 +1,4 @@
-"""Bundles: the same directory gives the same bytes, golden-deploy takes them, and takes nothing that only looks like one."""
+"""Bundles: the same directory gives the same bytes, golden-deploy accepts them, and refuses everything else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def locked(*wheels_: Path) -> str:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    """What the package index has."""
+    """The content of the package index."""
     for name in ("demo", "django", "gunicorn"):
         wheel(tmp_path / "house", name)
     return tmp_path / "house"
@@ -79,7 +79,7 @@ def problems(application: Path, **options: str) -> str:
 
 
 def altered(source: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], Any]) -> tuple[Path, str]:
-    """Write a bundle whose members ``change`` was let loose on; return it with its own, right hash."""
+    """Write a bundle whose members were modified by ``change``; return it with its correct hash."""
     with tarfile.open(source) as archive:
         members = [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
     change(members)
@@ -92,7 +92,7 @@ def altered(source: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]]
 
 
 def test_a_bundle_that_changes_while_it_is_read_is_refused(application: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may write to the file exchanges its content after it was hashed."""
+    """A user who may write to the file replaces its content after it was hashed."""
     path, digest = make(application)
     (application / "manage.py").write_text("another")
     other, _digest = make(application, "other.bundle")
@@ -484,7 +484,7 @@ def test_every_problem_at_once(application: Path) -> None:
     (application / "back\\slash").write_text("x")
     (application / ("ü" * 121)).write_text("x")
     (os.fsencode(application) + b"/\xff").decode("utf-8", "surrogateescape")
-    with open(os.fsencode(application) + b"/latin-\xfc", "wb") as stream:  # noqa: PTH123 (a name that is no text)
+    with open(os.fsencode(application) + b"/latin-\xfc", "wb") as stream:  # noqa: PTH123 (a name that is not text)
         stream.write(b"x")
     (application / "manage.py").unlink()
     told = problems(application, wsgi="other:app")
@@ -568,7 +568,7 @@ def test_names_that_are_refused(application: Path, name: str) -> None:
         assert "the bundle is refused" in refused(path, digest)
 
 
-# Its header says how large a file becomes.
+# The header of a GNU sparse file contains its size.
 KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE]
 
 
@@ -579,7 +579,7 @@ def test_only_plain_files(application: Path, kind: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda members: members.append((info("code/more.py"), b"x")), "'code/more.py' is not in the manifest"),
         (lambda members: members.append(members[1]), "is there twice"),
@@ -591,24 +591,24 @@ def test_only_plain_files(application: Path, kind: bytes) -> None:
         (lambda members: members.clear(), "it does not begin with manifest.json"),
     ],
 )
-def test_what_is_not_as_the_manifest_says(application: Path, change: Callable[[Any], Any], said: str) -> None:
-    assert said in refused(*altered(make(application)[0], change))
+def test_what_is_not_as_the_manifest_says(application: Path, change: Callable[[Any], Any], message: str) -> None:
+    assert message in refused(*altered(make(application)[0], change))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("format", 2, "it has format 2"),
         ("name", "../x", "is no name of an application"),
         ("files", {}, "code/manage.py is missing"),
     ],
 )
-def test_manifests_that_are_refused(application: Path, key: str, value: object, said: str) -> None:
+def test_manifests_that_are_refused(application: Path, key: str, value: object, message: str) -> None:
     def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
         member, content = members[0]
         members[0] = (member, json.dumps(json.loads(content) | {key: value}).encode())
 
-    assert said in refused(*altered(make(application)[0], change))
+    assert message in refused(*altered(make(application)[0], change))
 
 
 def test_a_lock_without_hashes_is_refused(application: Path) -> None:

@@ -1,4 +1,4 @@
-"""The archive's client, against a real server: what it fetches is what the lock names, or is reported."""
+"""The client of the archive, against a real server: it fetches the files of the lock, or reports an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.helpers import Mirror, entry
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    """An archive, and an apt-helper that goes there directly whatever proxy this host's apt is told to use."""
+    """An archive, and an apt-helper that connects directly, whatever proxy is configured for this host's apt."""
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     helper = tmp_path / "apt-helper"
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def held(store: Store) -> list[str]:
-    """Return the names of all files in the store's directory, hidden ones of its own left out."""
+    """Return the names of all files in the store's directory, without its internal hidden files."""
     return sorted(path.name for path in store.root.rglob("*") if path.is_file() and path.name != ".scratch.lock")
 
 
@@ -63,15 +63,15 @@ def test_the_mirrors_are_those_of_the_hosts_apt(only_fakes: Fakes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "brief"),
+    ("output", "brief"),
     [
         ("", "the host's apt has no Debian mirror"),
         ("http://x.example/ubuntu/\tUbuntu\tUbuntu\n", "the host's apt has no Debian mirror"),
         ("http://x.example/debian/\tDebian\tDebian\n", "the host's apt has no Debian security mirror"),
     ],
 )
-def test_a_host_without_a_mirror_is_told_what_to_do(only_fakes: Fakes, said: str, brief: str) -> None:
-    only_fakes.command("apt-get", stdout=said)
+def test_a_host_without_a_mirror_is_told_what_to_do(only_fakes: Fakes, output: str, brief: str) -> None:
+    only_fakes.command("apt-get", stdout=output)
     with pytest.raises(HostError) as caught:
         apt.host_mirrors()
     assert (caught.value.brief, caught.value.hint) == (brief, f"apt-get update   (as root), {MORE}")
@@ -272,7 +272,7 @@ def test_a_host_without_debians_keyring_is_told(
 
 
 def test_the_private_apt_reads_nothing_of_the_hosts(private: PrivateApt, fakes: Fakes) -> None:
-    """The real apt-config tells what the real apt would do with the configuration."""
+    """The real apt-config prints how the real apt would use the configuration."""
     fakes.command("apt-get")
     private.set_up()
     said = run.run(["apt-config", "dump"], timeout=30, env=private.environment()).stdout
@@ -315,7 +315,7 @@ def damage(path: Path, how: str) -> None:
 def test_an_index_that_is_out_of_step_is_named(
     published: Lists, tmp_path: Path, component: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the real apt, whose words are recognised: another size, another hash, and none at all."""
+    """With the real apt, whose messages are recognised: another size, another hash, and no hash."""
     damage(published.index(component), how)
     file = f"dists/trixie/{component}/binary-amd64/Packages"
     with pytest.raises(MirrorChanging) as caught:
@@ -385,7 +385,7 @@ def test_a_mirror_that_sends_nothing_ends_in_time(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("release", [None, "Origin: Debian\nSuite: stable\nCodename: trixie\nComponents: main\n"])
 def test_an_archive_without_a_signature_is_refused(mirror: Mirror, tmp_path: Path, release: str | None) -> None:
-    """With the real apt: an archive that is not there, and one that nobody signed."""
+    """With the real apt: an archive that does not exist, and one without a signature."""
     if release:
         for where in ("debian/dists/trixie", "debian/dists/trixie-updates", "debian-security/dists/trixie-security"):
             (mirror.root / where).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Debian packages are read as dpkg-deb made them; others, and damaged ones, are refused."""
+"""Debian packages made by dpkg-deb are read; others, and damaged ones, are refused."""
 
 from __future__ import annotations
 

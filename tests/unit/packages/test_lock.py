@@ -1,4 +1,4 @@
-"""Lock files: what is written is read back; what is damaged is refused with file, line and remedy."""
+"""Lock files are read as they were written; a damaged one is refused with file, line and hint."""
 
 from __future__ import annotations
 

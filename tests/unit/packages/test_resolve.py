@@ -1,4 +1,4 @@
-"""Which locked set a build takes: the committed one as long as it holds, else a new one, kept for the next build."""
+"""The locked set of a build: the committed one while it is valid, else a new one, which is kept for the next build."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ esac
 
 @dataclass
 class Place:
-    """A mirror, a committed lock, and an apt whose answers a test writes."""
+    """A mirror, a committed lock, and a fake apt whose output is set by the test."""
 
     mirror: Mirror
     fakes: Fakes
@@ -59,7 +59,7 @@ class Place:
         (self.root / "broken").write_text(text)
 
     def asked(self) -> list[str]:
-        """Return the commands that apt-get was asked, without updates."""
+        """Return the commands of apt-get, without updates."""
         return [line for line in self._notes() if "update" not in line.split()]
 
     def updates(self) -> int:
@@ -260,7 +260,7 @@ def freshen(place: Place) -> Settled:
 
 
 def test_a_fresh_set_is_kept_and_taken_by_the_next_builds(place: Place) -> None:
-    """The committed set is complete, and passed over all the same."""
+    """The committed set is complete, and is not used."""
     write_lock(place.lock, place.mirror.add("nginx", b"old", version="1"))
     place.apt_answers(place.mirror.add("nginx", b"new", version="2"))
     fresh = freshen(place)
@@ -271,7 +271,7 @@ def test_a_fresh_set_is_kept_and_taken_by_the_next_builds(place: Place) -> None:
 
 
 def test_a_fresh_set_of_the_same_files_is_the_one_that_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its date stays: a build from it is no other build."""
+    """Its date is unchanged: a build from it is the same build."""
     old = place.mirror.add("nginx", b"old", version="1")
     write_lock(place.lock, old)
     place.apt_answers(place.mirror.add("nginx", b"new", version="2"))

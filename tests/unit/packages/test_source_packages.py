@@ -1,4 +1,4 @@
-"""Which sources a package is made from: by its own control file, else by its path in the archive."""
+"""The sources of a package: from its control file, else from its path in the archive."""
 
 from __future__ import annotations
 

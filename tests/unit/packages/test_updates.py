@@ -1,4 +1,4 @@
-"""Pending updates, by the real apt and an archive of our own: what is a security update, what is not known, exit codes."""
+"""Pending updates, with the real apt and a local archive: security updates, unknown results, exit codes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Place:
         return look(where, question, installer)
 
     def at_plan(self) -> updates.PendingUpdates:
-        """Return what a plan shows; it asks no network and starts no program."""
+        """Return what a plan shows; it uses no network and starts no program."""
         before = list(self.lists.mirror.requests)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "_start", lambda *_words, **_options: pytest.fail("a plan starts no program"))
@@ -303,7 +303,7 @@ def test_a_look_after_new_lists_were_published_sees_them(place: Place) -> None:
 
 
 def test_an_index_that_is_out_of_step_is_named_at_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """A build does not wait for the mirror, and tells what it knows of the other set."""
+    """A build does not wait for the mirror, and reports the updates of the other set."""
     place.lock(place.lists.add("nginx", "1"))
     place.lists.publish()
     place.lists.index(UDEBS).unlink()
@@ -317,7 +317,7 @@ def test_an_index_that_is_out_of_step_is_named_at_once(place: Place, capsys: pyt
     place.lists.index(UDEBS).unlink()
     for kept in (place.cache / "apt").glob("lists-*"):
         shutil.rmtree(kept)
-    assert report.pending(place.at_build()) == known, "the last look that succeeded is told"
+    assert report.pending(place.at_build()) == known, "the last successful result is reported"
     assert report.pending(place.at_plan()) == known
 
 

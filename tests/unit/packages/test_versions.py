@@ -1,4 +1,4 @@
-"""Versions stand in dpkg's order: dpkg itself is asked."""
+"""Versions are sorted in dpkg's order, compared with dpkg itself."""
 
 from __future__ import annotations
 

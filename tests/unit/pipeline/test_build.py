@@ -1,4 +1,4 @@
-"""The plan says what will be made and why; a build does what the plan says and nothing else."""
+"""The plan lists the stages that will run and why; a build runs these stages and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finish(options: Options, *stages: str) -> None:
 
 
 def publish(options: Options, key: str = "") -> Path:
-    """Let an artifact of the present inputs be there; return its path."""
+    """Make an artifact of the current inputs; return its path."""
     inputs = {"archive_date": DATE, "artifact_key": key or gather(options).keys["artifact"].key}
     manifest = parsed(committable(version="1", image=image("0"), inputs=inputs))
     return artifact.commit(options.project.artifacts, contents={"image.qcow2": "x"}, manifest=manifest).path
@@ -133,7 +133,7 @@ def test_a_plan_is_said_one_stage_a_line(options: Options, capsys: pytest.Captur
 
 
 def refresh(options: Options) -> None:
-    """Let a former build have refreshed the set of packages."""
+    """Set up a set of packages that an earlier build has refreshed."""
     resolver = build.lock_resolver_for(options, "trixie")
     request = gather(options).inputs.rootfs_lock.request
     kept = resolver._kept(options.project.rootfs_lock, request)

@@ -1,4 +1,4 @@
-"""What a build needs from the host is known, and installed, before its first stage begins."""
+"""The host tools that a build needs are known, and installed, before its first stage begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proxmox's own words, and the cause and the next step that people read: see tests/data/pve for where they come from."""
+"""Messages of Proxmox VE, and the cause and the hint that the user reads: see tests/data/pve for their origin."""
 
 from __future__ import annotations
 

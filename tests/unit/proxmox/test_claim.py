@@ -1,4 +1,4 @@
-"""Runs that make the same thing at once: every order of their steps, by seeds, against a model of the cluster."""
+"""Concurrent runs that create the same object: random orders of their steps, by seeds, on a model of the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates of one product are not those of another whose name begins alike, in every command that looks for them."""
+"""Every command distinguishes the templates of two products whose names begin alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger of releases: every way to tamper with it is found and named by its line; what it adds up to; its rebuilding."""
+"""The ledger of releases: tampering is detected and located by line; the state that it describes; its rebuilding."""
 
 from __future__ import annotations
 

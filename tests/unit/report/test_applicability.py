@@ -1,4 +1,4 @@
-"""Which requirements apply to an image is computed from its layers and the tests that they bring."""
+"""The requirements that apply to an image are computed from its layers and their tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between two artifacts is told, each part once, and what cannot be compared is not taken for equal."""
+"""Every difference between two artifacts is reported once; parts that cannot be compared do not count as equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def told(section: Section) -> list[tuple[str, str, str, str]]:
 
 
 def one_change(key: str, **changes: Any) -> list[tuple[str, str, str, str]]:
-    """Return what is told of a section when one part of the second inventory differs."""
+    """Return the reported changes of a section when one part of the second inventory differs."""
     new = make_side(contents=parts(**{"inventory.json": json.dumps(inventory_of(**changes))}))
     found = compared(make_side(), new)
     others = [section.key for section in found.sections if section.changes and section.key != key]

@@ -1,4 +1,4 @@
-"""Plots are SVG that a reader and a screen reader can read: escaped, described, and with room for every text."""
+"""Plots are SVG for readers and screen readers: escaped, described, and with space for every text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Release notes write themselves: from what differs, and from the changelogs inside the packages of the cache."""
+"""Release notes are generated from the differences, and from the changelogs in the cached packages."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_packages_of_one_source_are_told_once(tmp_path: Path) -> None:
     told = changelogs(tmp_path, one, other)
     assert "CVE-2026-1111" in told.explain("libssl3", "3.5.6-1", NEW)[0]
     assert told.explain("openssl", "3.5.6-1", NEW) == ("of the same source as libssl3",)
-    assert "CVE-2026-1111" in told.explain("libssl3", "3.5.6-1", NEW)[0], "asked again, it is told again"
+    assert "CVE-2026-1111" in told.explain("libssl3", "3.5.6-1", NEW)[0], "a second query returns the same"
 
 
 def test_documentation_may_be_a_link_to_another_package(tmp_path: Path) -> None:

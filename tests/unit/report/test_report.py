@@ -1,4 +1,4 @@
-"""The report: everything of the artifact, failures first, nothing unescaped, no reference to anything outside."""
+"""The report: all data of the artifact, failures first, everything escaped, no external reference."""
 
 from __future__ import annotations
 

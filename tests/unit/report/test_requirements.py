@@ -1,4 +1,4 @@
-"""The table of requirements: its list is well-formed, its marks are found, the page in docs/ is the current one."""
+"""The table of requirements: its list is valid, its marks are found, and the page in docs/ is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packages of the image: nothing but the locked files can be installed, and a failure tells where to look."""
+"""The packages of the image: only the locked files can be installed, and a failure names the log to read."""
 
 from __future__ import annotations
 

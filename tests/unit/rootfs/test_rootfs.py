@@ -1,4 +1,4 @@
-"""The root file system: what happens in which order, what is sealed away, and a manifest of every path."""
+"""The root file system: the order of the steps, the removal of secrets and state, and a manifest of every path."""
 
 from __future__ import annotations
 

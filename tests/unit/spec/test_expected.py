@@ -1,4 +1,4 @@
-"""What the image tests expect of a layer is what the layer has: presets, accounts, keys of site.yaml, audit rules."""
+"""The image tests expect the content of the layers: presets, accounts, keys of site.yaml, audit rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN_PARTS = {"system", "logins", "users", "defence", "timers"}
 
 
 def found_in(directory: Path) -> dict[str, set[str]]:
-    """Return what the files of a layer say of themselves, by the keys of expected.yaml."""
+    """Return what the files of a layer declare, by the keys of expected.yaml."""
     return {
         "units": set(lines(directory, "etc/systemd/system-preset/[0-8]*.preset", r"enable (\S+)$")),
         "service_accounts": set(lines(directory, "etc/sysusers.d/*.conf", r"u!? (\S+) ")),

@@ -1,4 +1,4 @@
-"""golden.yaml: a valid one becomes a frozen value; every mistake in another is told, with key, value and remedy."""
+"""golden.yaml: a valid file becomes a frozen value; every error in another is reported with key, value and hint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.helpers import ROOT, golden, make_spec, write_spec
 
 
 def problems(tmp_path: Path, content: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a spec, one problem a line."""
+    """Return the errors of a spec, one per line."""
     with pytest.raises(SpecError) as caught:
         specs.load(write_spec(tmp_path, content))
     return caught.value.details.splitlines()

@@ -1,4 +1,4 @@
-"""The key of each stage changes with what shapes its result, and with nothing else."""
+"""The key of each stage depends on the inputs of its result, and on nothing else."""
 
 from __future__ import annotations
 

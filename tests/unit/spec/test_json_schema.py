@@ -1,4 +1,4 @@
-"""The schemas are what the readers read: checked in, accepted by the committed files, and refusing what a reader refuses."""
+"""The committed schemas match the readers: they accept the committed files, and refuse what a reader refuses."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ WRONG_LAYER: dict[str, dict[str, Any]] = {
     "command": {"commands": [{"run": "true", "reason": "it is only a test"}]}, "reason": {"commands": [{"run": ["true"]}]},
     "lock": {"python": {"venv": "/opt/venv", "requirements": "requirements.txt"}},
 }  # fmt: skip
-# What the reader of the settings takes, in every spelling; and what it refuses whatever lies on the clone.
+# What the reader of the settings accepts, in every spelling; and what it refuses whatever files the clone has.
 GOOD_SITE: dict[str, dict[str, Any]] = {
     "nothing": {}, "nothing of each": dict.fromkeys(json_schema.schema("site.yaml")["properties"]),
     "an address": {"admin_cidrs": ["10.1.2.3", "2001:db8::/32"]}, "capitals": {"server_names": ["WWW.Example.Org"]},
     "one address of mail": {"alerts": {"mail": {"server": "[2001:db8::25]:465", "from": "a@b.c", "to": "d@e.f"}}},
     "no target": {"backup": {"recipient": RECIPIENT, "target": "", "signers": []}}, "acme": {"certificate": {"acme": ACME}},
-    "nobody": {"admin_proxy": {"client_ca": None, "cidrs": []}},
+    "no administrators": {"admin_proxy": {"client_ca": None, "cidrs": []}},
 }  # fmt: skip
 WRONG_SITE: dict[str, dict[str, Any]] = {
     "unknown key": {"server_name": "x.example.org"}, "no list": {"admin_cidrs": "10.0.0.0/24"},

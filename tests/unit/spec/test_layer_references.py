@@ -1,4 +1,4 @@
-"""No layer names a unit, an account or a command of a layer that it does not require: those would be missing without it."""
+"""No layer names a unit, an account or a command of a layer that it does not require: it would be missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.helpers import LAYERS, ROOT
 OVERLAYS = ROOT / "overlays"
 UNIT = re.compile(r"[a-z][a-z0-9@-]*\.(service|socket|timer|path)")
 COMMENT = re.compile(r"^\s*(#|--|;).*$", re.MULTILINE)
-# Units, accounts and programs that Debian's packages bring for a layer.
+# Units, accounts and programs that Debian's packages install for a layer.
 BROUGHT = {
     "26-bans": {"fail2ban.service", "fail2ban-client"},
     "30-postgresql": {"postgresql.service", "postgresql@17-main.service", "psql", "pg_dump"},
@@ -28,7 +28,7 @@ LEFT: Mapping[str, list[str]] = {}
 
 
 def things(layer: Path) -> set[str]:
-    """Return the names of the units, accounts and commands that a layer brings."""
+    """Return the names of the units, accounts and commands that a layer installs."""
     found = {path.name for path in layer.glob("rootfs/etc/systemd/system/*") if path.is_file() and UNIT.fullmatch(path.name)}
     found |= {path.name for path in layer.glob(f"{PARTS}/*/rootfs/etc/systemd/system/*") if UNIT.fullmatch(path.name)}
     found |= {path.stem for path in layer.glob("rootfs/etc/systemd/system/*.j2")}

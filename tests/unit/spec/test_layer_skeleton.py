@@ -1,4 +1,4 @@
-"""A new layer is complete: it is read without a problem, has a check that fits, and a test; nothing is overwritten."""
+"""A new layer is complete: it is read without an error, and has a check and a test; nothing is overwritten."""
 
 from __future__ import annotations
 

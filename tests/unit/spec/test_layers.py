@@ -1,4 +1,4 @@
-"""Layers are read, checked and packed: every mistake is told at once, and the bytes are always the same."""
+"""Layers are read, checked and packed: all errors are reported at once, and the bytes are reproducible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPOCH = 1795140670
 
 
 def problems(root: Path, *names: str) -> list[str]:
-    """Return what is wrong with the named layers, one problem a line."""
+    """Return the errors of the named layers, one per line."""
     with pytest.raises(SpecError) as caught:
         read_stack(root, *names)
     assert caught.value.exit_code == 2

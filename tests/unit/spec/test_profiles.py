@@ -1,4 +1,4 @@
-"""Profiles: a spec file that extends another one, the names that keep them apart, and layers outside of overlays/."""
+"""Profiles: a spec file that extends another one, names that distinguish them, and layers outside of overlays/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gates of promotion in golden.yaml: defaults, values, and every wrong value named."""
+"""The gates of promotion in golden.yaml: defaults, values, and an error for every invalid value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: style, types, who imports whom, and what no file may name."""
+"""The project's rules that can be checked automatically: style, types, imports, and names that no file may contain."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_only_run_starts_programs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_json_is_parsed_in_one_place(path: Path) -> None:
-    """A reader of its own forgets the texts for which json.loads raises RecursionError, or a ValueError without a line."""
+    """Other readers forget the texts for which json.loads raises RecursionError, or a ValueError without a line."""
     if name_of(path) != "core.json_text":
         assert not re.search(r"\bjson\.loads?\(", path.read_text(encoding="utf-8"))
 
@@ -248,7 +248,7 @@ def test_json_is_parsed_in_one_place(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_modules_promise_something_and_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), "a module's docstring says what the module promises"
+    assert ast.get_docstring(ast.parse(text)), "a module's docstring describes what the module guarantees"
     assert len(text.splitlines()) <= 400
 
 
@@ -284,7 +284,7 @@ def test_no_file_names_this_machines_archives() -> None:
 def test_no_file_names_a_directory_of_this_machine() -> None:
     own = {str(ROOT)} if len(ROOT.parts) > 2 else set()
     home = str(Path.home())
-    # The image has a /root too: that name says nothing about this machine.
+    # The image has a /root too: that name does not identify this machine.
     own |= {home} if home not in ("/", "/root") else set()
     pattern = re.compile("|".join(rf"(?<![\w.-]){re.escape(name)}(?![\w-])" for name in own) or r"(?!)")
     named = [str(path.relative_to(ROOT)) for path, text in texts() if pattern.search(text)]

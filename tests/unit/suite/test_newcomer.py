@@ -1,4 +1,4 @@
-"""The fresh-machine gate reads its commands from README.md, and believes only what the machine left behind."""
+"""The fresh-machine gate reads its commands from README.md, and evaluates only the files on the machine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_ordinary_user_installs_through_sudo() -> None:
 
 
 class Recorded(gate.Walk):
-    """A walk whose commands leave what the test says, instead of running on a machine."""
+    """A walk whose commands return the test's output instead of running on a machine."""
 
     def __init__(self, root: Path, outputs: dict[str, str] | None = None) -> None:
         super().__init__(Machine("trixie-root", root, 1, "root", {}), root, [])

@@ -1,4 +1,4 @@
-"""A current Packer and the proxmox plugin are compiled for tests, locked like what builds, and only when asked."""
+"""A current Packer and the proxmox plugin are compiled for tests, locked like those of builds, and only on request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake_go(fakes: Fakes, **plugin: Any) -> Fake:
-    """Make a Go that compiles at once."""
+    """Make a fake Go that compiles at once."""
     return fakes.command(
         "go", {"when": ["version"], "stdout": "go version go1.24.4 linux/amd64\n"},
         {"when": [packers.PLUGIN_MODULE], "write": {"{6}": ""}, **plugin},
@@ -59,7 +59,7 @@ def test_packer_and_both_plugins_are_compiled_once_and_found_again(only_fakes: F
     assert found is not None
     assert found.plugins is not None
     assert (found.path.parent.parent, found.version) == (cache, (1, 16, 0))
-    # A place of its own: a new lock of the one does not compile the other again.
+    # In a separate directory: a new lock of the one does not compile the other again.
     assert (found.plugins / PLUGINS["proxmox"]).exists()
     assert found.plugins.parent != found.path.parent
     assert [path.name for path in found.plugins.parent.iterdir()] == ["plugins"]
@@ -106,7 +106,7 @@ def test_the_tests_compile_nothing_where_there_is_no_go(only_fakes: Fakes, cache
 
 
 def test_the_lock_stands_on_what_packer_is_locked_to() -> None:
-    """Same versions, same replacement: Packer and plugin have to speak the same language."""
+    """Same versions, same replacement: Packer and plugin must use the same protocol."""
     plugin, current = requirements(packers.PLUGIN_TOOLS), requirements(packers.TOOLS)
     assert {name: version for name, version in plugin.items() if current.get(name, version) != version} == {}
     assert plugin["github.com/hashicorp/packer-plugin-sdk"] == current["github.com/hashicorp/packer-plugin-sdk"]

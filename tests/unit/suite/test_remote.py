@@ -1,4 +1,4 @@
-"""Commands on the machine under test run in the same surroundings on every way in, and every limit follows its pace."""
+"""Commands on the machine under test run in the same environment on every connection, and timeouts scale with its pace."""
 
 from __future__ import annotations
 

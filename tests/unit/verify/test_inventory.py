@@ -1,4 +1,4 @@
-"""The inventory holds what the image is, and nothing that a clone alone has."""
+"""The inventory describes the image, and contains nothing that is specific to a clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only clones that were booted and tests that passed make a Verdict; everything else is told with its evidence."""
+"""Only booted clones and passed tests produce a ``Verdict``; everything else is reported with its evidence."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_panic_under_emulation_is_tried_once_more_and_counted(
 
 @contextmanager
 def ended(out: Path, status: int) -> Iterator[Stories]:
-    """Stories whose process ends with a status, and whose JUnit file may stand in ``out`` already."""
+    """Long tests whose process ends with a status, and whose JUnit file may exist in ``out`` before."""
     with run.spawn(["sh", "-c", f"echo a word; exit {status}"], log=out / long_tests.LOG) as process:
         process.wait(30)
         yield Stories(process, out)
@@ -161,7 +161,7 @@ def test_stories_stand_in_the_same_report(qemu: Fake, image: Path, tmp_path: Pat
     tests = checkout(tmp_path, GOOD + "\n\n@pytest.mark.story\ndef test_told():\n    assert False\n")
     with ended(tmp_path, 0) as told:
         verdict = judge(tmp_path, image, tests, told=told)
-    assert (verdict.passed, verdict.failed, verdict.skipped) == (2, 0, 0), "the clones play no story then"
+    assert (verdict.passed, verdict.failed, verdict.skipped) == (2, 0, 0), "the clones run no long test then"
     names = {case.name for case in read_cases(tmp_path / "out" / "junit.xml")}
     assert names == {"test_x::test_context", "test_x::test_story"}
 
@@ -307,7 +307,7 @@ def test_only_the_named_tests_are_run(tmp_path: Path) -> None:
 
 
 def junit(tmp_path: Path, *cases: tuple[str, str, str]) -> Path:
-    """Write a JUnit file of (name, verdict, message)."""
+    """Write a JUnit file of (name, result, message)."""
     rows = "".join(
         f'<testcase classname="tests.image.test_x" name="{name}">'
         + (f"<{verdict} message={quoteattr(message)}>long</{verdict}>" if verdict else "")

@@ -1,4 +1,4 @@
-"""Wheels and Go modules: the order of their versions, and their records of OSV."""
+"""Wheels and Go modules: the order of their versions, and their OSV records."""
 
 from __future__ import annotations
 

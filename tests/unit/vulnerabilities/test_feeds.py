@@ -1,4 +1,4 @@
-"""Debian's security data in its three forms: what is known of a version, and what is no data."""
+"""Debian's security data in its three formats: the vulnerabilities of a version, and invalid data."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_osv_comes_as_a_directory_and_as_a_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("one.json", '{"Debian:13', "is not JSON"),
         ("one.json", "<html>", "has no record of Debian:13"),
@@ -164,11 +164,11 @@ def test_osv_comes_as_a_directory_and_as_a_zip(tmp_path: Path) -> None:
         ("nowhere/one.json", None, "cannot be read"),
     ],
 )
-def test_what_is_no_osv(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_what_is_no_osv(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         write(path, content)
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         known("osv", path)
 
 
@@ -180,14 +180,14 @@ def test_an_empty_directory_is_no_osv(tmp_path: Path) -> None:
 # --- the tracker ------------------------------------------------------------------------------------------------------
 
 
-def tracker(directory: Path, judged: dict[str, str] | None, *, source: str = "openssl", release: str = "trixie") -> Path:
-    entry: dict[str, Any] = {"scope": "remote", "releases": {release: judged} if judged else {"sid": {}}}
+def tracker(directory: Path, status: dict[str, str] | None, *, source: str = "openssl", release: str = "trixie") -> Path:
+    entry: dict[str, Any] = {"scope": "remote", "releases": {release: status} if status else {"sid": {}}}
     other = {"CVE-2026-9": {"releases": {"trixie": {"status": "resolved", "fixed_version": "0"}}}}
     return write(directory / "tracker.json", {source: {"CVE-2026-1": entry}, "another": other})
 
 
 @pytest.mark.parametrize(
-    ("judged", "expected"),
+    ("status", "expected"),
     [
         ({"status": "resolved", "fixed_version": "3.5.4-1", "urgency": "high"}, None),
         ({"status": "resolved", "fixed_version": "0", "urgency": "high"}, None),
@@ -202,9 +202,9 @@ def tracker(directory: Path, judged: dict[str, str] | None, *, source: str = "op
     ],
 )  # fmt: skip
 def test_what_the_tracker_says_of_a_version(
-    tmp_path: Path, judged: dict[str, str] | None, expected: tuple[str, str, str] | None
+    tmp_path: Path, status: dict[str, str] | None, expected: tuple[str, str, str] | None
 ) -> None:
-    found = known("tracker", tracker(tmp_path, judged))
+    found = known("tracker", tracker(tmp_path, status))
     assert [(one.id, one.urgency, one.fixed, one.note) for one in found] == ([("CVE-2026-1", *expected)] if expected else [])
 
 

@@ -1,4 +1,4 @@
-"""The verb vulnerabilities: never silent without data, exit codes by what can be done, accepted for a time."""
+"""The command vulnerabilities: an error without data, exit codes by the available fixes, accepted until a date."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Place:
     made: Artifact
 
     def tracker(self, **entries: dict[str, str]) -> Path:
-        """Write what the tracker says: names such as openssl_1 for CVE-2026-1 of openssl."""
+        """Write the tracker's data: names such as openssl_1 for CVE-2026-1 of openssl."""
         told: dict[str, Any] = {"another": {"CVE-2026-9": {"releases": {"trixie": {"status": "open"}}}}}
         for key, judged in entries.items():
             source, _, number = key.rpartition("_")
@@ -248,7 +248,7 @@ def test_no_file_accepts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"id": "openssl"}, "accepted[0].id"),
         ({"reason": " "}, "accepted[0].reason"),
@@ -258,11 +258,11 @@ def test_no_file_accepts_nothing(tmp_path: Path) -> None:
         ({"why": "x"}, "unknown key"),
     ],
 )
-def test_a_wrong_row_is_told(place: Place, row: dict[str, Any], said: str) -> None:
+def test_a_wrong_row_is_told(place: Place, row: dict[str, Any], message: str) -> None:
     place.accept(**row)
     with pytest.raises(SpecError) as caught:
         accepted.load(place.root / accepted.PAGE)
-    assert said in caught.value.details
+    assert message in caught.value.details
 
 
 def test_a_row_without_its_day_or_given_twice_is_told(tmp_path: Path) -> None:
