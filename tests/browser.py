@@ -33,7 +33,7 @@ OPTIONS = (
 
 @dataclass
 class Page:
-    """One open page: what was said on its console, and what it asked of any network."""
+    """One open page: the messages on its console, and its network requests."""
 
     browser: Browser
     session: str
@@ -83,7 +83,7 @@ class Browser:
         return page
 
     def call(self, method: str, *, session: str = "", **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol, and note what the browser tells meanwhile."""
+        """Call a method of the protocol, and record the events that the browser sends meanwhile."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
         os.write(self._writing, json.dumps(message).encode() + b"\0")

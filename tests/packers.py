@@ -27,7 +27,7 @@ PLUGIN_TOOLS = Path(__file__).parent / "tools"
 PLUGIN_MODULE = "github.com/hashicorp/packer-plugin-proxmox"
 GET_CURRENT = "a current Packer and its plugins: nox -s packers   (needs Go: apt-get install --yes golang-go)"
 
-# What the older plugin lacks of packer/proxmox/plugin/build.pkr.hcl, and what stands for it in one that it knows.
+# What the older plugin does not support in packer/proxmox/plugin/build.pkr.hcl, and the replacement that it supports.
 NEWER_THAN_THE_LOCK = (
     (r'version = ">= 1\.2\.4"', 'version = ">= 1.1.1"'),
     (r"boot_iso \{.*?\n    \}", "iso_file    = var.iso_file\n    unmount_iso = true"),
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error(error.render())
         return error.exit_code
     except KeyboardInterrupt:
-        log.error("Interrupted. Nothing half-made is left.")
+        log.error("Interrupted. Nothing incomplete is left.")
         return 130
     log.info(f"{found.name} is {found.path}; its proxmox plugin is below {found.plugins}")
     return 0

@@ -64,7 +64,7 @@ def make(
 ) -> Artifact:  # fmt: skip
     """Commit an artifact of ``image`` below ``root``; ``changes`` are keys of its manifest, ``checkout`` of its inputs.
 
-    ``by`` says who vouches for its tests.
+    ``by`` names the party that attests its tests.
     """
     packages, installer = locks()
     told = {"layers": ["40-app"], **(spec or {}), "name": name, "version": version}
@@ -120,14 +120,14 @@ def make(
 
 @contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """Give the right to write to an artifact, as somebody has who changes it by force."""
+    """Make an artifact writable, as a user does who modifies it in spite of its permissions."""
     for one in [path, *path.rglob("*")]:
         one.chmod(0o755 if one.is_dir() else 0o644)
     yield path
 
 
 def rewrite_sums(path: Path) -> None:
-    """Write SHA256SUMS again, as somebody does who knows of it."""
+    """Write SHA256SUMS again, as an attacker does who knows the file."""
     (path / artifact.SUMS).write_text(artifact.sums(path))
 
 
