@@ -1,4 +1,4 @@
-"""What the tests of operators' machines share: a cluster whose machines boot, and a bench with a published template."""
+"""Fixtures for tests of clones: a cluster whose machines boot, and a bench with a published template."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Guests(Proxmox):
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """The web server of a machine: its health page, and what it was asked."""
+    """The web server of a machine: its health page, and its requests."""
 
     def do_GET(self) -> None:
         self.server.asked.append((self.headers["Host"], self.path))  # type: ignore[attr-defined]
@@ -55,12 +55,12 @@ class _Site(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @dataclasses.dataclass
 class Site:
-    """A machine's web server on the loopback interface; ``codes`` are its answers, the last one forever."""
+    """A machine's web server on the loopback interface; ``codes`` are its answers, the last one is repeated."""
 
     port: int
     certificate: str

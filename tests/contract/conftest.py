@@ -26,13 +26,13 @@ TOKEN = cluster.Token("goldsmith@pve", "publisher", "00000000-0000-0000-0000-000
 
 @pytest.fixture
 def proxmox_class() -> type[Proxmox]:
-    """The kind of cluster: a test module may have one of its own, with machines that boot."""
+    """The class of the cluster: a test module may override it, for example with machines that boot."""
     return Proxmox
 
 
 @pytest.fixture
 def proxmox(tmp_path: Path, fakepve_cafile: str, proxmox_class: type[Proxmox]) -> Iterator[Proxmox]:
-    """A cluster of one node, pve1, that accepts our tokens and has our pools; tasks take no time."""
+    """A cluster of one node, pve1, with Goldsmith's tokens and pools; tasks take no time."""
     made = proxmox_class(tmp_path / "proxmox", host=HOST, port=0)
     made.apitokens[TOKEN.identity] = TOKEN.secret
     made.apitokens[OPERATOR.identity] = OPERATOR.secret
@@ -50,14 +50,14 @@ def served(made: Proxmox, cafile: str) -> Iterator[None]:
     finally:
         serving.stop()
         with warnings.catch_warnings():
-            # The fake closes its loop over connections that it has not closed; that is no business of ours.
+            # The fake closes its loop while connections are open; this does not matter here.
             warnings.simplefilter("ignore")
             gc.collect()
 
 
 @pytest.fixture
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask more often: the fake's tasks take no time."""
+    """Poll more often: the fake's tasks take no time."""
     monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(heartbeat, "WATCH_SECONDS", 0.05)

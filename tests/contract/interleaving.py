@@ -1,6 +1,6 @@
-"""What the property-based tests share: two commands whose calls to the API alternate as an example says, and its faults.
+"""Helpers of the property-based tests: two commands whose calls to the API alternate as an example defines, and faults.
 
-A command is a function of its own connection, as on a host of its own. Each call of a command takes place when it is its
+A command is a function of a separate connection, as on a separate host. Each call of a command takes place when it is its
 turn; a call may be refused, its answer may be lost, its process may be killed or interrupted there.
 """
 
@@ -44,7 +44,7 @@ searching = settings(
 
 
 class Killed(BaseException):
-    """The process was killed: nothing of it runs any more."""
+    """The process was killed: none of its code runs afterwards."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Turns:
         self.order = itertools.chain(chosen, itertools.cycle((0, 1)))
         self.now = next(self.order)
         self.condition = threading.Condition()
-        # One call at a time: what the example says is what happens.
+        # One call at a time: the order is exactly that of the example.
         self.calling = threading.Lock()
 
     def take(self, who: int) -> None:
@@ -131,7 +131,7 @@ _command = threading.local()
 
 @contextmanager
 def counted(turns: Turns) -> Iterator[None]:
-    """Lead every call of each command through ``turns``."""
+    """Route every call of each command through ``turns``."""
     made, another, call = client.Api.__init__, client.Api.another, client.Api._call
 
     def begin(self: client.Api, *arguments: Any) -> None:
@@ -205,13 +205,13 @@ class Scene:
         self.state = copy.deepcopy({name: getattr(proxmox, name) for name in STATE if hasattr(proxmox, name)})
 
     def again(self) -> None:
-        """Make the cluster what it was."""
+        """Restore the state of the cluster."""
         proxmox = self.proxmox
         for medium in set(proxmox.media.values()) - set(self.state["media"].values()):
             medium.path.unlink(missing_ok=True)
         for name, value in copy.deepcopy(self.state).items():
             setattr(proxmox, name, value)
-        # The list of the cluster is told at the first request, and is late from then on.
+        # The list of the cluster is sent at the first request, and is late from then on.
         proxmox._broadcast_at = -BROADCAST_SECONDS
         proxmox.calls.clear()
         proxmox.requests.clear()
@@ -230,7 +230,7 @@ def faults(calls: int, *kinds: str) -> st.SearchStrategy[dict[int, Fault]]:
 
 @pytest.fixture
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask without waiting: the fake's tasks take no time."""
+    """Poll without waiting: the fake's tasks take no time."""
     for module, name, seconds in (
         (client, "FIRST_WAIT_SECONDS", 0.001), (client, "LONGEST_WAIT_SECONDS", 0.01), (client, "LOCK_POLL_SECONDS", 0.01),
         (claim, "POLL_SECONDS", 0.005), (claim, "WAIT_SECONDS", 30.0), (machine, "POLL_SECONDS", 0.005),

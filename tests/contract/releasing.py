@@ -1,4 +1,4 @@
-"""What the tests of releases share: a cluster with published versions, and a desk to release them from."""
+"""Fixtures for tests of releases: a cluster with published versions, and a desk to release them from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BEGIN = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
 
 class Clock:
-    """A clock that goes on by a minute whenever it is looked at."""
+    """A clock that advances by one minute whenever it is read."""
 
     def __init__(self, begin: datetime = BEGIN) -> None:
         self.now = begin
@@ -113,7 +113,7 @@ class Desk:
         return other
 
     def tagged(self, tag: str) -> list[str]:
-        """Return the templates that bear a tag, by node and name."""
+        """Return the templates that have a tag, by node and name."""
         return sorted(
             f"{vm.node} {vm.name}" for vm in self.bench.proxmox.vms
             if vm.template and tag in labels.split_tags(str(vm.config.get("tags", "")))

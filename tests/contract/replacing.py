@@ -1,4 +1,4 @@
-"""What the tests of replacements share: machines that keep their state on a data disk, and a site with two templates."""
+"""Fixtures for tests of replacements: machines that keep their state on a data disk, and a site with two templates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Machines(Guests):
         # VM ids that ran at the same time with one address: there must never be any.
         self.clashes: list[tuple[int, int]] = []
         # Names of templates whose system does not serve, and how: its agent is silent; it ignores the data disk, or
-        # refuses it (of another site, a newer layout, half-made, damaged); it finds the disk read-only, or full.
+        # refuses it (of another site, a newer layout, incomplete, damaged); it finds the disk read-only, or full.
         self.sick: dict[str, str] = {}
         # What is called when a system starts: whether its application answers. A full disk is adopted, and nothing works.
         self.on_serving: Callable[[bool], object] = lambda _works: None
@@ -101,7 +101,7 @@ class Ground:
         return [vm.vmid for vm in self.proxmox.vms if data_disk.key_of(vm.config)]
 
     def boot_again(self) -> None:
-        """Let the node come back: what ran is off, and what starts at boot is started."""
+        """Start the node again: running machines are off, and those with onboot are started."""
         for vm in self.proxmox.vms:
             if vm.status == "running":
                 vm.status, vm.agent = "stopped", None

@@ -1,4 +1,4 @@
-"""What the tests of publishing share: an artifact as small as Proxmox can take it, and a bench to publish it from."""
+"""Fixtures for tests of publishing: an artifact as small as Proxmox accepts it, and a bench to publish it from."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_artifact(place: Path, *, fill: bytes = b"\0", **changes: Any) -> Artifa
 
 
 def content(_subject: publish.Subject) -> None:
-    """Judge everything to be good."""
+    """Accept every image."""
 
 
 @dataclasses.dataclass

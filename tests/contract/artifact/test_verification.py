@@ -1,4 +1,4 @@
-"""What does not verify is neither published nor cloned; signatures reach the cluster with the template, or after it."""
+"""An artifact that does not verify is neither published nor cloned; signatures are added with the template, or later."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_signatures_that_come_later_are_brought_and_nothing_else_changes(
     [made] = bench.publish(found)
     config = description(bench, made.vmid)
     before = dict(config)
-    # As somebody does who keeps more than ours in it.
+    # As a user does who keeps further text in the description.
     config["description"] = f"head\n\n{config['description']}\n\ntail"
     sign(found, keys[ALICE])
     [again] = bench.publish(found, trust=trust)

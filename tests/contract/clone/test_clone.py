@@ -1,4 +1,4 @@
-"""Operators' machines against the fake cluster: what is made of which template, what is told, and what is refused."""
+"""Cloning on the fake cluster: the clones of each template, their configuration, and what is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_machine_is_made_with_no_more_rights_than_are_printed(field: Field, ve
 
 
 def test_an_image_with_another_administrator_gets_the_one_of_golden_yaml(field: Field) -> None:
-    """golden.yaml may name somebody else since the image was built: its label knows who is in it."""
+    """golden.yaml may name another administrator than when the image was built: the label names the image's own."""
     template = field.proxmox.vm(9000).config
     label = labels.parse(template["description"])
     assert label is not None
@@ -84,7 +84,7 @@ def test_it_says_where_it_comes_from(field: Field) -> None:
     assert label is not None
     assert (label.template, label.digest, label.state) == (NAME, digest, labels.CloneState.MADE)
     assert f"A full clone of **{NAME}**." in config["description"]
-    # It is no template, and is not taken for one.
+    # It is not a template, and is not treated as one.
     assert labels.parse(config["description"]) is None
 
 
@@ -116,7 +116,7 @@ def test_it_is_reached_and_recognised(field: Field) -> None:
 
 
 def test_another_certificate_is_not_spoken_to(field: Field) -> None:
-    """A machine in between has another certificate than the guest agent told of: it gets no request."""
+    """A machine in between has another certificate than the guest agent reports: it gets no request."""
     other = base64.b64encode(b"another certificate, as long as nobody looks").decode()
     field.proxmox.certificate = f"-----BEGIN CERTIFICATE-----\n{other}\n-----END CERTIFICATE-----\n"
     before = field.proxmox.inventory()
@@ -234,7 +234,7 @@ def test_a_template_that_the_node_cannot_reach(field: Field) -> None:
     assert "nox -s publish -- --node pve2" in caught.value.hint
 
 
-# --- what is there already ----------------------------------------------------------------------------------------------
+# --- existing clones ----------------------------------------------------------------------------------------------------
 
 
 def test_the_same_words_again_change_nothing(field: Field, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,7 +401,7 @@ def test_the_same_words_within_ten_seconds_make_one_machine(field: Field) -> Non
 
 
 def test_a_name_that_a_node_which_is_down_may_have_is_not_given_again(field: Field) -> None:
-    """After some minutes the cluster has forgotten the names of its guests; measured on two nodes of Proxmox VE 9.2."""
+    """After some minutes the cluster no longer has the names of its guests; measured on two nodes of Proxmox VE 9.2."""
     field.clone()
     field.proxmox.add_node("pve2")
     field.proxmox.vm(100).node = "pve2"

@@ -1,4 +1,4 @@
-"""The fault table of cloning: each ends in a clear message and the right exit code, and leaves the cluster as it was."""
+"""The fault table of cloning: each fault gives a clear message and the right exit code, and the cluster is unchanged."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_numbers_that_are_always_taken(field: Field, monkeypatch: pytest.MonkeyP
 
 
 def test_a_number_that_somebody_else_has_is_left_to_him(field: Field) -> None:
-    """Nobody knows whether the clone was made, and the number is somebody else's by now: his machine stays."""
+    """It is unknown whether the clone was created, and its number now belongs to another user, whose VM stays."""
     theirs: list[Any] = []
 
     def refuse_silently(kind: str) -> None:
@@ -193,7 +193,7 @@ def test_a_number_that_somebody_else_has_is_left_to_him(field: Field) -> None:
 
 
 def test_a_slow_clone_whose_answer_was_lost_is_found(field: Field) -> None:
-    """By its task: until that ends, the clone is in no pool, and a token with rights on the pool gets 403."""
+    """It is found by its task: until that ends, the clone is in no pool, and a token with rights on the pool gets 403."""
     for grant in roles.grants(Role.OPERATOR, field.bench.settings, major=9):
         field.proxmox.entitle(OPERATOR.identity, grant.path, *grant.privileges)
     before = field.proxmox.inventory()
@@ -206,7 +206,7 @@ def test_a_slow_clone_whose_answer_was_lost_is_found(field: Field) -> None:
 
 
 def test_another_clone_of_the_same_template_goes_on(field: Field) -> None:
-    """What is taken back is this run's clone, and not what somebody else makes of the template meanwhile."""
+    """Only this run's clone is rolled back, not a clone that another user makes from the template meanwhile."""
     begun = threading.Event()
     field.proxmox.time_scale = 0.05
     field.proxmox.durations["qmclone"] = 60.0
@@ -295,7 +295,7 @@ def test_keep_leaves_it_and_the_next_run_continues(field: Field, capsys: pytest.
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of it runs any more."""
+    """The process was killed: none of its code runs afterwards."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The data disk of a clone: made once, known by its serial number, and found by the image as the image looks for it."""
+"""The data disk of a clone: created once, identified by its serial number, and found by the image's own rule."""
 
 from __future__ import annotations
 

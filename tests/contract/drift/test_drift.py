@@ -1,4 +1,4 @@
-"""What was changed on published templates, against the fake cluster: each key, its remedy, the exit code, the calls."""
+"""Changes of published templates, on the fake cluster: each key, its fix, the exit code, the calls."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_each_change_is_named(bench: Bench) -> None:
 
 
 def test_a_drive_of_a_protected_template_goes_only_by_the_remedy(bench: Bench) -> None:
-    """Each command of the remedy is one call of the API; without the first one Proxmox refuses the second."""
+    """Each command of the fix is one call of the API; without the first one Proxmox refuses the second."""
     bench.publish()
     path = "/nodes/pve1/qemu/9000/config"
     with client.Api(bench.settings, bench.token) as api:
@@ -135,7 +135,7 @@ def test_a_drive_of_a_protected_template_goes_only_by_the_remedy(bench: Bench) -
 
 
 def test_every_key_that_publish_writes_is_compared(bench: Bench) -> None:
-    """Whatever key is taken away, it is missed: none is written and then forgotten."""
+    """The removal of any key is reported: every key that is written is compared."""
     bench.publish()
     whole = dict(config(bench))
     for key in whole:
@@ -163,7 +163,7 @@ def test_another_pool(bench: Bench) -> None:
 
 
 def test_a_digest_that_is_not_the_artifacts(bench: Bench) -> None:
-    """Description and tags were changed together, so that they fit: the artifact tells."""
+    """Description and tags were changed consistently: the comparison with the artifact shows it."""
     bench.publish()
     label = labels.parse(config(bench)["description"])
     assert label is not None

@@ -1,4 +1,4 @@
-"""The bytes of a template's disk, read on its node over real SSH, with Proxmox's command played by the test."""
+"""The bytes of a template's disk, read on its node over real SSH, with a fake of Proxmox's command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOLUME = "local-lvm:base-9000-disk-1"
 
 @pytest.fixture
 def whole(bench: Bench, tmp_path: Path) -> Artifact:
-    """An artifact whose image is a real one, with something in it."""
+    """An artifact with a real image that has some content."""
     raw, image = tmp_path / "disk.raw", tmp_path / "image.qcow2"
     with raw.open("wb") as stream:
         stream.write(b"boot" * 1000)

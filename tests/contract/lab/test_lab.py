@@ -1,4 +1,4 @@
-"""The lab's life cycle with a guest of 512 bytes: real QEMU, real disks, the API in between. No network, a few seconds."""
+"""The lab's life cycle with a guest of 512 bytes: real QEMU, real disks, and the API. No network, a few seconds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Bench:
             self.api.wait(upid, timeout=PATIENCE)
 
     def create(self, image: Path, vmid: int = 9000, **keys: Any) -> None:
-        """Upload an image and make a machine of it."""
+        """Upload an image and create a VM from it."""
         self.api.upload("pve1", "local", image, name=image.name, sha256=files.sha256_file(image))
         self.do("post", "/qemu", **{
             "vmid": vmid, "name": f"tiny-{vmid}", "pool": "golden", "memory": 64, "scsihw": "virtio-scsi-single",
@@ -73,7 +73,7 @@ class Bench:
         return str(self.api.get(f"/nodes/pve1/qemu/{vmid}/status/current")["status"])
 
     def speaks(self, vmid: int = 9000) -> None:
-        """Wait until the guest has greeted on its serial port."""
+        """Wait for the guest's message on its serial port."""
         await_(lambda: GREETING in self.lab.machines.running[vmid].console_text())
 
 

@@ -1,4 +1,4 @@
-"""What the lab makes of a configuration and hears from a guest: QEMU's arguments, the cloud-init drive, the agent."""
+"""The lab's guests: QEMU's arguments and the cloud-init drive for a configuration, and the guest agent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def argv(**changes: Any) -> list[str]:
 
 
 def after(words: list[str], option: str) -> list[str]:
-    """Return the values of an option that may stand several times."""
+    """Return the values of an option that may occur several times."""
     return [words[number + 1] for number, word in enumerate(words) if word == option]
 
 
@@ -238,7 +238,7 @@ HOST_KEY_FILE = b"ssh-ed25519 AAAAhost root@web1\n"
 
 
 class FakeAgent:
-    """A guest's agent as QEMU's documentation has it; what it was asked is kept. ``stale``: left over from somebody else."""
+    """A guest's agent as documented by QEMU; its requests are recorded. ``stale``: the rest of another client's answer."""
 
     def __init__(self, path: Path, *, stale: bytes = b"", mute: bool = False) -> None:
         self.asked: list[dict[str, Any]] = []

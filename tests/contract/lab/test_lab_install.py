@@ -1,4 +1,4 @@
-"""The installer on the lab's node: each Packer of this host, its own builder, a real QEMU, and a medium of two kilobytes."""
+"""The installer on the lab's node: each Packer of this host, its builder, a real QEMU, and a medium of two kilobytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Bench:
 
 @pytest.fixture
 def found(real_packer: packer.Packer) -> packer.Packer:
-    """A Packer of this host, with the plugin of tests/tools when it has no builder of its own."""
+    """A Packer of this host, with the plugin of tests/tools if it has no internal builder."""
     if real_packer.version >= packer.FIRST_WITHOUT_BUILDERS and packers.proxmox_plugins() is None:
         pytest.skip(packers.GET_CURRENT)
     return on_node.find_packer(str(real_packer.path))
@@ -75,7 +75,7 @@ def test_what_the_builder_makes_is_booted_and_becomes_a_candidate(bench: Bench, 
     medium = guest.medium(bench.place, console=CONSOLE, syslog=SYSLOG, seconds=1)
     made = bench.install(found, medium)
     assert (made.vmid, made.outcome) == (VMID, publish.Outcome.PUBLISHED)
-    # It powered itself off; the builder found it so, and gave its order, which the lab passed over.
+    # It powered itself off; the builder then requested the conversion to a template, which the lab ignored.
     assert bench.lab.powered_off.keys() == bench.lab.kept == {VMID}
     machine = bench.lab.vm(VMID)
     assert machine.template

@@ -1,4 +1,4 @@
-"""The lab around its cluster: the network, the project that it writes, the rights it gives, and what it leaves behind."""
+"""The lab around its cluster: the network, the project that it writes, the rights that it grants, and the cleanup."""
 
 from __future__ import annotations
 

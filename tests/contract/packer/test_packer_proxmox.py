@@ -1,4 +1,4 @@
-"""The proxmox-iso source: accepted by each Packer on this host, and run by it against a cluster that installs at once.
+"""The proxmox-iso source is accepted by each Packer on this host, and run against a cluster that installs at once.
 
 Debian's Packer 1.6.6 has the builder inside, without API tokens: it logs in with a password here and ends with a template.
 A current Packer needs the proxmox plugin: the user's own (1.2.4 or later), or else the one of tests/tools, which ends with a
@@ -94,7 +94,7 @@ def keeps_the_machine(workspace: packer.Workspace) -> bool:
 
 
 def environment(workspace: packer.Workspace, settings: cluster.Settings) -> dict[str, str]:
-    """Return what Packer is told: a token, and a password where it knows no tokens."""
+    """Return Packer's environment: with a token, or with a password if it does not support tokens."""
     if workspace.packer.version >= packer.FIRST_WITHOUT_BUILDERS:
         return node_packer.environment(workspace, settings, TOKEN)
     told = node_packer.credentials(settings, user=USER, secret={"PROXMOX_PASSWORD": PASSWORD})
@@ -143,7 +143,7 @@ def test_an_unknown_attribute_is_rejected(workspace: packer.Workspace, settings:
 def test_the_locked_plugin_knows_all_of_the_build_block_but_two_things(
     settings: cluster.Settings, job: node_packer.Job, tmp_path: Path
 ) -> None:
-    """What is left unproved of packer/proxmox/plugin here is what only version 1.2.4 of the plugin can accept."""
+    """The only untested parts of packer/proxmox/plugin are those that need version 1.2.4 of the plugin."""
     found = packers.with_proxmox()
     if found is None:
         pytest.skip(packers.GET_CURRENT)

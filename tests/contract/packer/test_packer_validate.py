@@ -2,7 +2,7 @@
 
 The Packers: $PACKER, the one in PATH, and the one that Goldsmith compiled into its cache. Debian's is 1.6.6 with its
 builders inside, the compiled one a current Packer with its plugin. A host without any fails these tests with the
-command that brings one: a template that nobody checked is not a pass. ``--without packer`` skips them, visibly.
+command that installs one: an unchecked template is not a pass. ``--without packer`` skips them, visibly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_template_with_an_unknown_attribute_is_rejected(real_packer: packer.Pack
 def test_a_guest_that_powers_off_leaves_a_compact_disk_and_both_logs(
     real_packer: packer.Packer, tmp_path: Path, machine: str
 ) -> None:
-    # A deep directory with a space: sockets, -drive and -serial have to bear it.
+    # A deep directory with a space: sockets, -drive and -serial have to accept it.
     place = tmp_path / "a deep directory" / ("d" * 100)
     workspace = prepare(place, real_packer, guest.medium(tmp_path, console=CONSOLE, syslog=SYSLOG), machine=machine)
     status, output = power_on(workspace)

@@ -1,4 +1,4 @@
-"""Two commands of operators at once, in any order of their calls, with a fault at any call: one machine, no leftovers."""
+"""Two concurrent commands of operators, in any order of their calls, with a fault at any call: one VM, no leftovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def require_one_machine(field: Field) -> None:
 
 
 def finish(field: Field) -> None:
-    """Run the command again until it succeeds: twice at most, because the first one may give way to a killed run's clone."""
+    """Run the command again until it succeeds: at most twice, because the first may yield to the clone of a killed run."""
     end = ending(lambda: field.clone(wait=False))
     if isinstance(end.error, GoldsmithError):
         assert end.code == 1, end.error.render()

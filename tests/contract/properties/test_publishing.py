@@ -1,4 +1,4 @@
-"""Two publishers at once, and a publisher beside prune: one template, no leftovers, whatever fails."""
+"""Two concurrent publishers, and a publisher concurrent with prune: one template, no leftovers, whatever fails."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_two_publishers(bench: Bench) -> None:
 
 
 def test_a_publisher_beside_prune(bench: Bench) -> None:
-    """What is being published is not pruned, and what is pruned is not in the way."""
+    """A template that is being published is not pruned, and one that is being pruned does not block publishing."""
     desk = Desk(bench)
     desk.publish(FIRST, SECOND, THIRD)
     desk.promote(SECOND)

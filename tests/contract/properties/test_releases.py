@@ -1,4 +1,4 @@
-"""Two promotions at once, of two hosts with a ledger each: the channel points at one version, and the ledgers agree."""
+"""Two concurrent promotions, on two hosts with a ledger each: the channel has one version, and the ledgers agree."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_two_promotions(desk: Desk) -> None:
 
 
 def complete(desk: Desk, version: str) -> str:
-    """Do what the messages say until nothing is unfinished; return the version that the channel points at."""
+    """Follow the messages until nothing is unfinished; return the version that the channel points at."""
     text: Any = ""
     for _ in range(4):
         end = ending(lambda goal=version: desk.promote(goal))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Two replacements of one machine at once: one system serves, with the data, and the same command finishes what was cut."""
+"""Two concurrent replacements of one machine: one system serves, with the data; the same command finishes a killed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the real Proxmox VE answered, held against the fake that every other contract test relies on.
+"""The recorded answers of the real Proxmox VE, compared with the fake that every other contract test uses.
 
 tests/data/pve/answers.yaml has the record, with versions; here is what has to be arranged before each request.
 """
@@ -24,7 +24,7 @@ from tests.fakes.proxmox import Proxmox
 
 ANSWERS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "data" / "pve" / "answers.yaml").read_text())
 FIELDS = {"what", "versions", "given", "method", "path", "parameters", "status", "message", "task", "data", "lacks", "after"}
-# The versions of the fake that stand for those of the record.
+# The versions of the fake that correspond to those of the record.
 FAKE_VERSIONS = {"9.2": "9.0.10", "8.4": "8.4.1"}
 CASES = [(entry, version) for entry in ANSWERS for version in entry["versions"]]
 
@@ -179,7 +179,7 @@ def test_the_fake_answers_as_the_real_one_did(bench: Bench, entry: dict[str, Any
 
 
 def ask(bench: Bench, entry: dict[str, Any], extra: Files) -> requests.Response:
-    """Send a request as it stands in the record: not by our own client, which would have its own idea of it."""
+    """Send a request exactly as recorded: not with Goldsmith's client, which would change it."""
     options: Files = {"params" if entry["method"] == "GET" else "data": entry.get("parameters"), **extra}
     path = entry["path"].format(task=next((upid for upid, task in bench.proxmox.tasks.items() if is_running(task)), ""))
     return requests.request(

@@ -1,4 +1,4 @@
-"""The API client against a fake Proxmox VE that checks every call by the real API's schema and fails in its words."""
+"""The API client against a fake Proxmox VE that checks calls by the real API's schema and returns its messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = cluster.Token("root@pam", "publisher", "00000000-0000-0000-0000-00000000
 
 @pytest.fixture(autouse=True)
 def _fake_is_untidy() -> Iterator[None]:
-    """The fake closes its loop over connections that it has not closed; that is no business of ours."""
+    """The fake closes its loop while connections are open; this does not matter here."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
-"""Every command, with everything that a cluster may refuse: the cause in an administrator's terms, never a dictionary.
+"""Every command, with every error of a cluster: the message names the cause in an administrator's terms.
 
-One table for each cause: what each command says, and its exit code. A command that is not in the table does its work.
+One table for each cause: the message of each command, and its exit code. A command that is not in the table succeeds.
 """
 
 from __future__ import annotations
@@ -176,9 +176,9 @@ TABLE: list[tuple[Callable[[Ground], None], Said]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arrange", "said"), TABLE, ids=[arrange.__name__ for arrange, _ in TABLE])
+@pytest.mark.parametrize(("arrange", "messages"), TABLE, ids=[arrange.__name__ for arrange, _ in TABLE])
 def test_each_command_names_the_cause(
-    ground: Ground, arrange: Callable[[Ground], None], said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ground: Ground, arrange: Callable[[Ground], None], messages: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = Scene(ground.proxmox)
     published(ground)
@@ -196,8 +196,8 @@ def test_each_command_names_the_cause(
         text = f"{shown.out}\n{shown.err}"
         assert not RAW.search(text), text
         assert ("certificate of" in text) == (arrange is another_authority), text
-        if command in said:
-            expected, pattern = said[command]
+        if command in messages:
+            expected, pattern = messages[command]
             assert re.search(pattern, text, re.DOTALL), f"{command}: {text}"
             assert code == expected, f"{command}: {text}"
         elif code not in (0, 1, 2, 3):
@@ -205,7 +205,7 @@ def test_each_command_names_the_cause(
 
 
 def with_everything(ground: Ground) -> None:
-    """Undo what a cause has arranged beside the state of the cluster."""
+    """Undo the changes of a cause that are not part of the cluster's state."""
     proxmox = ground.proxmox
     proxmox.acl, proxmox.quorate, proxmox.on_request = None, True, lambda _request: None
     proxmox.apitokens |= {TOKEN.identity: TOKEN.secret, OPERATOR.identity: OPERATOR.secret}
@@ -218,7 +218,7 @@ def plain_port() -> Iterator[int]:
 
     class Silent(http.server.BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

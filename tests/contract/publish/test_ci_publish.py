@@ -1,4 +1,4 @@
-"""The job of docs/ci that publishes: its own shell text, and the words that it hands to nox against a cluster."""
+"""The publishing job of docs/ci: its shell script, and the arguments that it passes to nox, on a cluster."""
 
 from __future__ import annotations
 

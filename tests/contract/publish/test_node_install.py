@@ -1,4 +1,4 @@
-"""A build on a node: what becomes of the machine that Packer leaves, what is refused, and that a failure leaves nothing."""
+"""A build on a node: the VM that Packer leaves becomes a template, what is refused, and a failure leaves nothing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_installed_becomes_a_template_like_every_other(
     assert own & set(built) == own & set(published)
     assert built["efidisk0"].startswith("local-lvm:base-9000-disk-1,")
     assert built["ide2"] == "local-lvm:vm-9000-cloudinit,media=cdrom"
-    # Packer's directory is gone, and what it said stays.
+    # Packer's directory is removed, and its output is kept.
     assert not [path for path in job.logs.iterdir() if path.is_dir()]
     assert "A VM was created: 9000" in (job.logs / node_install.OUTPUT).read_text()
     assert TOKEN.secret not in (job.logs / node_install.OUTPUT).read_text()
@@ -110,7 +110,7 @@ def test_what_is_installed_becomes_a_template_like_every_other(
 def test_what_was_built_has_not_drifted_and_has_no_artifact_to_be_compared_with(
     bench: Bench, job: node_install.Job, tmp_path: Path
 ) -> None:
-    """What the builder writes and publishing does not is taken away: the lab found two keys of the real plugin."""
+    """Keys that the builder sets and publishing does not are removed: the lab found two such keys of the real plugin."""
     node_install.build(job)
     [found] = drift.drift(drift.Job(api=job.api, settings=bench.settings, product="golden", artifacts=tmp_path))
     assert (found.name, found.changes, found.problem) == (NAME, [], "")
@@ -214,7 +214,7 @@ def test_what_a_killed_run_left_is_named_and_left_and_hidden_guests_are_passed_o
 
 
 @pytest.mark.parametrize(
-    ("plan", "said"),
+    ("plan", "details"),
     [
         ({"version": "1.6.6"}, "does not support API tokens"),
         ({}, f"plugins install {node_packer.PLUGIN}"),
@@ -222,12 +222,12 @@ def test_what_a_killed_run_left_is_named_and_left_and_hidden_guests_are_passed_o
     ],
 )
 def test_a_packer_that_cannot_is_told_what_it_lacks(
-    fakes: Fakes, tmp_path: Path, plan: dict[str, object], said: str
+    fakes: Fakes, tmp_path: Path, plan: dict[str, object], details: str
 ) -> None:
     fake = fakes.install("packer", "packer_proxmox.py", plan)
     with pytest.raises(HostError) as caught:
         node_packer.locate(tools=TEMPLATES / "tools", cache=tmp_path, chosen=str(fake.path))
-    assert said in caught.value.details
+    assert details in caught.value.details
 
 
 def test_a_plugin_of_the_user_is_found(fake_packer: Fake, tmp_path: Path) -> None:

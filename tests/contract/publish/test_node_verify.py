@@ -1,4 +1,4 @@
-"""Verification on a node: what the two clones are told, how they are found, and that they never stay."""
+"""Verification on a node: the configuration of the two clones, how they are found, and that they are removed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def proxmox_class() -> type[Proxmox]:
 
 @pytest.fixture
 def judged(bench: Bench, fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A bench whose verifier is the real one, with a token of its own and tests that are small."""
+    """A bench with the real verifier, a separate token and small tests."""
     monkeypatch.setattr(node_verify, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(guest_agent, "POLL_SECONDS", 0.02)
     fakes.command("ssh", {"when": ["-M"], "sleep": 600}, stdout="running\n")
@@ -129,7 +129,7 @@ def test_clones_are_told_who_may_come_and_from_where(judged: Bench) -> None:
         assert json.loads(site) == {"admin_cidrs": ["127.0.0.1/32"]}
     assert first["smbios1"] != second["smbios1"]
     assert [config["scsi0"].rpartition("size=")[2] for config in (first, second)] == ["4160M", "64M"]
-    # Each a host name of its own: Proxmox takes what stands before the first dot for it.
+    # Each has a separate host name: Proxmox uses the part before the first dot.
     assert [config["name"] for config in (first, second)] == ["golden-1-2-3-check-a", "golden-1-2-3-check-b"]
     names = [yaml.safe_load(cloudinit.user_data(config, 9001))["hostname"] for config in (first, second)]
     assert names[0] != names[1]

@@ -1,4 +1,4 @@
-"""Publishing against the fake cluster: what is made, what is refused, what is continued, and how much it asks."""
+"""Publishing to the fake cluster: what is created, refused and continued, and the number of calls."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_template_of_a_node_that_has_been_down_for_long_is_known_by_its_tags(b
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of it runs any more."""
+    """The process was killed: none of its code runs afterwards."""
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:

@@ -1,4 +1,4 @@
-"""The fault table of publishing: each ends in a clear message and the right exit code, and leaves the cluster as it was."""
+"""The fault table of publishing: each fault gives a clear message and the right exit code; the cluster is unchanged."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ FAULTS = [
     Fault("it is protected meanwhile", refuse("PUT", CONFIG, 500, "can't remove - protection mode enabled"),
           "the VM is protected", "--protection 0"),
     Fault("a backup holds it", refuse("PUT", CONFIG, 500, "VM is locked (backup)"), "the VM is locked by a backup"),
-    Fault("somebody else changes it", refuse("PUT", CONFIG, 500, "checksum mismatch (file change by other user?)"),
+    Fault("another user changes it", refuse("PUT", CONFIG, 500, "checksum mismatch (file change by other user?)"),
           "changed at the same time", "run the same command again"),
     Fault("a proxy answers instead", refuse("POST", CREATE, 502, "Bad gateway", html=True), "Bad Gateway"),
     Fault("the answer to the creation is lost", lost("POST", CREATE), "does not answer"),
@@ -183,7 +183,7 @@ def test_an_expired_token_changes_nothing(bench: Bench) -> None:
 
 
 def test_a_token_that_is_revoked_meanwhile(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing can be removed without it: that is told, and the next run removes it."""
+    """Nothing can be removed without it: that is reported, and the next run removes it."""
     bench.proxmox.on_task = lambda kind: bench.proxmox.apitokens.clear() if kind == "qmcreate" else None
     with pytest.raises(GoldsmithError, match="does not accept the token"):
         bench.publish()
@@ -218,7 +218,7 @@ def test_an_upload_that_breaks_off_is_begun_again(bench: Bench) -> None:
 
 
 def test_with_rights_on_the_pool_alone_a_lost_answer_leaves_nothing(bench: Bench) -> None:
-    """Until the task ends the new VM is in no pool: 403, in no list of ours; and so is one that is gone."""
+    """Until the task ends the new VM is in no pool: 403, and not in the token's list; the same as a removed VM."""
     entitle(bench)
     before = bench.proxmox.inventory()
     bench.proxmox.time_scale = 0.05

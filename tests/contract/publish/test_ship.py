@@ -1,4 +1,4 @@
-"""The commands from the command line to the cluster: settings of golden.yaml, tokens of the environment, what is printed."""
+"""The commands from the command line to the cluster: settings of golden.yaml, tokens in the environment, the output."""
 
 from __future__ import annotations
 

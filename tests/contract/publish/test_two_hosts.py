@@ -1,4 +1,4 @@
-"""Two hosts that make the same thing at once, with seeded delays of every answer: never two of it, and no leftovers."""
+"""Two hosts that create the same object at once, with seeded delays of every answer: one object, no leftovers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_two_operators_make_one_machine_of_one_name(field: Field, seed: int) -> 
 
 
 def test_a_machine_that_a_killed_run_began_is_not_made_twice(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its clone cannot be seen until it is whole, while the next run makes one of its own."""
+    """Its clone is not visible until it is complete, while the next run makes another one."""
     for grant in roles.grants(Role.OPERATOR, field.bench.settings, major=9):
         field.proxmox.entitle(OPERATOR.identity, grant.path, *grant.privileges)
 
@@ -113,7 +113,7 @@ def quick_beats(quick_polls: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick_beats")
 def test_a_publisher_that_verifies_is_not_disturbed(bench: Bench) -> None:
-    """A second host begins while the first one tests its clones: the second gives up, the first one finishes."""
+    """A second host begins while the first one tests its clones: the second stops, the first one finishes."""
     artifact = make_artifact(bench.place)
     verifying, refused = threading.Event(), threading.Event()
 
@@ -157,7 +157,7 @@ def slow_clone(bench: Bench, subject: publish.Subject, seconds: float) -> Callab
 
 @pytest.mark.usefixtures("quick_beats")
 def test_a_publisher_whose_clone_takes_long_is_not_disturbed(bench: Bench) -> None:
-    """No beat can be written while the VM is cloned, and another token's task is not seen: the lock tells."""
+    """No heartbeat can be written while the VM is cloned, and another token's task is not visible: the lock shows it."""
     artifact = make_artifact(bench.place)
     verifying, refused = threading.Event(), threading.Event()
 
@@ -207,7 +207,7 @@ def test_a_clone_that_ends_after_its_run_was_killed_is_removed_too(bench: Bench,
 
 @pytest.mark.usefixtures("quick_beats")
 def test_a_vm_without_a_heartbeat_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed run left is removed, also when a task still worked on it."""
+    """The VM of a killed run is removed, even if a task was still working on it."""
     artifact = make_artifact(bench.place)
 
     def killed(_subject: publish.Subject) -> None:

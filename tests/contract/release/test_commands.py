@@ -1,4 +1,4 @@
-"""The commands of releases: what is printed, for people and as JSON, the exit codes, and release tags."""
+"""The commands of releases: the output, as text and as JSON, the exit codes, and release tags."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def built(desk: Desk, commit: str, version: str = "1.4.0", **changes: Any) -> No
 
 
 def own_key(desk: Desk, version: str = "1.4.0") -> str:
-    """Return the key of a published artifact; nobody's before."""
+    """Return the key of a published artifact; before it is published, a key of no artifact."""
     found = [one for one in artifact.committed(desk.bench.place / "artifacts") if f"-{version}-" in one.name]
     return str(artifact.load(found[0]).manifest.inputs.artifact_key) if found else "nobody's"
 
@@ -242,7 +242,7 @@ def test_the_ledger_in_the_repository_does_not_make_it_dirty(desk: Desk) -> None
 
 
 def test_the_key_is_the_pipelines(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the command line hands on is what a build would look for."""
+    """The command line passes on the key that a build would look for."""
     root = checkout(desk)
     git(root, "tag", "v1.4.0")
     built(desk, "0" * 40)

@@ -1,4 +1,4 @@
-"""What prune keeps and removes, with the reason for each template; what is cut or refused; what it costs."""
+"""The templates that prune keeps and removes, with reasons; interruptions and refusals; the number of calls."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_linked_clone_by_other_means_keeps_it_too(desk: Desk) -> None:
     assert "linked clones read their disks from it: byhand (pve1/300)" in kept(desk, FIRST)
     assert kept(desk, FIRST, "pve2") == ""
     desk.bench.proxmox.vm(300).config["tags"] = ""
-    # Without our tags, the name of its volume tells, where the storage has such names.
+    # Without Goldsmith's tags, the name of its volume shows it, where the storage has such names.
     volumes = desk.bench.proxmox.storages["local-lvm"]["volumes"]
     own = next(name for name in volumes if "vm-300-disk" in name)
     volumes[f"base-{vmid}-disk-1/{own}"] = volumes.pop(own)

@@ -260,7 +260,7 @@ def test_a_revoked_version_is_neither_promoted_nor_cloned_nor_published(desk: De
     assert "root for everybody" in caught.value.details
     with pytest.raises(SpecError, match="CVE-2026-7: root for everybody"):
         choose(desk, template="golden-1.3.0")
-    # The newest candidate is passed over; clones of it would be, too.
+    # The newest candidate is skipped; clones of it would be, too.
     assert choose(desk).label.version == FIRST
     with pytest.raises(SpecError, match="is revoked: CVE-2026-7: root for everybody"):
         desk.publish(SECOND)
@@ -369,7 +369,7 @@ def test_what_is_missing_is_said(desk: Desk) -> None:
     assert [str(one) for one in made.ledger.gaps] == ["entries 2 to 3"]
     assert [one.number for one in made.ledger.entries] == [1, 4]
     assert desk.book.read().head_hash == before.head_hash
-    # What the entry that is missing said of before is known from the next one.
+    # The previous version that the missing entry recorded is known from the next entry.
     assert desk.rollback().subject.version == FIRST
 
 
@@ -397,7 +397,7 @@ def test_a_ledger_that_was_edited_is_refused_and_mended(desk: Desk, how: str) ->
 
 
 def rewritten(desk: Desk) -> str:
-    """Return a ledger of somebody who knows how the hashes are made."""
+    """Return a ledger forged by a user who knows how the hashes are computed."""
     from build.release.entry import NOTHING_BEFORE  # noqa: PLC0415
 
     lines, previous = [], NOTHING_BEFORE

@@ -1,4 +1,4 @@
-"""What can go wrong with a release: a power cut at every call, two at once at every call, nodes down, rights, hands."""
+"""Faults of releases: a power cut at every call, two at once at every call, nodes down, rights, manual changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.contract.shipping import Bench
 
 
 class PowerCut(BaseException):
-    """The process is gone: nothing of ours catches it."""
+    """The process was killed: no code of Goldsmith catches it."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def cut_before(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[None]:
 
 @contextmanager
 def cut_after(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[None]:
-    """Cut the power when a change was carried out, before anybody reads the answer; nothing is sent after that."""
+    """Cut the power when a change was carried out, before the answer is read; nothing is sent after that."""
     count, lock = [0], threading.Lock()
 
     def alive(_method: str) -> None:
@@ -117,7 +117,7 @@ def calls_of(desk: Desk, work: Callable[[], object]) -> tuple[int, int]:
 
 
 def require_consistent(desk: Desk, version: str) -> None:
-    """Pointer, ledger and mirror say the same."""
+    """Check that pointer, ledger and mirror agree."""
     assert desk.tagged("stable") == on(version)
     ledger = desk.book.read()
     state = release_state.fold(ledger.entries)
@@ -132,7 +132,7 @@ def require_consistent(desk: Desk, version: str) -> None:
 
 
 def require_visible(desk: Desk) -> None:
-    """No reader finds nothing, and what is half done is told by drift, with the ledger and without."""
+    """Check that every reader finds a version, and that drift reports an unfinished change, with and without the ledger."""
     assert {one.split()[0] for one in desk.tagged("stable")} == {"pve1", "pve2"}
     desk.book.read()
     if desk.tagged("stable") not in (on(FIRST), on(SECOND)):
@@ -214,7 +214,7 @@ def test_a_cut_between_the_ledger_and_the_note_beside_it(desk: Desk) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("theirs", [THIRD, SECOND], ids=["another version", "the same version"])
 def test_two_machines_promote_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
-    """While one promotes, the other does its whole promotion, between any two calls: one wins, and the other says so."""
+    """During one promotion the other runs completely, between any two calls: one succeeds, and the other reports it."""
     moment = Moment.of(desk)
     calls, _ = calls_of(desk, lambda: desk.promote(SECOND))
     moment.again()
@@ -281,7 +281,7 @@ def test_two_promotions_on_one_host_wait_for_each_other(desk: Desk) -> None:
 
 
 def test_another_channel_of_another_machine_goes_in_between(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It writes to the ledger while we move tags: what we have done is noted after it, and nothing is lost."""
+    """It writes to the ledger while this host moves tags: this host's entries follow, and nothing is lost."""
     desk.policy = dataclasses.replace(desk.policy, channels=("stable", "edge"))
     other = desk.another("there", "Joe <joe@example.org>")
     turns, begun = threading.Lock(), threading.Event()
@@ -449,7 +449,7 @@ def test_answers_that_are_lost(desk: Desk) -> None:
 
 
 def test_somebody_changes_a_template_meanwhile(desk: Desk) -> None:
-    """Their change is kept, and ours is decided again."""
+    """The other user's change is kept, and the promotion's own change is computed again."""
     config, turns = desk.machine("pve1", SECOND).config, [2]
 
     def meddle(request: Any) -> None:

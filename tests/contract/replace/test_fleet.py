@@ -1,4 +1,4 @@
-"""The machines of a cluster: what is shown of each, and what is called a difference."""
+"""The machines of a cluster: the report for each, and what counts as a difference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ground(field: Field) -> Ground:
 
 
 def say(ground: Ground, **results: Any) -> None:
-    """Let the machine's own checks have these results."""
+    """Set the results of the machine's own checks."""
     files = ground.proxmox.vm(ground.old).agent["files"]
     files |= {getattr(fleet, name): json.dumps(result) for name, result in results.items()}
 

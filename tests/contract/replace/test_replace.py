@@ -1,4 +1,4 @@
-"""Replacing the system of a machine: what is taken over, what is kept, the way back, and what is refused."""
+"""Replacing the system of a machine: what is transferred, what is kept, the rollback, and what is refused."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_system_that_is_not_healthy_is_taken_back(ground: Ground, sickness: st
 
 def test_an_old_system_that_is_started_by_hand_meanwhile(ground: Ground) -> None:
     def start(kind: str) -> None:
-        # As soon as the new one starts, somebody starts the old one.
+        # As soon as the new one starts, the old one is started by hand.
         if kind == "qmstart":
             ground.proxmox.vm(ground.old).status = "running"
 

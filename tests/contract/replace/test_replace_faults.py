@@ -1,7 +1,7 @@
-"""Replacements that are cut at every call: killed, interrupted, refused, or with the answer lost.
+"""Replacements with a fault at every call: killed, interrupted, refused, or with a lost answer.
 
 After each: no two machines ran with one address, the data disk is on one VM with its content, and either the old or the
-new system serves. After a kill the same command finishes it, or ``--undo`` takes it back.
+new system serves. After a kill the same command finishes it, or ``--undo`` rolls it back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.fakes.proxmox import Proxmox
 
 
 class Killed(BaseException):
-    """The process was killed: nothing of it runs any more."""
+    """The process was killed: none of its code runs afterwards."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def ground(field: Field, monkeypatch: pytest.MonkeyPatch) -> Ground:
 
 
 def require_sound(ground: Ground) -> None:
-    """Check what holds whatever was cut."""
+    """Check what is true after every interruption."""
     assert not ground.proxmox.clashes
     assert len(ground.data_on()) == 1
     assert ground.disk()["posts"] == 7
