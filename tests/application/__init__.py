@@ -1,1 +1,1 @@
-"""The application itself, run on the host: its own files, rendered, with the very wheels that the image's lock names."""
+"""The application itself, run on the host: its rendered files, with the same wheels as in the image's lock."""

@@ -1,4 +1,4 @@
-"""The shipped project, set up once: rendered files, locked wheels, SQLite in the place of PostgreSQL."""
+"""The shipped project, set up once: rendered files, locked wheels, SQLite instead of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 CODE = "/opt/app/releases/image/code/"
 HOST = "golden.test"
 PASSWORD = "correct horse battery staple"
-# What the tests change: another database, and directories of their own.
+# The tests change these: another database, and separate directories.
 SETTINGS = """
 from project.settings import *
 
@@ -43,7 +43,7 @@ LEFT_OUT = ("psycopg", "gunicorn")
 
 @dataclass(frozen=True)
 class Project:
-    """The project, ready to answer."""
+    """The project, ready for requests."""
 
     directory: Path
     media: Path
@@ -116,7 +116,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 @pytest.fixture(scope="session")
 def member(project: Project) -> dict[str, Any]:
-    """An account that may send files."""
+    """An account that may upload files."""
     return project.account("member")
 
 
@@ -128,7 +128,7 @@ def administrator(project: Project) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def logged_in(project: Project, member: dict[str, Any]) -> Any:
-    """A browser whose user has shown password and code."""
+    """A browser whose user has logged in with password and code."""
     client = project.client()
     forget_codes(project)
     answer = client.post("/login", {"username": "member", "password": PASSWORD, "token": code_of(member["otpauth"])})

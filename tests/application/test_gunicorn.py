@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What gunicorn makes of its configuration file."""
+    """The configuration file as gunicorn reads it."""
     stack = layers.load_stack(ROOT / "overlays", load(ROOT / "golden.yaml"))
     (node,) = [node for node in stack.nodes if node.path == "/etc/gunicorn/gunicorn.conf.py"]
     monkeypatch.setenv("WEB_CONCURRENCY", "5")

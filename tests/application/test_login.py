@@ -150,7 +150,7 @@ def test_forms_want_their_token(project: Project) -> None:
 
 @pytest.mark.req("R48", "R98")
 def test_password_needs_a_place(project: Project, member: dict[str, Any], tmp_path: Path) -> None:
-    """All workers but one hash passwords; who comes meanwhile is answered 503 at once, and later as always"""
+    """All workers but one hash passwords; further logins get 503 at once, and later the normal answer"""
     hashing = project.module("project.hashing")
     override = project.module("django.test.utils").override_settings
     with override(HASHING_PLACES=1, HASHING_DIRECTORY=str(tmp_path)):

@@ -132,7 +132,7 @@ def test_uploads_of_others_are_not_shown(project: Project, logged_in: Any) -> No
 
 
 def test_web_server_is_told_who_may_upload(project: Project, member: dict[str, Any]) -> None:
-    """The web server's question before it reads a file: nobody may who is not logged in with a code"""
+    """The web server's query before it reads a file: only a user who is logged in with a code may upload"""
     client = project.client()
     assert client.get("/upload/allowed").status_code == 401
     assert client.post("/upload/allowed").status_code == 405

@@ -1,4 +1,4 @@
-"""What the tests that break a machine get: the machine, its journal, load on its web server, and a place for figures.
+"""Fixtures of the fault injection tests: the machine, its journal, load on its web server, and a report of metrics.
 
 Each module begins with a machine as it was when it was ready for the first time, and so does each test after one that
 failed or left the machine unwell. A test mends what it broke.
@@ -31,10 +31,10 @@ __all__ = ["_tell_report", "context", "expected", "spec", "target"]
 # At full speed, as every limit of these tests; times the pace of the machine.
 WELL_SECONDS = 20
 TIERS = "nginx gunicorn postgresql@17-main rsyslog"
-# Where nobody listens for the fault any more: units that failed and were mended.
+# Where no client waits for the fault: reset units that failed and were repaired.
 MEND = "systemctl reset-failed; if command -v fail2ban-client >/dev/null; then fail2ban-client unban --all; fi"
 
-# The machine asks itself, by its first name: who asks for none is not answered.
+# The machine queries itself, by its first name: a request without a name is not answered.
 ASK_HEALTH = """
 import os, socket, ssl
 name = open("/run/golden/names").read().split()[0]
@@ -61,18 +61,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def faults_of(item: pytest.Item) -> list[str]:
-    """Return the faults that a test tries."""
+    """Return the faults that a test injects."""
     return [name for marker in item.iter_markers("req") for name in marker.args if name.startswith("F")]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Tell why a test failed, and note it on the machine's stall: what it left behind is not used again."""
+    """Print why a test failed, and mark the shared machine as unwell: it is not used again."""
     report = yield
     if getattr(report, "failed", False):
         if hasattr(item.session, "stall"):
             item.session.stall.unwell = True
-        # At once: a run takes long, and one that is broken off has told what it knows.
+        # At once: a run takes long, and an interrupted one has printed the results so far.
         terminal: Any = item.config.pluginmanager.get_plugin("terminalreporter")
         terminal.write_line(f"\n{report.longreprtext}")
     return report
@@ -163,7 +163,7 @@ def access_log(host: Host, record_property: Callable[[str, object], None]) -> Ac
 
 @pytest.fixture
 def numbers(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Takes figures for the report, by their names."""
+    """Records metrics for the report, by name."""
 
     def note(**figures: object) -> None:
         record_property("numbers", json.dumps({name.replace("_", " "): value for name, value in figures.items()}))
@@ -179,7 +179,7 @@ def traffic(machine: Machine, host: Host, spec: SimpleNamespace, tmp_path: Path)
 
 @pytest.fixture
 def load(traffic: Traffic, numbers: Callable[..., None]) -> Callable[..., Any]:
-    """Begins load on the machine: ``with load() as going``; its figures go into the report."""
+    """Starts load on the machine: ``with load() as going``; its metrics go into the report."""
 
     def begin(*paths: str, **options: Any) -> Any:
         def note(done: Load) -> None:
@@ -195,7 +195,7 @@ def load(traffic: Traffic, numbers: Callable[..., None]) -> Callable[..., Any]:
 
 @pytest.fixture
 def visitor(host: Host, traffic: Traffic) -> Visitor:
-    """Somebody who can get an account."""
+    """A user who can get an account."""
     return Visitor(host, traffic)
 
 

@@ -1,4 +1,4 @@
-"""Files between the test host and a machine, by its own doors: the tree of a container, SSH to a clone."""
+"""Files between the test host and a machine, by its endpoint: the tree of a container, SSH to a clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a machine since a moment, and the wait for a line that tells an administrator what happened."""
+"""The journal of a machine since a moment, and the wait for a line that informs the administrator."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .traffic import Traffic
 from .visitor import Visitor
 
 ARCHIVE, KEY, OTHER_KEY = "/root/faults.tar.age", "/root/faults.key", "/root/other.key"
-# What pg_dump says about itself is random since 17.6.
+# The lines of pg_dump about itself are random since 17.6.
 STATE = r"""cd /; runuser -u golden-backup -- pg_dump -h /run/postgresql -U app_owner app |
 grep -v -e '^\\restrict' -e '^\\unrestrict' | sha256sum
 find /var/www/media -type f -exec sha256sum {} + | sort"""
@@ -32,7 +32,7 @@ systemctl restart golden-site.service"""
 
 
 def back_up(host: Host) -> dict[str, Any]:
-    """Make a backup; return what golden-backup says about it."""
+    """Make a backup; return golden-backup's report about it."""
     made: dict[str, Any] = json.loads(host.check_output("golden-backup --no-send --json"))
     return made
 

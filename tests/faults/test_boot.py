@@ -43,8 +43,8 @@ test -z "$(find /etc/ssh /etc/ssl /etc/credstore /var/lib/postgresql -name '*.ne
 ask="/usr/lib/postgresql/17/bin/psql -X -A -t -h /run/postgresql -U app_owner -d app -c"
 test "$(runuser -u golden-backup -- $ask 'SELECT count(*) FROM pages_page')" -ge 1
 """
-# What the first boot made, and what a second run of its units must leave alone. The database is compared by what it
-# says, without the dump's random words: the bytes of its files change by themselves.
+# The results of the first boot, which a second run of its units must not change. The database is compared by its dump,
+# without the dump's random words: the bytes of its files change by themselves.
 MADE = r"""set -e
 find /etc /var/lib/golden-migrate -maxdepth 3 -type f -not -path '/etc/golden/*' -exec sha256sum {} + | sort
 find /etc -printf '%p %m %u:%g %l\n' | sort
@@ -54,7 +54,7 @@ cat /run/golden/names /run/golden/server-names.conf /run/golden/site.env
 grep -v -e '^\\restrict' -e '^\\unrestrict' /run/faults.sql | sha256sum
 /usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main | grep 'system identifier'"""
 FIRST_BOOT = "golden-hostkeys golden-names golden-tls golden-secrets golden-database golden-migrate"
-# Answers every request with the time that the host has, told as the machine's boot clock and a distance.
+# Answers every request with the host's time, which is passed as an offset from the machine's boot clock.
 TIME_SERVER = """
 import socket, struct, sys, time
 base = float(sys.argv[1]) - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -124,7 +124,7 @@ def test_kernel_panic(
     machine: Machine, host: Host, traffic: Traffic, numbers: Callable[..., None],
     record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
-    """After a kernel panic the machine boots by itself, its file systems are clean, and the journal tells of before"""
+    """After a kernel panic the machine boots by itself, its file systems are clean, and the journal has the earlier lines"""
     assert isinstance(machine, Clone)
     assert int(host.check_output("cat /proc/sys/kernel/panic")) > 0
     before = host.check_output("cat /proc/sys/kernel/random/boot_id").strip()
@@ -206,7 +206,7 @@ def test_boot_of_a_starved_clone(
 def test_wrong_clock(
     machine: Machine, host: Host, load: Callable[..., Any], journal: Journal, numbers: Callable[..., None], days: int
 ) -> None:
-    """With a clock that is two days wrong the machine serves; a started chrony sets it right at once, and says so"""
+    """With a clock that is two days wrong the machine serves; a started chrony corrects it at once, and logs it"""
     host.check_output(f"date --set @{int(time.time()) + days * DAY} >/dev/null")
     with load() as going:
         going.more(24)
@@ -233,14 +233,14 @@ def test_wrong_clock(
 @pytest.mark.vm
 @pytest.mark.req("F21", "R19")
 def test_memory_hog(host: Host, load: Callable[..., Any], journal: Journal) -> None:
-    """Whoever eats memory in the application's unit is killed there; database and sshd do not notice"""
+    """A process that exhausts memory in the application's unit is killed; database and sshd are not affected"""
     mains = "systemctl show --value --property MainPID postgresql@17-main ssh nginx"
     before = host.check_output(mains)
     hog = "import time; eaten = [bytearray(64 << 20) for _ in range(64)]; time.sleep(60)"
     enter = "echo $$ >/sys/fs/cgroup/system.slice/gunicorn.service/cgroup.procs"
     with load("/") as going:
         done = host.run(f"sh -c '{enter}; exec python3 -c \"{hog}\"'")
-        assert done.rc != 0, "nobody stopped the hog"
+        assert done.rc != 0, "the hog was not stopped"
         going.more(24)
     # What the workers had in their hands, if they went with the hog.
     going.lost(at_most=4)
@@ -253,7 +253,7 @@ def test_two_clones_are_two(another: Machine, host: Host, expected: dict[str, An
     """Two machines of one image share no key, no secret and no identity"""
     another.start()
     twin = connect(another.entry(), lasting=False)
-    # A container has its kernel's boot id and no seed of its own; names are given.
+    # A container has its kernel's boot id and no separate seed; names are given.
     left_out = {"host name"} | ({"boot id", "random seed"} if isinstance(another, Container) else set())
     commands = {name: command for name, command in expected["identity"].items() if name not in left_out}
     for name, command in commands.items():
@@ -278,7 +278,7 @@ def test_provision_again(host: Host, numbers: Callable[..., None]) -> None:
 
 @pytest.mark.req("F30", "R4")
 def test_deploy_at_once(host: Host, needs: Callable[..., None]) -> None:
-    """While one administrator deploys another is refused, and told why"""
+    """While one administrator deploys, another is refused with the reason"""
     needs("golden-deploy")
     lock = "/run/golden-lock/golden-deploy.lock"
     asked = "golden-deploy --rollback"

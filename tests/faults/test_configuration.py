@@ -36,7 +36,7 @@ find /etc/nginx /etc/systemd/system/nginx.service.d /etc/systemd/system/nginx.* 
     -exec sha256sum {} + | sort
 ls -A /var/www
 systemctl is-enabled nginx.service nginx.socket"""
-# Number and program of nginx; one that was replaced since its start says "(deleted)".
+# Process id and program of nginx; a program that was replaced since its start has the suffix "(deleted)".
 RUNNING = "pid=$(systemctl show --value --property MainPID nginx); echo $pid $(readlink /proc/$pid/exe)"
 
 
@@ -119,7 +119,7 @@ def test_restart_without_a_key(host: Host, traffic: Traffic, journal: Journal, b
 @pytest.mark.req("F15", "R63")
 @pytest.mark.usefixtures("_pair")
 def test_certificate_that_ends_soon(host: Host, journal: Journal, needs: Callable[..., None]) -> None:
-    """Three weeks before a certificate ends a unit fails and an alert says so"""
+    """Three weeks before a certificate expires a unit fails and an alert reports it"""
     needs("golden-certificate", f"/etc/systemd/system/{EXPIRY}")
     host.check_output(ROTATE.format(days="-days 5") + "systemctl reload nginx")
     assert host.run(f"systemctl start {EXPIRY}").rc != 0

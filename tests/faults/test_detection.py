@@ -1,4 +1,4 @@
-"""What somebody who is inside changes is found; who is outside and guesses is shut out."""
+"""Changes by an intruder are detected; clients that guess passwords are banned."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GUESSER = "203.0.113.77"
 def test_tampering_is_found(
     host: Host, journal: Journal, needs: Callable[..., None], patience: Callable[[float], float]
 ) -> None:
-    """A changed configuration, certificate or drop-in is named by AIDE, and an alert says so"""
+    """A changed configuration, certificate or drop-in is listed by AIDE, and an alert reports it"""
     needs("aide", "golden-aide")
-    # Made in the background after the first boot, alone: whoever comes second is told so.
+    # Created in the background after the first boot, by one process: a second one is refused with a message.
     wait_until(
         lambda: host.run("golden-aide first").rc == 0, seconds=patience(AIDE_SECONDS), what="a database of AIDE", pause=5
     )
@@ -66,7 +66,7 @@ def test_tampering_is_audited(
 
 @pytest.mark.req("F24", "R66")
 def test_ban_reaches_the_packet_filter(host: Host, journal: Journal, needs: Callable[..., None]) -> None:
-    """Who is banned stands in the packet filter at once, and nowhere any more when the ban is lifted"""
+    """A banned address is in the packet filter at once, and is removed when the ban is lifted"""
     needs("fail2ban-client", "nft")
     limit = seconds(host, 20)
 

@@ -48,7 +48,7 @@ def filled(host: Host, directory: str, *, keep: int = 0) -> Iterator[None]:
 
 @pytest.mark.req("F10", "R9")
 def test_fill_logs(host: Host, load: Callable[..., Any], journal: Journal, traffic: Traffic, access_log: AccessLog) -> None:
-    """With /var/log full no request is lost, somebody says so, and logging goes on when there is room again"""
+    """With /var/log full no request is lost, it is reported, and logging continues when there is space again"""
     with load() as going:
         with filled(host, "/var/log"):
             going.more(48)
@@ -68,7 +68,7 @@ def test_fill_audit_log(
     machine: Machine, host: Host, needs: Callable[..., None], patience: Callable[[float], float],
     numbers: Callable[..., None], record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
-    """Who fills /var/log/audit stops the machine, which says why; without the daemon it can be mended, and is well"""
+    """A full /var/log/audit halts the machine, which logs why; without the daemon it can be repaired, and is well"""
     assert isinstance(machine, Clone)
     needs("auditctl")
     actions = host.check_output("grep -E '^(disk_full|admin_space_left)_action' /etc/audit/auditd.conf")
@@ -81,7 +81,7 @@ def test_fill_audit_log(
     numbers(stopped_after_s=round(took, 1))
     assert "reboot: Power down" in machine.made.console_text()
     machine.cut_power()
-    # What docs/operations/incident.md has an operator write at the boot loader's prompt, told by a credential.
+    # The boot loader option of docs/operations/incident.md, passed as a credential.
     machine.extra = ("-smbios", f"type=11,value=io.systemd.credential.binary:systemd.unit-dropin.auditd.service={NEVER}")
     machine.start_again()
     host = connect(machine.entry(), lasting=False)
@@ -103,7 +103,7 @@ def test_fill_data(
     host: Host, machine: Machine, load: Callable[..., Any], journal: Journal, patience: Callable[[float], float],
     directory: str,
 ) -> None:  # fmt: skip
-    """With a full disk reading goes on, and an administrator can log in"""
+    """With a full disk reading works, and an administrator can log in"""
     with load() as going, filled(host, directory):
         going.more(48)
         done = run.run(machine.ssh("sudo -n true && echo in"), timeout=patience(LOGIN_SECONDS), check=False)
@@ -117,7 +117,7 @@ def test_fill_data(
 def test_upload_without_room(
     host: Host, visitor: Visitor, journal: Journal, needs: Callable[..., None], directory: str
 ) -> None:
-    """An upload that finds no room is refused and leaves nothing; with room it is taken"""
+    """An upload without enough space is refused and leaves nothing; with space it is accepted"""
     needs("golden-app")
     visitor.log_in()
     assert visitor.upload(1000) == 201
@@ -135,7 +135,7 @@ def test_upload_without_room(
 
 @pytest.mark.req("F31", "R95")
 def test_alert_about_a_full_disk(host: Host, journal: Journal, needs: Callable[..., None]) -> None:
-    """A disk that is 95 % full fails a unit that raises an alert; with room again the next run is content"""
+    """A disk that is 95 % full fails a unit that raises an alert; with space again the next run succeeds"""
     needs(f"/etc/systemd/system/{DISKS}", "golden-alert")
     size = int(host.check_output("df --block-size 1 --output=size /var/www | tail -n 1"))
     with filled(host, "/var/www", keep=size // 25):

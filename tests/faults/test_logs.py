@@ -1,4 +1,4 @@
-"""Logging is broken off; and what must never be logged or read."""
+"""Interrupted logging, and secrets that must never be logged or read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testinfra.host import Host
 from .journal import AccessLog, Journal
 from .traffic import Traffic
 
-# Everybody who is not root and has no business with the keys; the web server reads a copy of its own in memory.
+# All accounts that are not root and must not read the keys; the web server has a separate copy in memory.
 STRANGERS = ("nginx", "gunicorn", "app-migrate", "postgres", "www-data", "nobody", "admin")
 SECRETS = ("/etc/ssl/private/app.key", "/etc/credstore/app.secret-key")
 # Looks for each line of each secret where others may read; prints where it is.
@@ -69,7 +69,7 @@ def test_kill_journal(host: Host, load: Callable[..., Any], journal: Journal) ->
 
 @pytest.mark.req("F34", "R60", "R37", "R81")
 def test_secrets_stay_secret(host: Host, traffic: Traffic) -> None:
-    """Nobody but root reads a key, and no key stands in the journal, a log, a unit, or a process's arguments"""
+    """Only root reads a key, and no key is in the journal, a log, a unit, or a process's arguments"""
     script = "\n".join(
         f"if id {user} >/dev/null 2>&1; then runuser -u {user} -- cat {path} >/dev/null 2>&1 && echo {user} reads {path}; fi"
         for user in STRANGERS

@@ -1,4 +1,4 @@
-"""Requests that are meant to deceive: whom they ask for, where one ends and the next begins, what they lead to."""
+"""Malicious requests: foreign host names, ambiguous ends of requests (smuggling), and paths out of the site."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_foreign_names(traffic: Traffic, access_log: AccessLog) -> None:
 
 @pytest.mark.req("F25", "R49")
 def test_forwarded_name(traffic: Traffic) -> None:
-    """What a client says about forwarding changes nothing and never comes back"""
+    """A client's headers about forwarding have no effect and are never returned"""
     names = ("X-Forwarded-Host", "X-Host", "X-Original-URL", "X-Rewrite-URL", "Forwarded", "X-Forwarded-Server")
     headers = "".join(f"{name}: {FOREIGN}\r\n" for name in names)
     for reply in (traffic.get("/", headers=headers), traffic.get("/nothing-here", headers=headers)):
@@ -93,7 +93,7 @@ def smuggled(name: str) -> dict[str, bytes]:
         "chunk size that is none": with_headers(te, b"zz\r\n\r\n0\r\n\r\n" + hidden),
         "chunk size that overflows": with_headers(te, b"ffffffffffffffff1\r\nx\r\n0\r\n\r\n" + hidden),
         "chunk size below zero": with_headers(te, b"-1\r\nx\r\n0\r\n\r\n" + hidden),
-        "chunk longer than said": with_headers(te, b"1\r\nxyz\r\n0\r\n\r\n" + hidden),
+        "chunk longer than its size": with_headers(te, b"1\r\nxyz\r\n0\r\n\r\n" + hidden),
         "header that goes on": with_headers(b"X: y\r\n Content-Length: 5\r\nContent-Length: 0, 1\r\n", hidden),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Requests to a machine from where its clients are: load that is counted, and single ones byte by byte."""
+"""Requests to a machine from its clients' side: counted load, and single requests byte by byte."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from . import wire as wire_program
 
 WARM_REQUESTS = 12
 WARM_SECONDS = 60.0
-# Longer than the web server waits for the application: what it gives up counts, not our impatience.
+# Longer than the web server waits for the application: its timeout counts, not that of the client.
 ANSWER_SECONDS = 60.0
 # An emulated machine answers so much more slowly that the pace of a real one would only queue.
 FULL_RATE, SLOW_RATE = 8.0, 3.0
-# The pace of a machine that has processors of its own, on a host with other work.
+# The pace of a machine with dedicated processors, on a host with other work.
 FAST = 2
 # All payloads of a test, several at a time; at full speed.
 WIRE_SECONDS = 200
@@ -54,7 +54,7 @@ class Load:
         deadline = time.monotonic() + self.patience
         while self.look()["good"] < wanted:
             if time.monotonic() > deadline or self.process.poll() is not None:
-                pytest.fail(f"the web server does not answer any more: {self.count}", pytrace=False)
+                pytest.fail(f"the web server no longer answers: {self.count}", pytrace=False)
             time.sleep(0.1)
 
     def lost(self, at_most: int = 0) -> None:
@@ -118,7 +118,7 @@ class Traffic:
         assert going.count.get("done"), f"the load did not end in order: {going.count}"
 
     def wire(self, payloads: Mapping[str, bytes], *, tls: bool = True, quiet: float = 0.0) -> dict[str, Reply]:
-        """Send bytes, each on a connection of its own; return what came back. ``quiet`` is how long silence may last."""
+        """Send bytes, each on a separate connection; return the replies. ``quiet`` is how long silence may last."""
         asked = {
             "address": self.endpoint.address, "port": self.endpoint.ports["https" if tls else "http"], "name": self.name,
             "tls": tls,

@@ -1,4 +1,4 @@
-"""Somebody with an account: logs in with name, password and one-time code, and uploads files, as a browser would."""
+"""A user with an account: logs in with name, password and one-time code, and uploads files, as a browser does."""
 
 from __future__ import annotations
 

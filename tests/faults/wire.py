@@ -1,6 +1,6 @@
-"""Sends bytes to a web server as they are, and tells what comes back: no HTTP library tidies them up.
+"""Sends raw bytes to a web server, and reports the reply: no HTTP library changes them.
 
-A program of its own, run where the server is reached. Standard input: JSON with address, port, name, tls, quiet, payloads
+A separate program, run where the server is reached. Standard input: JSON with address, port, name, tls, quiet, payloads
 (base64). Standard output: JSON, for each payload what came back until the connection was closed or silent for ``quiet``
 seconds, and when the last of it came. The payloads go out side by side; standard library only.
 """
@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 20
 
 
 def exchange(asked: dict[str, Any], payload: str) -> dict[str, Any]:
-    """Send one payload on a connection of its own."""
+    """Send one payload on a separate connection."""
     received = bytearray()
     error = ""
     begun, last = time.monotonic(), 0.0

@@ -1,4 +1,4 @@
-"""Goldsmith as it is, but for what no fake program can stand in for: ``python -m tests.interruption.goldsmith COMMAND``.
+"""Goldsmith with replacements for the parts that no fake program covers: ``python -m tests.interruption.goldsmith COMMAND``.
 
 The medium is made by one fake program, since the real stage takes the installer's own files apart. The host counts as
 large enough and complete, and its disk as quick as its memory: what it holds is no part of these tests.

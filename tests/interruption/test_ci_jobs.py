@@ -1,4 +1,4 @@
-"""The jobs of docs/ci, run: their own shell text, Goldsmith behind nox, a real git; forges and slow programs are fakes."""
+"""The jobs of docs/ci are run: their shell scripts, Goldsmith with nox, a real git; forges and slow programs are fakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong while the installer runs: each ends soon, prints the reason and the fix, and leaves nothing behind."""
+"""Faults while the installer runs: each ends soon, prints the reason and the fix, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of the whole line: whatever goes wrong, nothing is published, nothing is left, and the user knows what next.
+"""Faults of the whole pipeline: on every error nothing is published, nothing is left, and the user gets a hint.
 
 Goldsmith itself runs from the command line to the artifact. The slow programs are fakes: mmdebstrap, the medium, Packer,
 QEMU and ssh; mksquashfs, qemu-img, xorriso, ssh-keygen, sfdisk, debugfs, apt-helper and pytest are the real ones.
@@ -115,7 +115,7 @@ class Line:
         return self.fakes.install(vm.QEMU, str(BIN / "qemu.py"), plan)
 
     def ssh(self, state: str = "running", *, inventory: str | None = None) -> None:
-        """Make an ssh to guests in that state, as a shell script: it is started often. They tell their ``inventory``."""
+        """Make an ssh to guests in that state, as a shell script: it is started often. They print their ``inventory``."""
         path = self.fakes.directory / "ssh"
         told = path.with_name("inventory")
         told.write_text(said() if inventory is None else inventory)
@@ -131,7 +131,7 @@ class Line:
     # --- what is there ---
 
     def forget(self, first: str) -> None:
-        """Take a stage, all later ones and the artifact away, as if they had never been made."""
+        """Remove a stage, all later ones and the artifact, as if they had never been made."""
         for stage in STAGES[STAGES.index(first) :]:
             files.remove_tree(self.cache / "stages" / stage)
         files.remove_tree(self.project.artifacts)
@@ -235,7 +235,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, mirror: Mirror) -> Line:
-    """A line that went to its end once: every test begins with a copy of it."""
+    """A completed pipeline run: every test begins with a copy of it."""
     root = tmp_path_factory.mktemp("built")
     prepare(root, mirror)
     (root / "bin").mkdir()
@@ -258,7 +258,7 @@ def change(patch: pytest.MonkeyPatch, line: Line) -> None:
 
 @pytest.fixture
 def line(built: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    """A finished line of the test's own, whose stages it may forget."""
+    """A test's copy of the completed pipeline run, whose stages it may remove."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for name in ("checkout", "cache"):
         shutil.copytree(built.root / name, tmp_path / name, symlinks=True)
@@ -635,10 +635,10 @@ def test_a_clone_with_a_failed_unit_is_told(line: Line, capsys: pytest.CaptureFi
     line.assert_nothing_came_of_it()
 
 
-@pytest.mark.parametrize("told", ["", "Bootup is not yet finished.\n", said(svg="<svg/>"), said(exposure=None)])
-def test_a_clone_whose_inventory_cannot_be_read_is_told(line: Line, capsys: pytest.CaptureFixture[str], told: str) -> None:
+@pytest.mark.parametrize("text", ["", "Bootup is not yet finished.\n", said(svg="<svg/>"), said(exposure=None)])
+def test_a_clone_whose_inventory_cannot_be_read_is_told(line: Line, capsys: pytest.CaptureFixture[str], text: str) -> None:
     line.forget("verify")
-    line.ssh(inventory=told)
+    line.ssh(inventory=text)
     assert line.run(capsys) == 1
     assert "the inventory of bios" in line.err or "plot of systemd-analyze" in line.err
     line.assert_nothing_came_of_it()
@@ -678,7 +678,7 @@ SLOW_TEST = GOOD + "\n\ndef test_slow():\n    import time\n    time.sleep(600)\n
 
 
 def hold(line: Line, stage: str) -> Fake | None:
-    """Let a stage take forever; return the program whose call shows that it has begun."""
+    """Let a stage never end; return the program whose call shows that it has begun."""
     if stage == "testing":
         line.image_test(SLOW_TEST)
         files.remove_tree(line.project.artifacts)

@@ -1,4 +1,4 @@
-"""The command reproduce on the whole pipeline: what is the same, what differs, and that nothing is left behind."""
+"""The command reproduce on the whole pipeline: equal and different results, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_another_commit_is_built_by_its_own_goldsmith(
 
 
 @pytest.mark.parametrize(
-    ("commit", "words", "said"),
+    ("commit", "words", "message"),
     [
         ("", [], "the artifact names no commit"),
         ("f" * 40, ["--here"], f"the artifact names the commit {'f' * 40}"),
@@ -208,14 +208,14 @@ def test_another_commit_is_built_by_its_own_goldsmith(
     ],
 )
 def test_a_checkout_that_does_not_build_it_says_so(
-    line: Line, capsys: pytest.CaptureFixture[str], commit: str, words: list[str], said: str
+    line: Line, capsys: pytest.CaptureFixture[str], commit: str, words: list[str], message: str
 ) -> None:
     git(line, "init", "--quiet")
     copy = change(line, lambda manifest: manifest["inputs"].update(commit=commit))
     lock = line.project.overlays / "10-base" / "rootfs" / "etc" / "early"
     lock.write_text("the checkout has gone on")
     assert reproduce(line, capsys, str(copy), *words)[0] == 2
-    assert said in line.err
+    assert message in line.err
 
 
 def test_another_mirror_is_thought_of(made: Line, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Our pages as a reader sees them, in a real browser: nothing asked of a network, nothing too wide, no text upon another."""
+"""Goldsmith's pages in a real browser: no network request, nothing too wide, no overlapping text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def plot(units: int) -> str:
-    """Return a plot as systemd draws it, of so many units."""
+    """Return a plot as systemd draws it, of this number of units."""
     rows = "".join(
         f'<g><title>unit-{number}.service</title><rect class="activating" x="{number * 7}.000" y="{number * 20}.000" '
         f'width="{number * 3}.000" height="19.000" /><text class="{"right" if number > units / 2 else "left"}" '

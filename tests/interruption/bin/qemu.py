@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A QEMU that acts out the plan in NAME.json beside it, and notes each call in NAME.calls.
+"""A fake QEMU that follows the plan in NAME.json beside it, and records each call in NAME.calls.
 
 Keys of the plan, all optional: ``version``; ``kvm`` and ``tcg``, the exit status of the accelerator's probe;
 ``guests``, clone name -> list of plans, one for each start in turn, the last for all further ones. In a guest's plan:

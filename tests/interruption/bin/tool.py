@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A tool that makes a file, as the rules in NAME.json beside it say, and notes each call in NAME.calls.
+"""A fake tool that makes a file by the rules in NAME.json beside it, and records each call in NAME.calls.
 
 The first of ``rules`` whose ``when`` (words) are all among the arguments applies. Keys of a rule, all optional: ``to``,
 the number of the argument that names the file; ``copy``, what it becomes a copy of; ``drain``, true to read standard
