@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def real_packer(request: pytest.FixtureRequest) -> packer.Packer:
-    """A real Packer; a host without one fails the test with the command that brings one."""
+    """A real Packer; a host without one fails the test with the command that installs one."""
     if "packer" in request.config.getoption("--without"):
         pytest.skip("--without packer")
     if request.param is None:
@@ -109,7 +109,7 @@ def real_packer(request: pytest.FixtureRequest) -> packer.Packer:
 
 @pytest.fixture(scope="session")
 def chromium(request: pytest.FixtureRequest) -> str:
-    """A real browser; a host without one fails the test with the command that brings one."""
+    """A real browser; a host without one fails the test with the command that installs one."""
     if "chromium" in request.config.getoption("--without"):
         pytest.skip("--without chromium")
     found = host.find(host.BROWSER)

@@ -136,7 +136,7 @@ def make_key(directory: Path, name: str, *, kind: str = "ed25519", passphrase: s
     directory.mkdir(exist_ok=True)
     key = directory / name.partition("@")[0]
     words = ["-b", "2048"] if kind == "rsa" else []
-    # One round is enough for a secret that stands in a test.
+    # One round is enough for a secret in a test.
     words += ["-a", "1"] if passphrase else []
     run.run(["ssh-keygen", "-q", "-t", kind, *words, "-N", passphrase, "-C", name, "-f", key], timeout=60)
     return key

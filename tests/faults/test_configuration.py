@@ -158,7 +158,7 @@ def test_rotate_logs(
 
 @pytest.mark.req("F19", "R35", "R36")
 def test_install_again(host: Host, machine: Machine, context: dict[str, Any], load: Callable[..., Any]) -> None:
-    """Installing nginx's packages again brings back no default site and changes no mode, drop-in or configuration"""
+    """Installing nginx's packages again adds no default site and changes no mode, drop-in or configuration"""
     debs = [Path(path) for path in context["debs"]]
     missing = [path.name for path in debs if not path.is_file()]
     assert debs, "no package of nginx is in the lock"

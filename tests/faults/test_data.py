@@ -23,7 +23,7 @@ pytestmark = pytest.mark.vm
 
 SITE, OTHER_SITE = "web1", "web2"
 DISK_MIB, GROWN_MIB = 3072, 4096
-# What a visitor and a client of SSH recognise the site by; who replaces the system must find them unchanged.
+# The identity of the site for visitors and SSH clients; a replacement of the system must not change it.
 IDENTITY = """set -e
 ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
 openssl x509 -in /etc/ssl/certs/app.pem -noout -fingerprint

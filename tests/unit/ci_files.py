@@ -14,7 +14,7 @@ import yaml
 from tests.unit.helpers import ROOT
 
 FILES = {"github": ROOT / "docs" / "ci" / "github.yml", "gitlab": ROOT / "docs" / "ci" / "gitlab.yml"}
-# What a job of GitLab may not be called (its reference, "keywords"), and what stands beside the jobs in our file.
+# Names that GitLab reserves (its reference, "keywords"), and the keys beside the jobs in the project's file.
 NO_JOBS = {"workflow", "stages", "variables", "default"}
 NOX = re.compile(r"\bnox (-s [^|;)\n]*?)(?= \d?>|[|;)\n]|$)")
 

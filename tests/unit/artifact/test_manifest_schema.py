@@ -19,7 +19,7 @@ from tests.unit.artifacts import MANIFEST, parsed
 ROOT = Path(__file__).parents[3]
 CHECK_SECONDS = 60
 
-# Where, and what stands there instead; None: nothing.
+# The path in the manifest, and the value there instead; None: no value.
 WRONG: tuple[tuple[tuple[str | int, ...], object], ...] = (
     (("schema",), 3), (("schema",), None), (("name",), 5), (("image", "sha256"), None), (("image", "bytes"), "5"),
     (("inputs", "layers"), []), (("stages",), {}), (("stages", 0, "seconds"), "long"), (("stages", 0, "reused"), 1),

@@ -126,7 +126,7 @@ def test_what_is_no_key_is_told(tmp_path: Path) -> None:
             signing.fingerprint(path)
 
 
-# --- who signs ----------------------------------------------------------------------------------------------------------
+# --- signers ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_name_is_that_of_the_allowed_signers_else_the_keys_comment(
@@ -242,7 +242,7 @@ def test_cosign_signs_and_verifies_without_asking_a_service(
     assert len(cosign.calls()) == 1
     assert verify(found, "--cosign-key", tmp_path / "team.pub") == 0
     assert verify(found, "--cosign-key", tmp_path / "other.pub") == 3
-    # What counts is the statement as it has to be, not the file that lies there.
+    # The signature is checked against the expected statement, not against the stored file.
     image = tmp_path / "image2"
     image.write_bytes(b"another disk")
     other = proven.make(tmp_path / "artifacts", image)

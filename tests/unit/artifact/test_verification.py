@@ -176,7 +176,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list of sums": (lambda path: (path / "SHA256SUMS").unlink(), "files"),
     "another name": (lambda path: path.rename(path.with_name("golden-1.2.4-000000000000")), "name"),
 }  # fmt: skip
-# What only SHA256SUMS knows of: who writes that again is caught by the signatures.
+# Only SHA256SUMS covers these: if it is rewritten, the signatures detect it.
 ONLY_SUMS = {"a log", "a missing log", "an extra file", "a link", "no list of sums"}
 
 

@@ -74,7 +74,7 @@ def test_faults_that_keep_their_promise(options: Options) -> None:
     assert line in result.text.splitlines()
     report = json.loads((options.cache.root / "logs" / "faults-vm" / "faults.json").read_text())
     assert (report["subject"], [one["id"] for one in report["faults"]]) == ("golden-1.2.3-0", ["F01", "F02"])
-    # Beside the artifact stands only a report of the whole list.
+    # Only a report of the complete list is written beside the artifact.
     assert not list((options.project.root.parent / "artifacts").glob("*.json"))
 
 

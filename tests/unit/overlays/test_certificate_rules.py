@@ -124,7 +124,7 @@ def test_names_to_ask_for(modules: dict[str, ModuleType], monkeypatch: pytest.Mo
         renewing.public_names({"server_names": ["clone"]})
 
 
-# --- who reaches the administration -----------------------------------------------------------------------------------
+# --- access to the administration -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs/reference/golden-app-yaml.md").read_text(encoding="utf-8")
 EXAMPLE = PAGE.partition("```yaml\n")[2].partition("```")[0]
 DEMO = ROOT / "overlays/40-app/rootfs/opt/app/releases/image/code"
 
-# A value that is wrong by itself (reader and schema refuse it), with its key and a part of the remedy.
+# A value that is wrong by itself (reader and schema refuse it), with its key and a part of the hint.
 WRONG: dict[str, tuple[str, str]] = {
     "entry: {wsgi: mysite}": ("entry.wsgi", "MODULE:CALLABLE"),
     "entry: {settings: my-site}": ("entry.settings", "name of a module"),

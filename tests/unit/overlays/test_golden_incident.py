@@ -109,7 +109,7 @@ def test_the_evidence_is_whole(machine: Programs, tmp_path: Path) -> None:
     assert found["connections.txt"] == b"a connection\n"
     assert found["audit-rules.txt"] == b"not permitted\n"
     assert found[str(tmp_path / "log/nginx/access.log").lstrip("/")] == b"a request\n"
-    # A link would bring in what it points to.
+    # A link would add the file that it points to.
     assert not [name for name in found if name.endswith("/link")]
     digest = hashlib.sha256(b"root:x:0:0\n").hexdigest()
     assert found["hashes.txt"] == f"{digest}  {tmp_path}/etc/passwd\n".encode()

@@ -112,7 +112,7 @@ def test_static_files_are_published(here: Any) -> None:
     (here.static / "admin").mkdir()
     (here.static / "admin" / "a.css").write_text("old")
     assert here.publish(A, replace=False) == ["admin/a.css", "admin/b.css"]
-    # The release that serves goes on with its own.
+    # The active release keeps its own.
     assert (here.static / "admin" / "a.css").read_text() == "old"
     assert (here.static / "admin" / "b.css").read_text() == "b"
     here.publish(A, replace=True)

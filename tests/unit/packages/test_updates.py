@@ -357,7 +357,7 @@ def test_without_network_the_last_look_is_told(place: Place, monkeypatch: pytest
 
 
 def test_a_plan_shows_what_the_last_look_found(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever looked: a build, or ``lock --check``, at these locks."""
+    """The result of a build, or of ``lock --check``, for these locks."""
     place.lock(place.lists.add("nginx", "1"))
     place.lists.add("nginx", "2", archive=Archive.SECURITY)
     assert place.at_plan() == updates.PendingUpdates(looked=False, reason=updates.NOT_KEPT)

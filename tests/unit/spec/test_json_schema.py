@@ -27,7 +27,7 @@ RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 ACME = {"directory": "https://ca.example.org", "email": None}
 LAYER: dict[str, Any] = {"about": "A layer for a test.", "tests": ["tests/image/test_x.py"]}
 
-# What is wrong by itself, without a look at other keys: reader and schema refuse it alike.
+# Errors that do not depend on other keys: reader and schema both refuse them.
 WRONG_GOLDEN: dict[str, dict[str, Any]] = {
     "unknown key": {"colour": "x"}, "name": {"name": "Golden"}, "number for a text": {"version": 1},
     "missing key": {"name": None}, "word": {"kernel": "fast"}, "list": {"layers": "10-base"},

@@ -190,7 +190,7 @@ def test_gitignore_does_not_hide_the_package() -> None:
     assert not {"build", "build/", "/build", "/build/", "build/*"} & {line.strip() for line in lines}
 
 
-# --- who imports whom -------------------------------------------------------------------------------------------------
+# --- imports ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_module_is_in_a_package_that_has_a_floor() -> None:

@@ -215,7 +215,7 @@ def test_the_program_reads_this_machine_without_systemd(tmp_path: Path, fakes: F
     (tmp_path / "tool").touch()
     (tmp_path / "tool").chmod(0o4755)
     program = re.sub(r"PLACES = .*\nON_DISK = .*", f"PLACES, ON_DISK = {{{str(tmp_path)!r}}}, set()", program)
-    # The clone's programs are found in its own directories: here the fakes' stands before them.
+    # The clone's programs are found in its directories: here the directory of the fakes comes first.
     program = program.replace("{os.defpath}:/usr/sbin", f"{fakes.directory}:{{os.defpath}}:/usr/sbin")
     done = run.run([sys.executable, "-I", "-"], timeout=120, stdin=program.encode())
     raw = json.loads(done.stdout)
