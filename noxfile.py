@@ -88,6 +88,9 @@ COMMANDS = {
     "report": Command((), "Regenerate the HTML report of an artifact: -- ARTIFACT -o FILE."),
     "layer": Command((), "Write a new layer with a page, a check and a test: -- 45-redis."),
     "bundle": Command((), "Pack an application with its locked wheels for golden-deploy: -- DIR -o FILE."),
+    "completion": Command(
+        PROXMOX, "Print a bash completion; -- -o ~/.local/share/bash-completion/completions/nox writes it there."
+    ),
     "bench": Command(IMAGE_TESTS, "Measure builds and a baseline installation (an hour): docs/reference/benchmarks.md."),
 }  # fmt: skip
 

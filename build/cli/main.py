@@ -56,6 +56,7 @@ COMMANDS = {
     "layer": "write a new layer: layer.yaml, a page, a check of golden-verify, an image test",
     "bundle": "pack an application with its locked wheels for golden-deploy, and print the SHA-256",
     "bench": "measure builds and a baseline installation, and write docs/reference/benchmarks.md",
+    "completion": "print a bash completion for the sessions of nox and the options of each command",
 }
 
 
