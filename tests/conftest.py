@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import signal
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,10 @@ from tests.fakes import Fakes
 from tests.packers import packers
 
 WORKERS_PER_PROCESSOR, MOST_WORKERS = 2, 16
+# The part of the contract tests that this run takes, such as 1/2, so that several machines share them: see SHARED.
+SHARE = "GOLDSMITH_CONTRACT_SHARE"
+# Their outcome depends on no program of the host.
+SHARED = ("clone", "drift", "properties", "proxmox", "publish", "release", "replace")
 Item = TypeVar("Item")
 
 
@@ -46,6 +52,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests in the order that --shuffle asks for, and give each worker its share of the slow ones first."""
+    if SHARE in os.environ:
+        others = set(of_other_parts(items, *part_of(os.environ[SHARE])))
+        config.hook.pytest_deselected(items=[*others])
+        items[:] = [item for item in items if item not in others]
     seed = config.getoption("--shuffle")
     if seed is not None:
         items[:] = shuffled(items, seed)
@@ -53,6 +63,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     if workers > 1 and slow:
         items[:] = shares(slow, [item for item in items if item not in set(slow)], workers)
+
+
+def pytest_report_header() -> str | None:
+    """Name the part of the contract tests that is run."""
+    return f"contract tests: part {os.environ[SHARE]} ({SHARE})" if SHARE in os.environ else None
+
+
+def part_of(share: str) -> tuple[int, int]:
+    """Return the number of a part, from 1 on, and the number of parts; raise UsageError for what is not N/M."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", share)
+    if match is None or int(match[1]) > int(match[2]):
+        raise pytest.UsageError(f"{SHARE}: {share!r} is not a part: write 1/2 or 2/2, for example")
+    return int(match[1]), int(match[2])
+
+
+def of_other_parts(items: Sequence[pytest.Item], part: int, parts: int) -> list[pytest.Item]:
+    """Return the contract tests that belong to other parts; by their names, so that every machine divides them alike."""
+    places = [Path(__file__).parent / "contract" / name for name in SHARED]
+    return [
+        item for item in items
+        if any(place in item.path.parents for place in places) and zlib.crc32(item.nodeid.encode()) % parts != part - 1
+    ]  # fmt: skip
 
 
 def pytest_collection_finish() -> None:

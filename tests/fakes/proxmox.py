@@ -328,9 +328,12 @@ class Proxmox(FakePve):  # type: ignore[misc]
             "qmdestroy": self.destroyed,
         }  # fmt: skip
 
+        # Set by the test when it asked for the task; the task itself may begin after the answer.
+        seconds = self.durations.get(ttype, 0.0)
+
         async def whole() -> Any:
             self.on_task(ttype)
-            await self.pause(self.durations.get(ttype, 0.0))
+            await self.pause(seconds)
             if ttype != "imgcopy":
                 self._break(vm, ttype)
             note = await body()

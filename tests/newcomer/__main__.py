@@ -18,9 +18,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from build.core import files, host, log, programs, run
@@ -37,6 +37,8 @@ TOOLS = (
     host.Tool("git", "git", "clone the checkout into it"),
 )
 USERS = ("plain", "sudo", "root")
+# Read by tests/conftest.py.
+CONTRACT_SHARE = "GOLDSMITH_CONTRACT_SHARE"
 # Each machine takes about that much: a minimal Debian, the host tools, the caches of a build.
 FREE_BYTES_NEEDED = 16 << 30
 SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error)\b.* in .*) =+$", re.MULTILINE)
@@ -134,21 +136,27 @@ def look_without_rights(walk: Walk, commands: Sequence[str]) -> None:
 
 
 @contextmanager
-def walked(name: str, tar: Path, directory: Path, user: str, steps: list[Step], *, keep: bool) -> Iterator[Walk]:
-    """Yield a walk on a machine as new; the machine is removed afterwards unless it failed or ``keep`` is given."""
+def walked(
+    name: str, tar: Path, directory: Path, user: str, steps: list[Step], *, variables: Mapping[str, str], keep: bool
+) -> Iterator[Walk]:  # fmt: skip
+    """Yield a walk on a machine as new, with more ``variables`` in the environment of its commands.
+
+    The machine is removed afterwards unless it failed or ``keep`` is given.
+    """
     account = "root" if user == "root" else machines.USER
     with machines.running(
         name, tar, directory=directory, go_caches=tar.with_name(f"{tar.stem}-go"), project=ROOT, user=account,
         sudo=user == "sudo",
     ) as machine:  # fmt: skip
-        yield Walk(machine, directory, steps)
+        yield Walk(replace(machine, variables={**machine.variables, **variables}), directory, steps)
     if not keep:
         files.remove_tree(directory / "root")
 
 
 def walk_all(
-    suites: Sequence[str], users: Sequence[str], *, until: str, projects: Sequence[str], directory: Path, keep: bool
-) -> None:
+    suites: Sequence[str], users: Sequence[str], *, until: str, projects: Sequence[str], variables: Mapping[str, str],
+    directory: Path, keep: bool,
+) -> None:  # fmt: skip
     """Walk through each machine, one after another, and print what was run. Raises the first failure."""
     commands = readme.commands(ROOT / "README.md")
     steps: list[Step] = []
@@ -158,7 +166,7 @@ def walk_all(
             machines.make_tree(suite, tar)
             for user in users:
                 name = f"{suite}-{user}"
-                with walked(name, tar, directory / name, user, steps, keep=keep) as walk:
+                with walked(name, tar, directory / name, user, steps, variables=variables, keep=keep) as walk:
                     if user == "plain":
                         look_without_rights(walk, commands)
                     elif user == "sudo":
@@ -201,6 +209,10 @@ def options() -> argparse.ArgumentParser:
         "--project", action="append", default=[], choices=list(PROJECTS), metavar="NAME",
         help=f"root also takes this foreign project through its life on the image ({', '.join(PROJECTS)}); several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--contract-share", default="", metavar="N/M",
+        help="of the contract tests against the API run part N of M only, such as 1/2 (default: all)",
+    )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the trees of the machines, to look at")
     return parser
 
@@ -218,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with files.lock(given.directory / ".lock", waiting="another run uses this directory; waiting for it"):
             walk_all(
                 given.suite or list(machines.SUITES), given.user or list(USERS), until=given.until, projects=given.project,
+                variables={CONTRACT_SHARE: given.contract_share} if given.contract_share else {},
                 directory=given.directory, keep=given.keep,
             )  # fmt: skip
     except GoldsmithError as error:

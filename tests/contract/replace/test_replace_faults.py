@@ -7,7 +7,6 @@ new system serves. After a kill the same command finishes it, or ``--undo`` roll
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -106,18 +105,14 @@ def refused() -> BaseException:
 
 # The numbers of calls that a replacement, and taking it back, make; test_the_table_reaches_the_last_call holds it to them.
 CALLS, UNDO_CALLS = range(1, 76), range(1, 46)
-# Python 3.11 (Debian 12) tries one half of the calls, and Python 3.13 (Debian 13) the other: .ci/run runs both.
-# Of this half a kill and a lost answer are tried at every call; what takes the same ways as one of them at a third, another
-# third for each kind. All calls in one run: GOLDSMITH_EXAMPLES=1, as for the property-based tests.
-ALL_CALLS = EXAMPLES in os.environ
-HALF, SHARE, BLOCKS = sys.version_info.minor // 2 % 2, 1 if ALL_CALLS else 3, 8
+# A kill and a lost answer are tried at every call; what takes the same ways as one of them at a third of the calls, another
+# third for each kind. All calls: GOLDSMITH_EXAMPLES=1, as for the property-based tests.
+SHARE, BLOCKS = 1 if EXAMPLES in os.environ else 3, 8
 
 
 def tried(calls: range, block: int, *, begin: int = 0, step: int = 1) -> list[int]:
     """Return the numbers of the calls that a block of the tests tries; with ``step`` a share of them, from ``begin`` on."""
-    block_numbers = [number for number in calls if number % BLOCKS == block]
-    chosen = [number for number in block_numbers if ALL_CALLS or (number // BLOCKS + number) % 2 == HALF]
-    return chosen[begin % step :: step]
+    return [number for number in calls if number % BLOCKS == block][begin % step :: step]
 
 
 @pytest.mark.slow

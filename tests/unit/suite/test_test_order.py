@@ -1,4 +1,4 @@
-"""The order of the tests: --shuffle, and the slow ones first in each worker's share."""
+"""The order of the tests: --shuffle, the slow ones first in each worker's share, and parts for several machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import pytest_xdist_auto_num_workers, shares, shuffled
+from tests.conftest import SHARED, of_other_parts, part_of, pytest_xdist_auto_num_workers, shares, shuffled
 
 TESTS: list[Any] = [SimpleNamespace(path=Path(f"test_{number % 3}.py"), name=f"test {number}") for number in range(30)]
 
@@ -47,3 +47,35 @@ def test_each_share_begins_with_its_slow_tests(workers: int, slow: int) -> None:
         assert kinds == sorted(kinds, reverse=True)
         assert abs(sum(kinds) - slow / workers) < 1 or size < slow / workers
         begin += size
+
+
+def test_the_parts_have_each_contract_test_once_and_everything_else() -> None:
+    tests = Path(__file__).parents[2]
+    paths = [
+        *(tests / "contract" / name / "test_x.py" for name in SHARED),
+        tests / "contract/packer/test_x.py",
+        tests / "unit/x.py",
+    ]
+    items: list[Any] = [
+        SimpleNamespace(path=path, nodeid=f"{path.relative_to(tests)}::test_{number}")
+        for path in paths
+        for number in range(40)
+    ]
+    left = [[item.nodeid for item in of_other_parts(items, part, 3)] for part in (1, 2, 3)]
+    taken = [[item.nodeid for item in items if item.nodeid not in names] for names in left]
+    shared = {item.nodeid for item in items if item.path.parent.name in SHARED}
+    assert sorted(name for names in taken for name in names if name in shared) == sorted(shared)
+    assert all({item.nodeid for item in items} - shared <= set(names) for names in taken)
+    # None is much larger than another one.
+    assert all(len(shared) / 5 < len(set(names) & shared) < len(shared) / 2 for names in taken)
+
+
+def test_the_directories_of_the_parts_exist() -> None:
+    assert all((Path(__file__).parents[2] / "contract" / name).is_dir() for name in SHARED)
+
+
+def test_a_part_is_a_number_of_several() -> None:
+    assert part_of("2/3") == (2, 3)
+    for share in ("", "1", "0/2", "3/2", "1/2/3", "a/b", "-1/2"):
+        with pytest.raises(pytest.UsageError, match="is not a part: write 1/2"):
+            part_of(share)
