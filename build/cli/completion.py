@@ -116,7 +116,8 @@ def words_of(command: str) -> Words:
     parser = argparse.ArgumentParser(add_help=False)
     loading.load(command).options(parser)
     common.add_log(parser)
-    offered, values, paths = ["--help"], {}, ""
+    offered, paths = ["--help"], ""
+    values: dict[str, str] = {}
     for action in parser._actions:  # noqa: SLF001 (argparse has no other list of them)
         offered += action.option_strings or _choices(action)
         if not action.option_strings and not action.choices:
