@@ -1,8 +1,8 @@
-"""A small ACME authority (RFC 8555) for one test: it asks for the file that proves a name, and signs what was proven.
+"""A small ACME server (RFC 8555) for one test: it requests the file that validates a name, and signs validated names.
 
-``python3 acme_server.py DIRECTORY``: certificates and keys are read from there (authority.pem, authority.key sign;
-server.pem and server.key are its own). Every request's signature, nonce and address are verified. Standard library and the
-openssl command only.
+``python3 acme_server.py DIRECTORY``: certificates and keys are read from there (authority.pem and authority.key of the
+authority, server.pem and server.key of the web server). Every request's signature, nonce and address are verified. It uses
+the standard library and the openssl command only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DAYS = "60"
 
 
 class Refused(Exception):
-    """The client broke a rule."""
+    """The client violated the protocol."""
 
 
 def openssl(*words: str, stdin: bytes = b"") -> bytes:
@@ -66,7 +66,7 @@ def thumbprint(jwk: dict[str, str]) -> str:
 
 
 class Authority:
-    """Accounts, nonces and the one order that there is at a time."""
+    """Accounts, nonces and the current order; there is only one at a time."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -82,7 +82,7 @@ class Authority:
         return fresh
 
     def verify(self, path: str, message: dict[str, str]) -> tuple[dict[str, Any], str]:
-        """Return a request's payload and its account; raise Refused when anything about it is wrong."""
+        """Return a request's payload and its account; raise Refused if the request is invalid."""
         head = json.loads(decode(message["protected"]))
         if head["nonce"] not in self.nonces or head["url"] != BASE + path or head["alg"] != "RS256":
             raise Refused("nonce, address or algorithm")
@@ -99,7 +99,7 @@ class Authority:
         return (json.loads(decode(message["payload"])) if message["payload"] else {}), account
 
     def answer(self, path: str, payload: dict[str, Any], account: str) -> tuple[int, Any, str]:
-        """Return status, content and location of the answer to a verified request."""
+        """Return status, content and location of the response to a verified request."""
         kind, _, name = path.strip("/").partition("/")
         if kind == "new-order":
             self.start([one["value"] for one in payload["identifiers"]])
@@ -118,7 +118,7 @@ class Authority:
         return (201 if kind.startswith("new-") else 200), content, location
 
     def start(self, names: list[str]) -> None:
-        """Begin an order: each name is to be proven with a token of its own."""
+        """Create an order with a separate token for each name."""
         self.proofs = {one: {"token": secrets.token_urlsafe(24), "status": "pending"} for one in names}
         self.order = {
             "status": "pending", "identifiers": [{"type": "dns", "value": one} for one in names],
@@ -131,7 +131,7 @@ class Authority:
         return {"status": proof["status"], "identifier": {"type": "dns", "value": name}, "challenges": [challenge]}
 
     def prove(self, name: str, account: str) -> None:
-        """Ask the web server for the file of a name, as the authority outside would."""
+        """Request the file of a name from the web server, as a public authority does."""
         proof = self.proofs[name]
         expected = f"{proof['token']}.{thumbprint(self.accounts[account])}"
         connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=20 * int(os.environ["PACE"]))
@@ -140,7 +140,7 @@ class Authority:
         proof["status"] = "valid" if answer.status == 200 and answer.read().decode() == expected else "invalid"
 
     def sign(self, request: bytes) -> None:
-        """Sign a request whose names are those of the order, and all proven."""
+        """Sign a request if its names are those of the order and all are validated."""
         file = self.directory / "request.der"
         file.write_bytes(request)
         text = openssl("req", "-inform", "DER", "-in", str(file), "-verify", "-noout", "-text").decode()
@@ -160,7 +160,7 @@ class Authority:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """HTTP around the authority."""
+    """The HTTP server of the authority."""
 
     authority: Authority
 

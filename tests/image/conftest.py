@@ -1,7 +1,7 @@
-"""What every image test gets: the clones, the spec, the sealed disk, all from one context file.
+"""Fixtures of the image tests: the clones, the spec and the pristine disk image, all from one context file.
 
-Goldsmith writes the context and starts the clones; `pytest tests/image --context FILE` alone runs against whatever
-machines the file names.
+Goldsmith writes the context and starts the clones; `pytest tests/image --context FILE` runs the tests against the
+machines that the file names.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from build.spec import expected_yaml, layer_tests
 from .remote import POLL_SECONDS, Remote, seconds
 
 OVERLAYS = Path(__file__).parents[2] / "overlays"
-# Workers take files in this order. The first file goes to the worker that begins last, because its clone's inventory comes
-# before: a short one. Then the longest, so that none is left with it when the other is done. Late: what needs both clones,
-# and what waits for the database of AIDE, which is made when nothing else is done; then short ones that fill what is left;
-# last the one that stops every service and unmounts the file systems of a data disk.
+# Workers take files in this order. The first file is a short one: it goes to the worker that starts last, because the
+# inventory of its clone is read before. The longest follow, so that no worker gets one of them when the other has finished.
+# At the end are files that need both clones, and those that wait for the AIDE database, which is created when the clone is
+# idle; then short ones; the last one stops every service and unmounts the file systems of a data disk.
 FIRST = ("test_sealed",)
 LAST = ("test_identity", "test_audit", "test_partitions", "test_ssh", "test_data")
 # Modules marked `story` that also run over SSH on an emulated clone, in every build, although a container runs them: one
 # module of each kind, the cheapest. A session over SSH has another umask, environment, and audit identity.
-# What happens under load is tried on a clone by test_request_path, which rotates a log; test_firewall has neighbours of its
-# own; settings are changed and put back by test_web_admin (those of test_site took 256 s on an emulated clone).
+# Load on a clone is tested by test_request_path, which rotates a log; test_firewall has separate neighbours; test_web_admin
+# changes settings and restores them (the changes in test_site took 256 s on an emulated clone).
 EVERYWHERE = {
     "test_alerts": "services that the test starts, which read files that it made",
     "test_web_admin": "a web server with other settings, and bytes on the wire",
@@ -43,7 +43,7 @@ EVERYWHERE = {
 
 @dataclass(frozen=True)
 class Machine:
-    """One clone: how to reach it from the test host, and what was asked for when it was made."""
+    """One clone: how to reach it from the test host, and the options that it was created with."""
 
     name: str
     host: Host
@@ -55,12 +55,12 @@ class Machine:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--context", type=Path, help="what to test: a file that Goldsmith writes")
+    parser.addoption("--context", type=Path, help="the machines to test: a file that Goldsmith writes")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Before pytest leaves out what has not the marks that were asked for.
+    # Before pytest deselects tests by their marks.
     if config.getoption("--context") is None and items:
         raise pytest.UsageError("tests/image tests a running image: run `nox -s build`, or `nox -s container`")
     _leave_out_other_layers(config, items)
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _leave_out_other_layers(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of layers that the image does not have."""
+    """Deselect the tests of layers that the image does not have."""
     layers = _layers(config)
     if layers is None:
         return
@@ -99,7 +99,7 @@ def _layers(config: pytest.Config) -> list[str] | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test marked ``expected`` once for each entry of what the layers of the image expect."""
+    """Create a test marked ``expected`` for each entry of the expectations of the image's layers."""
     for marker in metafunc.definition.iter_markers("expected"):
         argument, key = marker.args
         metafunc.parametrize(argument, _expected(metafunc.config)[key], ids=_name_of)
@@ -115,7 +115,7 @@ def _expected(config: pytest.Config) -> dict[str, Any]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Begin when the own clone may be touched: the other worker may have begun already, and takes more of the files."""
+    """Start when the worker's own clone is ready; the other worker may have started before, and takes more of the files."""
     config = session.config
     distributes = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
     if config.getoption("--context") is not None and not distributes and not config.option.collectonly:
@@ -132,9 +132,9 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def await_health(host: Host, name: str, address: str, port: int) -> tuple[str, str]:
-    """Ask /health over HTTPS from outside until the answer is 200; return the last status and text.
+    """Request /health over HTTPS from outside until the status is 200; return the last status and text.
 
-    The first request to a busy machine may take longer than its web server waits, so that no test shall be the first.
+    The first request to a busy machine may take longer than the timeout of its web server, so it must not be a test's.
     """
     deadline, patience = time.monotonic() + seconds(host, 20), str(int(seconds(host, 20)))
     while True:
@@ -149,7 +149,7 @@ def await_health(host: Host, name: str, address: str, port: int) -> tuple[str, s
 
 
 def own_number(clones: int) -> int:
-    """Return the number of this worker's clone: each worker of pytest-xdist (gw0, gw1 ...) has one of its own."""
+    """Return the number of this worker's clone: each worker of pytest-xdist (gw0, gw1 ...) has a separate one."""
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % clones
 
 
@@ -162,7 +162,7 @@ def context(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def target(context: dict[str, Any]) -> str:
-    """What is tested: ``vm``, ``container``, or ``proxmox``: clones on a node."""
+    """The kind of machine under test: ``vm``, ``container``, or ``proxmox`` (clones on a node)."""
     return str(context["target"])
 
 
@@ -175,13 +175,13 @@ def spec(context: dict[str, Any]) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def expected(pytestconfig: pytest.Config) -> dict[str, Any]:
-    """What the layers of the image expect of a machine: the keys of their expected.yaml, merged."""
+    """The expectations of the image's layers: the keys of their expected.yaml, merged."""
     return _expected(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def machines(context: dict[str, Any]) -> Iterator[list[Machine]]:
-    """Every clone with what it was made from."""
+    """Every clone with the options that it was created with."""
     found = [
         Machine(
             one["name"],
@@ -202,7 +202,7 @@ def machines(context: dict[str, Any]) -> Iterator[list[Machine]]:
 def connect(one: dict[str, Any], *, lasting: bool = True) -> Host:
     """Return root's view of a machine; over SSH by the connection that Goldsmith keeps open.
 
-    ``lasting``: one session serves all commands; without it each has its own, for machines that a test cuts off.
+    ``lasting``: one session serves all commands; otherwise each command has one, for machines that a test disconnects.
     """
     ready = Path(one["ready"]) if one.get("ready") else None
     if "enter" in one:
@@ -219,33 +219,33 @@ def clones(machines: list[Machine]) -> list[Host]:
 
 @pytest.fixture(scope="session")
 def machine(machines: list[Machine]) -> Machine:
-    """The clone that is tested."""
+    """The clone under test."""
     return machines[own_number(len(machines))]
 
 
 @pytest.fixture(scope="session")
 def host(machine: Machine) -> Host:
-    """The clone that is tested, as root."""
+    """The clone under test, as root."""
     return machine.host
 
 
 @pytest.fixture(scope="session")
 def disk_size_mib(machine: Machine) -> int:
-    """The size of its disk in MiB, larger than the image's."""
+    """The size of the clone's disk in MiB; it is larger than the image."""
     return machine.disk_mib
 
 
 @pytest.fixture(scope="session")
 def sealed(context: dict[str, Any]) -> DiskImage:
-    """The sealed disk, read from outside."""
+    """The pristine disk image, read without booting it."""
     if not context["sealed"]:
-        pytest.skip("the sealed disk was judged when the artifact was made, and a node has the same bytes")
+        pytest.skip("the pristine disk image was tested when the artifact was built; the node has the same bytes")
     return DiskImage(Path(context["sealed"]))
 
 
 @pytest.fixture(autouse=True)
 def _tell_report(request: pytest.FixtureRequest, record_property: Any, target: str, machine: Machine) -> None:
-    """Put the test's title, requirement ids and place into the JUnit file, where the report finds them."""
+    """Write the test's title, requirement ids and place to the JUnit file, from which the report reads them."""
     document = (getattr(request.function, "__doc__", None) or request.node.name).strip()
     record_property("place", machine.name if target == "vm" else target)
     record_property("title", document.splitlines()[0])

@@ -15,24 +15,24 @@ MARK = "\x1f"
 
 @dataclass(frozen=True)
 class Fact:
-    """What one command said: its exit status and its output, both streams together, without the last line end."""
+    """The result of a command: its exit status and its output, both streams together, without the last newline."""
 
     status: int
     text: str
 
     @property
     def lines(self) -> list[str]:
-        """The output's lines that are not empty."""
+        """The lines of the output that are not empty."""
         return [line for line in self.text.splitlines() if line.strip()]
 
     @property
     def words(self) -> list[str]:
-        """The output's words."""
+        """The words of the output."""
         return self.text.split()
 
 
 def gather(host: Host, commands: Mapping[str, str]) -> dict[str, Fact]:
-    """Run shell commands on the clone as root, each in a shell of its own; return what each said, by its name."""
+    """Run shell commands on the clone as root, each in a separate shell; return their results by name."""
     script = "".join(f"( {command}\n) </dev/null 2>&1; printf '{MARK}%s{MARK}' $?\n" for command in commands.values())
     parts = host.check_output("LC_ALL=C sh -c %s", script).split(MARK)
     outputs, statuses = parts[0:-1:2], parts[1::2]
@@ -48,7 +48,7 @@ def properties(fact: Fact) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the web server answered to one request; ``error`` names why there is no answer."""
+    """The web server's response to one request; ``error`` is the reason if there is none."""
 
     error: str
     status: int
@@ -61,7 +61,7 @@ class Answer:
 
 
 def ask(server_name: str, path: str, **changes: object) -> dict[str, object]:
-    """Return a request for :func:`browse`: HTTPS to ``server_name``, with what ``changes`` says instead.
+    """Return a request for :func:`browse`: HTTPS to ``server_name``, with the keys in ``changes`` replaced.
 
     Keys: ``tls`` (bool), ``sni`` (str), ``host`` (str; empty: no Host header), ``path``, ``method``, ``newest_tls``
     ("1.1" to offer nothing newer), ``socket`` (a UNIX socket instead of the web server), ``headers`` (mapping).
@@ -73,7 +73,7 @@ def ask(server_name: str, path: str, **changes: object) -> dict[str, object]:
     return request | changes
 
 
-# Runs on the clone. The certificate is verified against the clone's own, for the name that is asked for.
+# Runs on the clone. The certificate is verified against the clone's own, for the name in the request.
 BROWSER = r"""
 import http.client, json, os, socket, ssl, sys
 
@@ -114,7 +114,7 @@ print(json.dumps(answers))
 
 
 def browse(host: Host, requests: Mapping[str, Mapping[str, object]]) -> dict[str, Answer]:
-    """Send requests from inside the clone, one after the other; return the answers by the requests' names."""
+    """Send requests from inside the clone, one after the other; return the responses by the names of the requests."""
     output = host.check_output("python3 -c %s %s", BROWSER, json.dumps(list(requests.values())))
     found: Sequence[dict[str, Any]] = json.loads(output.splitlines()[-1])
     return {

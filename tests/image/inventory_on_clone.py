@@ -1,7 +1,7 @@
-"""Runs on a clone as root, from standard input: reads what the clone is, once, and prints it as one JSON object.
+"""Runs on a clone as root, from standard input: collects the inventory of the clone and prints it as one JSON object.
 
-The host does the rest (build/verify/inventory.py): a clone may be emulated, so every fact costs, and nothing is read twice.
-It is no test, and takes no package of the host's: Python's standard library and what the image has. Passwords are not told.
+The host does the rest (build/verify/inventory.py): on an emulated clone every read is slow, so nothing is read twice. This
+is not a test, and it needs only Python's standard library and the programs of the image. It does not print passwords.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 ANALYZE_SECONDS = 900
-# Files are looked at here, and on the partitions of the disk; a container has its root file system on anything.
+# Files are inspected here and on the partitions of the disk; the root file system of a container may be of any type.
 PLACES = {"/"}
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat"}
 LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
@@ -25,8 +25,8 @@ MODPROBE = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "
 
 
 def say(*words: str) -> str:
-    """Return what a command says; a command that fails ends this program, with its words."""
-    # The service manager of an emulated clone takes longer than the 25 s that its clients wait by default.
+    """Return the output of a command; if it fails, exit with its error message."""
+    # The service manager of an emulated clone takes longer than 25 s, the default timeout of its clients.
     environment = {
         "PATH": f"{os.defpath}:/usr/sbin", "LC_ALL": "C.UTF-8", "SYSTEMD_BUS_TIMEOUT": str(ANALYZE_SECONDS),
     }  # fmt: skip
@@ -40,7 +40,7 @@ def say(*words: str) -> str:
 
 
 def read(path: str) -> str | None:
-    """Return a small file's text, or nothing when it cannot be read."""
+    """Return the text of a small file, or None if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
@@ -65,14 +65,14 @@ def sockets() -> list[list[str]]:
 
 
 def holders(inodes: set[str]) -> dict[str, list[list[str]]]:
-    """Return who holds each socket: inode -> [[process, user], ...]."""
+    """Return the processes that hold each socket: inode -> [[process, user], ...]."""
     found: dict[str, list[list[str]]] = {}
     for number in filter(str.isdigit, os.listdir("/proc")):
         try:
             links = {link(f"/proc/{number}/fd/{name}") for name in os.listdir(f"/proc/{number}/fd")}
             owner = os.stat(f"/proc/{number}").st_uid
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process has ended
         name = (read(f"/proc/{number}/comm") or "").strip()
         for inode in {target[8:-1] for target in links if target.startswith("socket:[")} & inodes:
             found.setdefault(inode, []).append([name, user_name(owner)])
@@ -80,7 +80,7 @@ def holders(inodes: set[str]) -> dict[str, list[list[str]]]:
 
 
 def link(path: str) -> str:
-    """Return a link's target, or nothing when it is gone: processes close files while they are looked at."""
+    """Return the target of a link, or an empty string if it no longer exists: processes close files meanwhile."""
     try:
         return os.readlink(path)
     except OSError:
@@ -95,7 +95,7 @@ def user_name(number: int) -> str:
 
 
 def mounts() -> list[list[str]]:
-    """Return what is mounted where: [target, type, source, options of the mount, options of the file system]."""
+    """Return the mounts: [target, type, source, options of the mount, options of the file system]."""
     found = []
     for line in (read("/proc/self/mountinfo") or "").splitlines():
         first, _, last = line.partition(" - ")
@@ -106,9 +106,9 @@ def mounts() -> list[list[str]]:
 
 
 def privileged(mounted: list[list[str]]) -> list[list[str]]:
-    """Return files that give rights to who runs them: [path, mode, user, group, capabilities in hexadecimal].
+    """Return files that give privileges to their callers: [path, mode, user, group, capabilities in hexadecimal].
 
-    find looks at every file: an emulated clone takes five times as long for a loop of Python's.
+    find inspects every file: a loop in Python takes five times as long on an emulated clone.
     """
     places = PLACES | {one[0] for one in mounted if one[1] in ON_DISK and os.path.isdir(one[0])}
     printed = say(
@@ -137,7 +137,7 @@ def sysctl() -> dict[str, str]:
     for directory, _, names in os.walk("/proc/sys"):
         for name in names:
             path = f"{directory}/{name}"
-            # Reading these asks the kernel to do something, or takes a secret or a number out of it.
+            # Reading these makes the kernel act, or returns a secret or a random number.
             if name in ("stable_secret", "tcp_fastopen_key", "uuid", "boot_id", "compact_memory", "drop_caches"):
                 continue
             text = read(path)
@@ -147,13 +147,13 @@ def sysctl() -> dict[str, str]:
 
 
 def accounts() -> tuple[dict[str, object], dict[str, object]]:
-    """Return users and groups; of a password only whether there is one."""
+    """Return users and groups; for passwords only whether one is set."""
     lines = [line.split(":") for line in (read("/etc/shadow") or "").splitlines() if ":" in line]
     shadow = {words[0]: words[1] for words in lines}
     users: dict[str, object] = {}
     for one in pwd.getpwall():
         word = shadow.get(one.pw_name, "")
-        # shadow(5): nothing is no password; what no hash can be (with ! or * in front) lets nobody in.
+        # shadow(5): an empty field means that no password is needed; a field that starts with ! or * locks the account.
         state = "empty" if word == "" else "locked" if word[0] in "!*" else "set"
         users[one.pw_name] = {
             "uid": one.pw_uid, "gid": one.pw_gid, "home": one.pw_dir, "shell": one.pw_shell, "password": state,
@@ -162,7 +162,7 @@ def accounts() -> tuple[dict[str, object], dict[str, object]]:
 
 
 def modules() -> dict[str, list[str]]:
-    """Return the loaded kernel modules, and the lines of modprobe.d that keep one away."""
+    """Return the loaded kernel modules, and those that modprobe.d denies."""
     denied: set[str] = set()
     for directory in MODPROBE:
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
@@ -176,7 +176,7 @@ def modules() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Print the inventory, and under ``seconds`` how long each part took."""
+    """Print the inventory, and in ``seconds`` how long each part took."""
     took: dict[str, float] = {}
 
     def timed(name: str, read_part: Callable[[], object]) -> object:

@@ -1,12 +1,12 @@
-"""Load on a clone's web server: HTTPS clients that count what was answered well, what was not, and how long it took.
+"""Load on a clone's web server: HTTPS clients that count successful and failed requests, and measure their duration.
 
-A program of its own, so that it can run where the server is reached: on the test host, or in a container's network.
+A separate program, so that it can run where the server is reachable: on the test host, or in a container's network.
 ``python3 load.py SETTINGS.json``; standard library only. Half of the clients keep their connections, half open one for
-each request. Counters go to the settings' state file twice a second, until the stop file is there.
+each request. Counters are written to the state file of the settings twice a second, until the stop file exists.
 
-A request is bad when it has no whole answer, or one with another status than 200. One exception, which every HTTP client
-makes (RFC 9112, 9.3.1): a kept connection that the server closed before it said anything about the request is opened
-anew, once, and the request counts as retried.
+A request is bad if it has no complete response, or one with another status than 200. There is one exception, as in every
+HTTP client (RFC 9112, 9.3.1): if the server closes a kept connection before it sends any part of the response, the request
+is sent once more on a new connection, and it is counted as retried.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 TELL_SECONDS = 0.5
-MOST_FAILURES_TOLD = 12
+MOST_FAILURES = 12
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to send requests, how many, and the files to talk through."""
+    """Where to send requests, how many, and the files to communicate through."""
 
     address: str
     port: int
@@ -39,15 +39,15 @@ class Settings:
     state: str
     stop: str
     clients: int = 4
-    # Requests a second of each client: all together stay below the limit that the server sets for one address.
+    # Requests per second of each client: in total they stay below the server's limit for one address.
     rate: float = 8.0
-    # Seconds for one answer: the machine under load says how many.
+    # Seconds until the timeout of a request: depends on the speed of the machine under load.
     timeout: float = 30.0
 
 
 @dataclass
 class Count:
-    """What came of the requests so far. Times are seconds since the load began."""
+    """The results of the requests so far. Times are in seconds since the load started."""
 
     sent: int = 0
     good: int = 0
@@ -73,26 +73,26 @@ class Client(threading.Thread):
         self.connection: http.client.HTTPSConnection | None = None
         self.answering = False
         self.context = ssl.create_default_context()
-        # The clone's certificate may sign itself; what is counted is answers.
+        # The clone's certificate may be self-signed; only responses are counted.
         self.context.check_hostname = False
         self.context.verify_mode = ssl.CERT_NONE
 
     def run(self) -> None:
-        """Send requests at an even pace until the stop file is there."""
+        """Send requests at an even pace until the stop file exists."""
         began = begun = time.monotonic()
         number = self.number
-        while not os.path.exists(self.settings.stop):  # noqa: PTH110 (asked thousands of times)
+        while not os.path.exists(self.settings.stop):  # noqa: PTH110 (called thousands of times)
             self.one(self.settings.paths[number % len(self.settings.paths)], began)
             number += 1
             due = begun + (number - self.number) / self.settings.rate
             if due < time.monotonic():
-                # After a long wait the rest is not made up for: that would be a burst.
+                # Do not make up for a long wait: that would be a burst.
                 begun += time.monotonic() - due
             else:
                 time.sleep(due - time.monotonic())
 
     def one(self, path: str, begun: float) -> None:
-        """Send one request and count what came of it."""
+        """Send one request and count its result."""
         started = time.monotonic()
         status, problem, retried = self.ask(path)
         took = time.monotonic() - started
@@ -110,7 +110,7 @@ class Client(threading.Thread):
                 self.count.failures.append(f"{started - begun:.2f} s: {path}: {problem} after {took:.2f} s")
 
     def ask(self, path: str) -> tuple[int, str, bool]:
-        """Return the status of the answer (0: there is none), what is wrong with it, and whether it was asked twice."""
+        """Return the status of the response (0: none), the problem, and whether the request was sent twice."""
         retried = False
         while True:
             kept = self.connection is not None
@@ -127,7 +127,7 @@ class Client(threading.Thread):
             return status, f"status {status}", retried
 
     def exchange(self, path: str) -> int:
-        """Send a request and read the whole answer; return its status."""
+        """Send a request and read the complete response; return its status."""
         if self.connection is None:
             self.connection = self.connect()
         headers = {"Host": self.settings.name, "Connection": "keep-alive" if self.keep else "close"}
@@ -163,22 +163,22 @@ class Client(threading.Thread):
 
 
 def tell(settings: Settings, count: Count, *, begun: float, done: bool) -> None:
-    """Write the counters, whole."""
+    """Write the counters to the state file, atomically."""
     count.seconds = round(time.monotonic() - begun, 2)
-    told: dict[str, Any] = asdict(count)
-    ordered = sorted(told.pop("latencies"))
-    told["median"] = round(ordered[len(ordered) // 2], 3) if ordered else 0.0
-    told["p99"] = round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3) if ordered else 0.0
-    told["longest"] = round(count.longest, 3)
-    told["failures"] = count.failures[:MOST_FAILURES_TOLD]
-    told["done"] = done
+    counters: dict[str, Any] = asdict(count)
+    ordered = sorted(counters.pop("latencies"))
+    counters["median"] = round(ordered[len(ordered) // 2], 3) if ordered else 0.0
+    counters["p99"] = round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3) if ordered else 0.0
+    counters["longest"] = round(count.longest, 3)
+    counters["failures"] = count.failures[:MOST_FAILURES]
+    counters["done"] = done
     fresh = Path(f"{settings.state}.new")
-    fresh.write_text(json.dumps(told))
+    fresh.write_text(json.dumps(counters))
     fresh.replace(settings.state)
 
 
 def main(path: str) -> None:
-    """Run the load that the settings file asks for."""
+    """Run the load that the settings file describes."""
     read = json.loads(Path(path).read_text())
     settings = Settings(**{**read, "paths": tuple(read["paths"])})
     count, lock, begun = Count(), threading.Lock(), time.monotonic()

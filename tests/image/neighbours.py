@@ -1,8 +1,8 @@
-"""Other machines, played inside a clone: what a stranger and an administrator see of it from the network.
+"""Other machines, simulated inside a clone: how a stranger and an administrator see it from the network.
 
-A network name space with addresses of both is joined to the clone by a virtual cable. ``play`` runs a scene there; when
-it ends, however it ends, the cable is gone, the fence of an incident is open, and the administrators' networks are as
-they were.
+A network namespace with addresses of both is connected to the clone by a virtual cable (veth). ``play`` runs a scene
+there; when it ends, with or without an error, the cable is removed, the isolation of an incident is ended, and the
+administrators' networks are restored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACE, CABLE, PLUG = "golden-probe", "gprobe0", "gprobe1"
 HERE = {"stranger": "198.51.100.1", "admin": "203.0.113.1", "stranger6": "2001:db8:77::1", "admin6": "2001:db8:78::1"}
 THERE = {"stranger": "198.51.100.2", "admin": "203.0.113.2", "stranger6": "2001:db8:77::2", "admin6": "2001:db8:78::2"}
 PACE = int(os.environ["PACE"])
-# How long a packet that was dropped is waited for: an answer on the virtual cable takes milliseconds at full speed.
+# Timeout for the response to a packet that is dropped: on the virtual cable a response takes milliseconds at full speed.
 SECONDS = max(2, PACE / 3)
 
 def run(*argv):
@@ -85,10 +85,10 @@ def ask(**questions):
     with there():
         sockets = [begin(THERE[who], HERE[who], port) for who, port in asked]
     words = outcomes(sockets, SECONDS)
-    said = {who: {} for who in questions}
+    results = {who: {} for who in questions}
     for (who, port), word in zip(asked, words):
-        said[who][str(port)] = word
-    return said, words, sockets
+        results[who][str(port)] = word
+    return results, words, sockets
 
 def close(sockets):
     for one in sockets:
@@ -109,7 +109,7 @@ print(json.dumps(facts))
 
 
 def play(host: Host, scene: str, questions: dict[str, Any]) -> dict[str, Any]:
-    """Run ``scene`` on the clone as root: Python that defines ``scene(questions, facts)``; return what it put into facts."""
-    said = host.check_output("timeout $((60 * PACE)) python3 -c %s %s", STAGE + scene + CURTAIN, json.dumps(questions))
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    """Run ``scene`` on the clone as root: Python that defines ``scene(questions, facts)``; return its facts."""
+    output = host.check_output("timeout $((60 * PACE)) python3 -c %s %s", STAGE + scene + CURTAIN, json.dumps(questions))
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found

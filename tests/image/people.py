@@ -1,4 +1,4 @@
-"""People in front of the application: they log in, send files and administer, with forms, cookies and one-time codes."""
+"""Users of the application: they log in, upload files and administer, with forms, cookies and one-time codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from testinfra.host import Host
 
-# Runs on the clone as root. Makes accounts, and plays each one's steps; says what came back.
+# Runs on the clone as root. Creates accounts and performs the steps of each; prints the responses.
 PLAYER = r"""
 import base64, hmac, http.client, json, os, re, socket, ssl, subprocess, sys, time, urllib.parse
 
@@ -97,7 +97,7 @@ print(json.dumps({name: play(name, story) for name, story in stories.items()}))
 
 
 def story(*steps: Sequence[object], administrator: bool = False, direct: bool = False) -> dict[str, object]:
-    """Return what one person does; ``direct``: on the application's own socket, without the web server before it.
+    """Return the steps of one person; ``direct``: on the application's socket, without the web server.
 
     Steps: ("get", path), ("password alone", path), ("login", path), ("upload", name, content in base64), ("large upload",
     name, content, bytes to add), ("get upload", number of the answer that shows it), ("hammer", path, times): empty forms.
@@ -106,7 +106,7 @@ def story(*steps: Sequence[object], administrator: bool = False, direct: bool = 
 
 
 def play(host: Host, server_name: str, stories: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict[str, Any]]]:
-    """Play the stories, each with an account of its name; return the answers to the steps."""
+    """Perform the stories, each with an account of its name; return the responses to the steps."""
     output = host.check_output("python3 -c %s %s", PLAYER, json.dumps([server_name, stories]))
     found: dict[str, list[dict[str, Any]]] = json.loads(output.splitlines()[-1])
     return found

@@ -1,4 +1,4 @@
-"""The arrows of tests/image/planes.md: parsed, so that tests can hold them against the image."""
+"""The arrows of tests/image/planes.md: parsed, so that tests can compare them with the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARROW = re.compile(r' {4}(\w+) -->\|"(\S+) ([^"]+)"\| (\w+)')
 
 @dataclass(frozen=True)
 class Arrow:
-    """``source`` may act on ``target``; ``enforcer`` (a path, or a unit) says so with ``words``."""
+    """``source`` may act on ``target``; ``enforcer`` (a path, or a unit) contains the rule ``words``."""
 
     source: str
     target: str
@@ -23,7 +23,7 @@ class Arrow:
 
     @property
     def check(self) -> str:
-        """A shell command that succeeds where the enforcement is in place."""
+        """A shell command that succeeds if the rule is present."""
         quoted = "'" + self.words.replace("'", "'\\''") + "'"
         shown = f"cat {self.enforcer}" if self.enforcer.startswith("/") else f"systemctl cat {self.enforcer}"
         return f"{shown} | grep -qF -- {quoted}"

@@ -1,13 +1,13 @@
-"""Commands on the machine under test: the same surroundings on every way in, and the machine's pace.
+"""Commands on the machine under test: the same environment over each kind of connection, and the machine's pace.
 
 Over SSH as the administrator with sudo, or into a container by its namespaces: each command runs as root with umask 022, in
 ``/``, with a fixed PATH and locale, and with ``PACE`` in its environment. PACE is a whole number, at least 1: how many times
-slower the machine does a fixed piece of work than a processor of its own would. It is measured once. Every time limit of a
-test is the seconds that a machine at full speed may take, times PACE: ``seconds(host, 5)`` here, and ``5 * PACE`` in what
-runs on the machine.
+slower the machine does a fixed piece of work than a dedicated processor would. It is measured once. Every time limit of a
+test is the number of seconds that a machine at full speed may take, times PACE: ``seconds(host, 5)`` here, ``5 * PACE`` in
+programs that run on the machine.
 
-One connection serves all commands of a test run. A login, a session and sudo cost an emulated machine a second, a shell
-that is started by a program which runs already costs it a twentieth of that.
+One connection serves all commands of a test run. A login, a session and sudo take a second on an emulated machine; a shell
+started by a running program takes a twentieth of that.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import IO, Any
 from testinfra.backend import base as testinfra_base
 from testinfra.host import Host
 
-# What every command relies on. HOME and the names are those of the user that it runs as. systemctl waits for an answer of a
-# busy service manager, instead of 25 s (in seconds).
+# The environment of every command. HOME and the names are those of the user that it runs as. The last one is the time in
+# seconds that systemctl waits for a busy service manager; the default is 25 s.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/sh",
@@ -35,7 +35,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 # Starting a Python with its TLS module takes 0.05 s on a 2.6 GHz EPYC; twice that is still full speed.
 REFERENCE_SECONDS = 0.1
-# A machine that is slower still has a defect, which a test must find rather than wait for.
+# A machine that is even slower has a defect, which a test must report instead of waiting.
 SLOWEST = 60
 MEASURE = f"""
 import subprocess, sys, time
@@ -43,8 +43,8 @@ begun = time.monotonic()
 subprocess.run([sys.executable, "-I", "-c", "import json, ssl"], check=True, stdin=subprocess.DEVNULL)
 pace = min({SLOWEST}, max(1, round((time.monotonic() - begun) / {REFERENCE_SECONDS})))
 """
-# Runs on the machine as root: prints the pace, then takes commands, one JSON string a line, and answers each with its exit
-# status and both outputs.
+# Runs on the machine as root: prints the pace, then reads commands, one JSON string per line, and prints the exit status
+# and both outputs of each.
 AGENT = (
     MEASURE
     + r"""
@@ -64,12 +64,12 @@ _paces: dict[str, int] = {}
 
 
 def seconds(host: Host, at_full_speed: float) -> float:
-    """Return how many seconds the machine may take for what takes ``at_full_speed`` at most on a processor of its own."""
+    """Return the time limit on the machine for work that takes at most ``at_full_speed`` seconds at full speed."""
     return at_full_speed * pace(host)
 
 
 def pace(host: Host) -> int:
-    """Return how many times slower the machine is than a processor of its own: at least 1, measured once."""
+    """Return how many times slower the machine is than a dedicated processor: at least 1, measured once."""
     return int(host.backend.pace)
 
 
@@ -84,11 +84,11 @@ def until(condition: str, limit: float, *, pause: float = 0.1) -> str:
 
 
 class Remote(testinfra_base.BaseBackend):  # type: ignore[misc]
-    """A machine that is entered by ``way``: an argv to which a command of the machine is added.
+    """A machine that is reached with ``way``: an argv to which a command for the machine is appended.
 
-    ``shell``: what follows is one string for a shell, as with ssh. ``lasting``: one connection serves all commands; without
-    it each has its own, for machines that a test cuts off or starts again. ``ready`` is a file that is there when the
-    machine may be touched.
+    ``shell``: the command is passed as one string for a shell, as with ssh. ``lasting``: one connection serves all commands;
+    otherwise each command has one, for machines that a test disconnects or restarts. ``ready`` is a file that exists when
+    the machine is ready.
     """
 
     NAME = "remote"
@@ -102,10 +102,10 @@ class Remote(testinfra_base.BaseBackend):  # type: ignore[misc]
 
     @property
     def pace(self) -> int:
-        """How many times slower the machine is than a processor of its own."""
+        """How many times slower the machine is than a dedicated processor."""
         if self._lasting:
             return self._connection().pace
-        # Machines of one kind on one host: measured on the first, which no test has touched.
+        # For machines of one kind on one host the pace is measured on the first, before its first test.
         kind = self._way[0]
         if kind not in _paces:
             done = self._local(["python3", "-I", "-c", f"{MEASURE}print(pace)"], {})
@@ -149,7 +149,7 @@ class Remote(testinfra_base.BaseBackend):  # type: ignore[misc]
         return self._agent
 
     def await_ready(self) -> None:
-        """Wait until the machine may be touched. Whoever starts the tests ends them when it never may."""
+        """Wait until the machine is ready. There is no timeout: the program that starts the tests stops them."""
         while self._ready is not None and not self._ready.exists():
             time.sleep(POLL_SECONDS)
 
@@ -181,10 +181,10 @@ class Agent:
         return int(status), command.encode(), base64.b64decode(output), base64.b64decode(errors)
 
     def close(self) -> None:
-        """End the program: it has no more commands."""
+        """End the program: there are no more commands."""
         for stream in (self._process.stdin, self._process.stdout, self._complaints):
             assert stream is not None
-            # A command that was sent to a machine that is gone is still in the buffer.
+            # A command for a machine that no longer exists is still in the buffer.
             with suppress(BrokenPipeError):
                 stream.close()
         self._process.terminate()
@@ -196,6 +196,6 @@ class Agent:
         if not line:
             status = self._process.wait()
             self._complaints.seek(0)
-            said = self._complaints.read().decode(errors="replace").strip()
-            raise RuntimeError(f"the connection to {self._name} ended with status {status} during {doing[:200]!r}: {said}")
+            errors = self._complaints.read().decode(errors="replace").strip()
+            raise RuntimeError(f"the connection to {self._name} ended with status {status} during {doing[:200]!r}: {errors}")
         return line

@@ -1,4 +1,4 @@
-"""Alerts: every service that fails leaves one clear line, and a message that waits until it can be delivered."""
+"""Alerts: every failure of a service is logged in one clear line, and a message is queued until it can be delivered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORK = "/run/goldentest-alerts"
 MAIL_PORT, HOOK_PORT = 2525, 2443
 SITE = "alerts: {mail: {server: 'localhost:%d', from: golden@example.org, to: admin@example.org}, webhook: 'https://localhost:%d/x'%s}"
 
-# A mail server that demands STARTTLS, and a web hook, for this test alone. What they get goes into a file.
+# A mail server that requires STARTTLS, and a web hook, for this test only. They write their messages to a file.
 SERVERS = r"""
 import http.server, json, socketserver, ssl, sys, threading
 from typing import Any
@@ -74,13 +74,13 @@ hook.serve_forever()
 
 
 def settings(ca: str) -> str:
-    """Return the shell command that makes the two servers the site's, with or without their authority."""
+    """Return the shell command that configures the two servers in the site settings, with or without their authority."""
     text = SITE % (MAIL_PORT, HOOK_PORT, f", ca: {ca}" if ca else "")
     return f'echo "{text}" >/etc/golden/site.yaml; systemctl restart golden-site.service'
 
 
 def fails(name: str, *, times: int) -> str:
-    """Return the shell command that runs a service which fails, waits for its alert line, and lets the sender try."""
+    """Return the shell command that runs a failing service, waits for its alert line, and starts the sender."""
     raised = f"journalctl -q -b -o cat -u golden-alert@{name}.service.service -p alert | grep -c ALERT"
     return (
         f"systemctl reset-failed {name} 2>/dev/null; "
@@ -92,7 +92,7 @@ def fails(name: str, *, times: int) -> str:
 
 @pytest.fixture(scope="module")
 def facts(host: Host, expected: dict[str, Any]) -> Iterator[dict[str, Fact]]:
-    """A service fails while nobody listens, while the servers cannot prove who they are, for real, and again."""
+    """A service fails while the servers are down, while their certificates do not verify, while all is well, and again."""
     command = f"systemd-run --quiet --unit=goldentest-servers --service-type=notify python3 {WORK}/servers"
     host.check_output(f"mkdir -p {WORK}; printf %%s %s >{WORK}/servers", SERVERS)
     try:
@@ -103,7 +103,7 @@ def facts(host: Host, expected: dict[str, Any]) -> Iterator[dict[str, Fact]]:
                 "certificate": f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout {WORK}/key "
                 f"-out {WORK}/pem -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null",
                 "configured": settings(f"{WORK}/pem"),
-                "nobody listens": fails("goldentest-one", times=1),
+                "servers down": fails("goldentest-one", times=1),
                 "waits": "golden-alert --list --json",
                 "servers": f"{command} {WORK} {MAIL_PORT} {HOOK_PORT}",
                 "not trusted": settings("") + "; systemctl start golden-alert-send.service; cat " + f"{WORK}/got",
@@ -136,7 +136,7 @@ def facts(host: Host, expected: dict[str, Any]) -> Iterator[dict[str, Fact]]:
 @pytest.mark.minutes
 @pytest.mark.req("R9")
 def test_every_failure_is_one_clear_line(facts: dict[str, Fact]) -> None:
-    """A service that fails is named in the journal with priority alert, what failed, and where to look"""
+    """For a failed service the journal has a line of priority alert with its name, its status and where to look"""
     lines = [line for line in facts["lines"].lines if "goldentest-one.service" in line]
     assert len(lines) == 2
     assert all("status 7" in line and "journalctl -u goldentest-one.service" in line for line in lines)
@@ -145,7 +145,7 @@ def test_every_failure_is_one_clear_line(facts: dict[str, Fact]) -> None:
 @pytest.mark.minutes
 @pytest.mark.req("R9", "R77", "R95")
 def test_every_service_raises_an_alert(facts: dict[str, Fact]) -> None:
-    """Every service of the image has an alert for its failure, and the alert has none for its own"""
+    """Every service of the image raises an alert when it fails; the services of the alerts do not"""
     for block in facts["every service"].text.split("\n\n"):
         unit = properties(Fact(0, block))
         expected = "" if unit["Id"].startswith("golden-alert") else f"golden-alert@{unit['Id']}.service"
@@ -155,7 +155,7 @@ def test_every_service_raises_an_alert(facts: dict[str, Fact]) -> None:
 @pytest.mark.minutes
 @pytest.mark.req("R95", "F33")
 def test_an_alert_waits_for_the_network(facts: dict[str, Fact]) -> None:
-    """What cannot be delivered waits, and the sender that could not deliver is no failure of its own"""
+    """An alert that cannot be delivered stays in the queue, and the sender does not count as failed"""
     waiting = json.loads(facts["waits"].text)["outgoing"]
     assert [one["unit"] for one in waiting] == ["goldentest-one.service"]
     assert "the reason stands here" in waiting[0]["lines"]
@@ -165,14 +165,14 @@ def test_an_alert_waits_for_the_network(facts: dict[str, Fact]) -> None:
 @pytest.mark.minutes
 @pytest.mark.req("R9", "R95")
 def test_an_alert_goes_to_nobody_who_cannot_prove_his_name(facts: dict[str, Fact]) -> None:
-    """A mail server or web hook whose certificate does not verify gets nothing"""
+    """No alert is sent to a mail server or web hook whose certificate does not verify"""
     assert facts["not trusted"].status != 0, facts["not trusted"].text
 
 
 @pytest.mark.minutes
 @pytest.mark.req("R95", "R77")
 def test_an_alert_arrives_by_mail_and_web_hook(facts: dict[str, Fact]) -> None:
-    """When the servers are there, mail (over TLS) and web hook get the alert, once"""
+    """When the servers are up, the alert is sent once by mail (over TLS) and once to the web hook"""
     got = {one["way"]: one for one in map(json.loads, facts["got"].lines)}
     assert len(facts["got"].lines) == 2
     assert got["mail"]["secure"] is True
@@ -188,14 +188,14 @@ def test_an_alert_arrives_by_mail_and_web_hook(facts: dict[str, Fact]) -> None:
 @pytest.mark.minutes
 @pytest.mark.req("R9")
 def test_the_same_unit_is_not_told_about_at_once_again(facts: dict[str, Fact]) -> None:
-    """A unit that fails again within half an hour is in the journal again, and in no second message"""
+    """A second failure of a unit within half an hour is logged in the journal, and no second message is sent"""
     assert facts["got again"].text == facts["got"].text
 
 
 @pytest.mark.minutes
 @pytest.mark.req("R95", "R100")
 def test_the_way_to_the_operator_can_be_tried(facts: dict[str, Fact]) -> None:
-    """golden-alert --test says whether a message gets through"""
+    """golden-alert --test reports whether a message can be delivered"""
     assert facts["test"].status == 0, facts["test"].text
     assert len(facts["got test"].lines) == 4
     assert facts["test fails"].status == 3
@@ -205,7 +205,7 @@ def test_the_way_to_the_operator_can_be_tried(facts: dict[str, Fact]) -> None:
 @pytest.mark.minutes
 @pytest.mark.req("R9", "R28")
 def test_alert_units_are_confined(facts: dict[str, Fact]) -> None:
-    """The alert units have a user and a sandbox of their own, and nobody else reads the queue"""
+    """The alert units run as a dedicated user in a sandbox, and no other user can read the queue"""
     for line in facts["exposure"].lines:
         assert float(line.split(".service: ")[1].split()[0]) <= 2.0, line
     assert facts["spool"].lines == ["700 golden-alert"] * 2
@@ -213,7 +213,7 @@ def test_alert_units_are_confined(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R95")
 def test_a_service_reads_what_a_session_wrote(host: Host) -> None:
-    """A file that a root session writes into a directory of root can be read by a service, as these tests need it"""
+    """A service can read a file that a root session writes to a directory of root, as these tests require"""
     read = gather(host, {
         "read": f"mkdir -p {WORK}; echo text >{WORK}/written; "
         f"systemd-run --quiet --wait --pipe --collect --property=DynamicUser=yes cat {WORK}/written; rm -rf {WORK}"
@@ -223,20 +223,20 @@ def test_a_service_reads_what_a_session_wrote(host: Host) -> None:
 
 @pytest.mark.req("R9", "R95")
 def test_a_full_file_system_is_told(host: Host) -> None:
-    """A file system that is nearly full fails the monitor, which names it; with room again the monitor works"""
+    """The monitor fails and names a file system that is nearly full; when there is free space again, it succeeds"""
     found = gather(
         host,
         {
             "before": "systemctl start golden-disks.service; systemctl is-failed golden-disks.service",
             "full": "mkdir -p /mnt/goldentest && mount -t tmpfs -o size=1m,mode=755 goldentest /mnt/goldentest && "
             "head -c 980000 /dev/zero >/mnt/goldentest/x; systemctl start golden-disks.service",
-            "said": "journalctl -b -q -o cat -u golden-disks.service -p err --since=-$((1 + PACE))min",
+            "journal": "journalctl -b -q -o cat -u golden-disks.service -p err --since=-$((1 + PACE))min",
             "alert": until("journalctl -b -q -o cat -p alert -t golden-alert --since=-$((1 + PACE))min -g golden-disks", 10),
             "after": "umount /mnt/goldentest; rmdir /mnt/goldentest; systemctl start golden-disks.service",
         },
     )
     assert found["before"].text == "inactive"
     assert found["full"].status != 0
-    assert any(line.startswith("/mnt/goldentest: 9") for line in found["said"].lines)
+    assert any(line.startswith("/mnt/goldentest: 9") for line in found["journal"].lines)
     assert found["alert"].lines
     assert found["after"].status == 0

@@ -1,4 +1,4 @@
-"""The application: code nobody can change, a pinned environment, a secret that is this clone's, and honest health."""
+"""The application: read-only code, a pinned environment, a secret key for each clone, and a correct health check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOCK = Path(__file__).parents[2] / "overlays" / "40-app" / "requirements.lock"
 SECRET = "/etc/credstore/app.secret-key"
 SECONDS_FOR_HEALTH = 3.0
 
-# Asks /health and the page over gunicorn's socket, and says how long each took.
+# Requests /health and the page over gunicorn's socket, and prints how long each took.
 PROBE = r"""
 import http.client, json, os, socket, sys, time
 
@@ -41,19 +41,19 @@ def get(path):
 print(json.dumps([get("/health"), get("/")]))
 """
 
-# The service's life in one go, with workers as /run/golden-test says: started by its socket, reloaded under load, its
-# master killed, restarted under load as it was. Says what was seen at each station.
+# The life of the service in one run, with the workers in /run/golden-test: started by its socket, reloaded under load, its
+# master killed, restarted under load with the original settings. Prints the observations of each step.
 LIFE = r"""
 import http.client, json, os, signal, socket, subprocess, sys, threading, time
 
 PACE = int(os.environ["PACE"])
 LIMIT = 60 * PACE
 
-def said(*words):
+def output(*words):
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 def shown(name):
-    return said("systemctl", "show", "--property=" + name, "--value", "gunicorn.service")
+    return output("systemctl", "show", "--property=" + name, "--value", "gunicorn.service")
 
 def get():
     plain = socket.socket(socket.AF_UNIX)
@@ -94,7 +94,7 @@ def under_load(act):
 
 def reload():
     before = workers()
-    said("systemctl", "reload", "gunicorn.service")
+    output("systemctl", "reload", "gunicorn.service")
     until(lambda: len(workers()) == 3 and not set(before) & set(workers()))
 
 seen = {}
@@ -103,8 +103,8 @@ drop_in = "/run/systemd/system/gunicorn.service.d/90-test.conf"
 open("/run/golden-test", "w").write("WEB_CONCURRENCY=3\n")
 open(drop_in, "w").write("[Service]\nEnvironmentFile=/run/golden-test\n")
 try:
-    said("systemctl", "daemon-reload")
-    said("systemctl", "stop", "gunicorn.service")
+    output("systemctl", "daemon-reload")
+    output("systemctl", "stop", "gunicorn.service")
     seen["stopped"] = shown("ActiveState")
     seen["first answer"] = get()
     seen["started"] = shown("ActiveState")
@@ -121,12 +121,12 @@ try:
     os.kill(int(master), signal.SIGKILL)
     until(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active")
     seen["after kill"] = get()
-    invocation = said("journalctl", "--boot", "--output=cat", "--unit=gunicorn.service", "--since=-%dmin" % (3 * PACE))
+    invocation = output("journalctl", "--boot", "--output=cat", "--unit=gunicorn.service", "--since=-%dmin" % (3 * PACE))
     seen["cause"] = [line for line in invocation.splitlines() if "code=killed" in line]
 finally:
     os.unlink(drop_in)
-    said("systemctl", "daemon-reload")
-seen["restart"] = under_load(lambda: said("systemctl", "restart", "gunicorn.service"))
+    output("systemctl", "daemon-reload")
+seen["restart"] = under_load(lambda: output("systemctl", "restart", "gunicorn.service"))
 seen["restarts"] = shown("NRestarts")
 print(json.dumps(seen))
 """
@@ -173,7 +173,7 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
-    """What the application answers on its own socket, without the web server before it."""
+    """Responses of the application on its own socket, without the web server."""
     name = spec.application.server_name
     proxied = {"X-Forwarded-Proto": "https", "X-Request-ID": "0123456789abcdef" * 2}
     common = {"tls": False, "socket": "/run/gunicorn.sock", "headers": proxied}
@@ -191,7 +191,7 @@ def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
 
 @pytest.mark.req("R15", "R16", "R17", "R22")
 def test_unit(facts: dict[str, Fact]) -> None:
-    """The service runs as its own user in its own directory, stops in bounded time, and starts again after a crash"""
+    """The service runs as a dedicated user in its own directory, stops in a limited time, and restarts after a crash"""
     unit = properties(facts["unit"])
     assert unit["ActiveState"] == "active"
     assert (unit["Type"], unit["User"], unit["Group"]) == ("notify", "gunicorn", "gunicorn")
@@ -202,7 +202,7 @@ def test_unit(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("F21")
 def test_memory_is_bounded(facts: dict[str, Fact]) -> None:
-    """The application has less than half of the machine's memory, and a worker that wants more is killed alone"""
+    """The application is limited to less than half of the memory, and only the worker that exceeds it is killed"""
     unit = properties(facts["unit"])
     assert int(unit["MemoryMax"]) < int(unit["MemTotal"]) * 1024 / 2
     assert unit["OOMPolicy"] == "continue"
@@ -218,7 +218,7 @@ def test_exposure(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R7", "R18", "R83")
 def test_code_cannot_be_changed(facts: dict[str, Fact]) -> None:
-    """Code and environment are root's, read by the application, closed to others; it can write to its media, and no more"""
+    """Code and environment belong to root, only the application may read them, and it can write to its media only"""
     assert {line for line in facts["writable"].lines if not line.startswith("/var/www/media/")} == {"/var/www/media"}
     assert properties(facts["unit"])["ReadWritePaths"] == "/var/www/media"
     assert facts["open"].lines == []
@@ -226,7 +226,7 @@ def test_code_cannot_be_changed(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R7", "R37")
 def test_static_files(facts: dict[str, Fact]) -> None:
-    """Static files are root's and read by the web server's group; nothing else is in the web root"""
+    """Static files belong to root and are readable by the web server's group; nothing else is in the web root"""
     lines = facts["static"].lines
     assert [line for line in lines if not line.startswith("/")] == ["640 root:www-data f", "750 root:www-data d"]
     assert [line for line in lines if line.startswith("/")] == []
@@ -235,7 +235,7 @@ def test_static_files(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R7", "R69")
 def test_media_directory(facts: dict[str, Fact], target: str) -> None:
-    """What users send is written by the application, read by the web server's group, and never run"""
+    """Uploads are written by the application, readable by the web server's group, and never executable"""
     access, options = facts["media"].lines
     assert access == "2750 gunicorn:www-data"
     if target != "container":
@@ -244,14 +244,14 @@ def test_media_directory(facts: dict[str, Fact], target: str) -> None:
 
 @pytest.mark.req("R18")
 def test_environment_is_the_locked_one(facts: dict[str, Fact]) -> None:
-    """The Python environment holds exactly the packages of the lock"""
+    """The Python environment contains exactly the packages of the lock file"""
     locked = sorted(re.findall(r"^(\S+==\S+)", LOCK.read_text(), re.MULTILINE))
     assert facts["versions"].lines == locked
 
 
 @pytest.mark.req("R18")
 def test_byte_code_is_there(facts: dict[str, Fact]) -> None:
-    """The code was compiled when the image was built: nothing is compiled at a start"""
+    """The code was compiled when the image was built; nothing is compiled at start"""
     own, environment = facts["bytecode"].words
     assert int(own) >= 10
     assert environment == "1"
@@ -259,7 +259,7 @@ def test_byte_code_is_there(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R37", "R81", "R82")
 def test_secret_key(facts: dict[str, Fact]) -> None:
-    """The secret key is a file that only root reads, long enough, and given to the service by systemd"""
+    """The secret key is a file that only root can read, is long enough, and is passed to the service by systemd"""
     access, *names = facts["secret"].lines
     mode, owner, size = access.split()
     assert (mode, owner) == ("600", "root:root")
@@ -271,13 +271,13 @@ def test_secret_key(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R37", "F34")
 def test_secret_key_is_nowhere_else(facts: dict[str, Fact]) -> None:
-    """The secret key stands in no environment, unit, journal or file of the application"""
+    """The secret key is not in any environment, unit, journal or file of the application"""
     assert facts["secret in sight"].words == ["0", "0", "0", "0"]
 
 
 @pytest.mark.req("R81")
 def test_settings(facts: dict[str, Fact]) -> None:
-    """Debugging is off, host names come from outside, and without its credential there is no key to use"""
+    """Debugging is off, host names come from the environment, and without its credential there is no secret key"""
     assert facts["settings"].text == "False ['x'] ''"
     assert facts["no secret"].status != 0
     assert "The SECRET_KEY setting must not be empty" in facts["no secret"].text
@@ -285,7 +285,7 @@ def test_settings(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R81", "R49", "F25")
 def test_other_hosts_are_refused(answers: dict[str, Answer]) -> None:
-    """Past the web server, the application too refuses a name that is not this clone's"""
+    """The application itself also refuses a host name that is not the clone's"""
     assert answers["other host"].status == 400
     assert answers["forwarded host"].status == 200
     assert "other.test" not in answers["other host"].body
@@ -293,7 +293,7 @@ def test_other_hosts_are_refused(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R81")
 def test_errors_tell_nothing(answers: dict[str, Answer]) -> None:
-    """An error page shows no setting, path or trace"""
+    """An error page shows no setting, path or stack trace"""
     answer = answers["absent"]
     assert answer.status == 404
     assert not re.search(r"DEBUG|Traceback|urlpatterns|/opt/app|ROOT_URLCONF", answer.body)
@@ -301,7 +301,7 @@ def test_errors_tell_nothing(answers: dict[str, Answer]) -> None:
 
 @pytest.fixture(scope="module")
 def life(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
-    """What was seen in the service's life."""
+    """The observations of the service's life."""
     output = host.check_output("python3 -c %s %s", LIFE, spec.application.server_name)
     seen: dict[str, Any] = json.loads(output.splitlines()[-1])
     return seen
@@ -309,14 +309,14 @@ def life(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
 
 @pytest.mark.req("R19", "R20", "R21")
 def test_socket_starts_the_service(life: dict[str, Any]) -> None:
-    """A request on the socket starts the service that was stopped, with as many workers as its environment says"""
+    """A request on the socket starts the stopped service, with the number of workers of its environment"""
     assert life["stopped"] == "inactive"
     assert (life["first answer"], life["started"]) == (200, "active")
 
 
 @pytest.mark.req("R22", "F03")
 def test_reload_loses_nothing(life: dict[str, Any]) -> None:
-    """A reload under load replaces every worker, keeps the master, and fails no request"""
+    """A reload under load replaces every worker, keeps the master, and no request fails"""
     assert life["reload"]["bad"] == []
     assert life["reload"]["requests"] >= 2
     assert life["same master"]
@@ -324,20 +324,20 @@ def test_reload_loses_nothing(life: dict[str, Any]) -> None:
 
 @pytest.mark.req("R69", "F01")
 def test_killed_worker_leaves_nothing(life: dict[str, Any]) -> None:
-    """A worker that is killed is replaced, and a file that it had not written to the end is removed"""
+    """A killed worker is replaced, and the file that it had not completely written is removed"""
     assert life["half file"] == "removed"
 
 
 @pytest.mark.req("R23", "F02")
 def test_killed_master_is_seen_and_replaced(life: dict[str, Any]) -> None:
-    """systemd notes the death of the master with its cause, and starts the service again"""
+    """systemd logs the signal that killed the master, and restarts the service"""
     assert life["after kill"] == 200
     assert any("status=9/KILL" in line for line in life["cause"]), life["cause"]
 
 
 @pytest.mark.req("R21", "F03")
 def test_restart_loses_nothing(life: dict[str, Any]) -> None:
-    """A restart under load fails no request: they wait in the socket that systemd holds"""
+    """No request fails during a restart under load: requests wait in the socket that systemd holds"""
     assert life["restart"]["bad"] == []
     assert life["restart"]["requests"] >= 2
     assert life["restarts"] == "0"
@@ -345,7 +345,7 @@ def test_restart_loses_nothing(life: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def people(host: Host, spec: SimpleNamespace) -> dict[str, list[dict[str, Any]]]:
-    """What people got: one who sends files through the web server, and one who administers on the application's socket."""
+    """Responses to two users: one uploads files through the web server, one administers on the application's socket."""
     png, php, svg = (base64.b64encode(content).decode() for content in (PNG, PHP, SVG))
     sender = story(
         ("get", "/upload"), ("password alone", "/login"), ("login", "/login"), ("get", "/upload"),
@@ -362,20 +362,20 @@ def people(host: Host, spec: SimpleNamespace) -> dict[str, list[dict[str, Any]]]
 
 @pytest.mark.req("R69")
 def test_uploads(host: Host, people: dict[str, list[dict[str, Any]]]) -> None:
-    """Who has logged in may send a picture; code or markup under a picture's name is refused, and so is what is too large"""
+    """A logged-in user may upload a picture; code or markup with a picture's name is refused, and so is a large file"""
     _, _, _, page, stored, php, svg, too_large, far_too_large, _, large, *_ = people["test-sender"]
     assert page["status"] == 200
     assert [answer["status"] for answer in (stored, php, svg, too_large, far_too_large)] == [201, 415, 415, 413, 413]
     assert large["status"] == 201
     name = re.findall(r'href="/media/([0-9a-f]{32}\.png)"', stored["body"])[0]
-    said = host.check_output("stat -c '%%a %%U:%%G %%s' /var/www/media/%s; ls -A /var/www/media", name).splitlines()
-    assert said[0] == f"640 gunicorn:www-data {len(PNG)}"
-    assert [line for line in said[1:] if not re.fullmatch(r"[0-9a-f]{32}\.(png|jpg|pdf|txt)", line)] == []
+    modes, *names = host.check_output("stat -c '%%a %%U:%%G %%s' /var/www/media/%s; ls -A /var/www/media", name).splitlines()
+    assert modes == f"640 gunicorn:www-data {len(PNG)}"
+    assert [line for line in names if not re.fullmatch(r"[0-9a-f]{32}\.(png|jpg|pdf|txt)", line)] == []
 
 
 @pytest.mark.req("R69", "R84")
 def test_media_are_data(people: dict[str, list[dict[str, Any]]]) -> None:
-    """What somebody has sent comes back to be saved and not to be shown: no sniffing, no scripts, no rights"""
+    """An upload is served as an attachment, without content sniffing, scripts or privileges"""
     answer = people["test-sender"][9]
     headers = {name.lower(): value for name, value in answer["headers"]}
     assert answer["status"] == 200
@@ -386,7 +386,7 @@ def test_media_are_data(people: dict[str, list[dict[str, Any]]]) -> None:
 
 @pytest.mark.req("R50", "R98")
 def test_guessing_passwords_is_slow(people: dict[str, list[dict[str, Any]]]) -> None:
-    """The web server lets an address try a few passwords, and then a few a minute"""
+    """The web server allows an address a few password attempts, then a few per minute"""
     tries = people["test-sender"][11]["statuses"]
     assert set(tries) <= {403, 429}
     assert tries.count(429) >= len(tries) / 2
@@ -394,7 +394,7 @@ def test_guessing_passwords_is_slow(people: dict[str, list[dict[str, Any]]]) -> 
 
 @pytest.mark.req("R98", "R69")
 def test_login_wants_password_and_code(people: dict[str, list[dict[str, Any]]]) -> None:
-    """Nobody sends a file without logging in, and nobody logs in without a one-time code"""
+    """An upload needs a login, and a login needs a one-time code"""
     stranger, password, both, *_ = people["test-sender"]
     assert (stranger["status"], dict(stranger["headers"])["Location"]) == (302, "/login?next=/upload")
     assert password["status"] == 200
@@ -406,7 +406,7 @@ def test_login_wants_password_and_code(people: dict[str, list[dict[str, Any]]]) 
 
 @pytest.mark.req("R98")
 def test_administration_wants_password_and_code(people: dict[str, list[dict[str, Any]]]) -> None:
-    """The administration opens to staff with a password and a one-time code, and to nobody else"""
+    """Only staff with a password and a one-time code reach the administration"""
     stranger, password, after, both, inside = people["test-chief"]
     assert (stranger["status"], password["status"], after["status"], both["status"]) == (302, 200, 302, 302)
     assert inside["status"] == 200
@@ -415,7 +415,7 @@ def test_administration_wants_password_and_code(people: dict[str, list[dict[str,
 
 @pytest.mark.req("R99")
 def test_accounts_are_listed_and_closed(host: Host, people: dict[str, list[dict[str, Any]]]) -> None:
-    """golden-app lists the accounts of the application with their last login, and closes one"""
+    """golden-app lists the accounts of the application with their last login, and disables one"""
     closed = host.run("golden-app close test-chief")
     accounts = {one["name"]: one for one in json.loads(host.check_output("golden-app --json accounts"))["accounts"]}
     assert set(people) <= set(accounts)
@@ -424,12 +424,12 @@ def test_accounts_are_listed_and_closed(host: Host, people: dict[str, list[dict[
     assert not accounts["test-chief"]["active"]
     assert accounts["test-sender"]["one_time_code"]
     assert accounts["test-sender"]["last_login"]
-    assert host.run("golden-app close nobody-at-all").rc == 1
+    assert host.run("golden-app close no-such-account").rc == 1
 
 
 @pytest.mark.req("R74")
 def test_every_script_names_its_digest(people: dict[str, list[dict[str, Any]]]) -> None:
-    """Every script and style sheet names the digest of its content, in Django's pages as in our own"""
+    """Every script and style sheet has an integrity attribute, in Django's pages and in the application's"""
     for page in (people["test-sender"][3], people["test-chief"][4]):
         tags = re.findall(r"<(?:script|link)\b[^>]*>", page["body"])
         assert tags
@@ -439,7 +439,7 @@ def test_every_script_names_its_digest(people: dict[str, list[dict[str, Any]]]) 
 
 @pytest.mark.req("R95")
 def test_health(answers: dict[str, Answer]) -> None:
-    """/health says that the database answers"""
+    """/health reports that the database answers"""
     assert answers["health"].status == 200
     assert answers["health"].header("Content-Type") == ["application/json"]
     assert json.loads(answers["health"].body) == {"db": "ok"}
@@ -447,7 +447,7 @@ def test_health(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R95", "F08")
 def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
-    """Without the database /health is 503 within 3 s, pages are a plain 503, and all recovers by itself"""
+    """Without the database /health returns 503 within 3 s, pages return a plain 503, and both recover by themselves"""
     unit = "postgresql@17-main"
     name = spec.application.server_name
     output = host.check_output(
@@ -471,7 +471,7 @@ def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
 
 @pytest.mark.req("R95", "F08")
 def test_health_with_a_hanging_database(host: Host, spec: SimpleNamespace) -> None:
-    """When the database hangs, /health is 503 within 3 s all the same"""
+    """When the database hangs, /health also returns 503 within 3 s"""
     unit = "postgresql@17-main"
     name = spec.application.server_name
     output = host.check_output(

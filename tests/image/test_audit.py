@@ -1,4 +1,4 @@
-"""The audit trail: what is recorded, that it cannot be switched off, and that changed files are noticed."""
+"""The audit trail: what is recorded, that it cannot be disabled, and that changed files are detected."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .facts import Fact, gather, properties
 from .remote import seconds
 
 FEWEST_RULES = 40
-# Appears beside the web server's configuration for as long as the test needs; nginx includes no such name.
+# Created beside the web server's configuration during the test; nginx does not include a file with such a name.
 STRANGER = "/etc/nginx/golden-test.tmp"
-# With the idle priority it has; at full speed, as every limit here.
+# At idle priority; at full speed, as every limit here.
 DATABASE_SECONDS = 90
 RECORD_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
-    """The rules, the daemon's settings, and what aide watches."""
+    """The rules, the settings of the daemon, and the files that AIDE checks."""
     ask = "aide --config /etc/aide/aide.conf --path-check"
     checks = "; ".join(f"{ask} f:{path} >/dev/null; echo $? {path}" for path in expected["watched"])
     return gather(
@@ -49,7 +49,7 @@ def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def database(host: Host) -> str:
-    """Wait until the clone remembers its files; return what ``stat`` says of the database."""
+    """Wait for the AIDE database of the clone; return its ``stat`` output."""
     deadline = time.monotonic() + seconds(host, DATABASE_SECONDS)
     while time.monotonic() < deadline:
         found = host.run("systemctl is-failed golden-aide-first; stat -c '%a %U:%G %s' /var/lib/aide/aide.db")
@@ -66,7 +66,7 @@ def _rules(fact: Fact) -> list[str]:
 
 @pytest.mark.req("R9")
 def test_rules(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """At least 40 rules, under every key that the layers name, and the last word is that they are locked"""
+    """There are at least 40 rules, with every key that the layers name, and the last rule locks them"""
     rules = _rules(facts["rules"])
     assert len(rules) >= FEWEST_RULES
     assert {rule.replace("-k ", "key=").split("key=")[1] for rule in rules} >= {*expected["audit_keys"]}
@@ -75,7 +75,7 @@ def test_rules(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
 
 @pytest.mark.req("R9")
 def test_rules_are_closed(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Only root reads what is recorded, and no file of rules is there that is not ours"""
+    """Only root can read the rules, and there are no files of rules except Goldsmith's"""
     number = len(expected["audit_rules"])
     assert facts["rule files"].lines[:number] == sorted(expected["audit_rules"])
     directory, settings, *files = facts["rule files"].lines[number:]
@@ -85,7 +85,7 @@ def test_rules_are_closed(facts: dict[str, Fact], expected: dict[str, Any]) -> N
 
 @pytest.mark.req("R9")
 def test_privileged_programs_are_recorded(facts: dict[str, Fact]) -> None:
-    """Every program with set-uid or set-gid has a rule"""
+    """Every setuid or setgid program has a rule"""
     covered = {word.removeprefix("path=") for rule in _rules(facts["rules"]) for word in rule.split() if "path=" in word}
     assert set(facts["setuid"].lines) - covered == set()
 
@@ -93,7 +93,7 @@ def test_privileged_programs_are_recorded(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R9")
 def test_rules_are_loaded_and_locked(facts: dict[str, Fact]) -> None:
-    """The kernel has the rules, and takes no change before the next start, not even from root"""
+    """The kernel has the rules, and refuses changes before the next boot, also from root"""
     assert len(_rules(facts["loaded"])) >= FEWEST_RULES
     assert "enabled 2" in facts["status"].lines
     assert facts["unlock"].status != 0
@@ -103,18 +103,18 @@ def test_rules_are_loaded_and_locked(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R9")
 def test_change_is_recorded(host: Host) -> None:
-    """Touching the web server's configuration leaves a record with its key"""
+    """A change of the web server's configuration is recorded with its key"""
     host.check_output("touch -r /etc/nginx/nginx.conf /etc/nginx/nginx.conf")
     deadline = time.monotonic() + seconds(host, RECORD_SECONDS)
-    while "nginx.conf" not in (said := host.run("ausearch --input-logs -k golden-nginx -ts recent -i").stdout):
-        assert time.monotonic() < deadline, said
+    while "nginx.conf" not in (records := host.run("ausearch --input-logs -k golden-nginx -ts recent -i").stdout):
+        assert time.monotonic() < deadline, records
         time.sleep(1)
 
 
 @pytest.mark.vm
 @pytest.mark.req("R9")
 def test_log_is_closed(facts: dict[str, Fact]) -> None:
-    """The audit log is for root and administrators, and its daemon runs and is started again"""
+    """Only root and administrators can read the audit log, and its daemon runs and is restarted after a failure"""
     directory, log = facts["log"].lines
     assert directory.split()[0] == "750"
     assert log.split()[:2] == ["640", "root:adm"]
@@ -123,31 +123,31 @@ def test_log_is_closed(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9")
 def test_log_fits_its_file_system(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Rotation keeps the log so small that the thresholds for a full disk are never reached by recording alone"""
+    """Rotation keeps the log so small that it alone never reaches the thresholds for a full disk"""
     settings = dict(line.split(" = ") for line in facts["settings"].lines)
     size = next(partition.size_mib for partition in spec.disk.partitions if partition.mount == "/var/log/audit")
     most = int(settings["max_log_file"]) * (int(settings["num_logs"]) + 1)
     assert settings["max_log_file_action"].lower() == "rotate"
-    # ext4 keeps a tenth for itself and for root.
+    # ext4 reserves a tenth for itself and for root.
     assert most + int(settings["space_left"]) <= 0.9 * size
     assert int(settings["space_left"]) > int(settings["admin_space_left"])
 
 
 @pytest.mark.req("R9", "R31")
 def test_units(facts: dict[str, Fact]) -> None:
-    """Recording and comparing start by themselves"""
+    """The units of auditd and AIDE are enabled"""
     assert facts["units"].lines == ["enabled", "enabled", "enabled", "alias", "enabled"]
 
 
 @pytest.mark.req("R31", "R35")
 def test_watched_files(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """The web server's configuration, its certificate, units, accounts and programs are watched"""
+    """AIDE checks the web server's configuration, its certificate, units, accounts and programs"""
     assert facts["watched"].lines == [f"0 {path}" for path in expected["watched"]]
 
 
 @pytest.mark.req("R31")
 def test_database_is_made(database: str) -> None:
-    """The clone remembers its files after its first boot, for root alone"""
+    """The clone has an AIDE database after its first boot, which only root can read"""
     access, owner, size = database.split()
     assert (access, owner) == ("600", "root:root")
     assert int(size) > 100_000
@@ -156,20 +156,20 @@ def test_database_is_made(database: str) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R31")
 def test_stranger_is_noticed(host: Host, database: str) -> None:
-    """A file that appears beside the web server's configuration is named, and nothing else there"""
+    """AIDE reports a file that is added to the web server's configuration, and nothing else there"""
     assert database
-    said = host.run(f"trap 'rm -f {STRANGER}' EXIT; touch {STRANGER}; golden-aide --json check --only '^/etc/nginx/'")
-    result = json.loads(said.stdout)
-    assert said.rc == 3
+    check = host.run(f"trap 'rm -f {STRANGER}' EXIT; touch {STRANGER}; golden-aide --json check --only '^/etc/nginx/'")
+    result = json.loads(check.stdout)
+    assert check.rc == 3
     assert result["ok"] is False
     assert result["added"] == [STRANGER]
-    # The directory has one entry more, which shows in its time alone, and times are not compared.
+    # The directory has one more entry, which changes its time only, and times are not compared.
     assert (result["removed"], result["changed"]) == ([], [])
 
 
 @pytest.mark.req("R31")
 def test_units_of_aide_are_confined(facts: dict[str, Fact]) -> None:
-    """What compares reads everything and can change nothing"""
+    """The services of AIDE can read all files and cannot change any"""
     scores = [float(line.split()[1]) for line in facts["exposure"].lines if line.startswith("golden-aide")]
     assert len(scores) == 2
     assert max(scores) <= 2.0

@@ -1,4 +1,4 @@
-"""Backups: encrypted for a key that is elsewhere, sent off the clone, refused when broken, and restored row by row."""
+"""Backups: encrypted for a key on another host, sent off the clone, refused when damaged, and restored completely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = ("golden-backup.service", "golden-backup-send.service", "golden-restore-
 ROWS = 2000
 MARK = "a row that must not be read by others"
 
-# Runs on the clone, as root, in one go: a round trip costs more than most of the steps. Prints what each step said.
+# Runs on the clone, as root, in one run: a round trip takes longer than most of the steps. Prints the results of all steps.
 STORY = r'''
 import contextlib, hashlib, json, os, pathlib, subprocess, sys, time
 
@@ -29,15 +29,15 @@ MEDIA = pathlib.Path("/var/www/media")
 WORK = pathlib.Path("/run/golden-test-backup")
 TARGET = WORK / "target"
 PORT = "2222"
-said = {}
+results = {}
 
 def run(*argv, stdin=b""):
     done = subprocess.run([str(word) for word in argv], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return {"code": done.returncode, "text": done.stdout.decode(errors="replace")}
 
 def step(name, *argv, **options):
-    said[name] = run(*argv, **options)
-    return said[name]
+    results[name] = run(*argv, **options)
+    return results[name]
 
 def sql(statements):
     argv = ["runuser", "-u", "golden-backup", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql",
@@ -51,7 +51,7 @@ def settings(backup):
     SITE.write_text(json.dumps(content))
 
 def prints():
-    """What the clone holds, read independently of the commands under test."""
+    """The data of the clone, read independently of the commands under test."""
     tables = sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")["text"].split()
     asked = " ".join(
         f"SELECT '{t}', count(*), md5(coalesce(string_agg(x::text, chr(10) ORDER BY x::text), '')) FROM public.{t} x;"
@@ -92,13 +92,13 @@ try:
     (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {host}")
     place = f"scp://root@127.0.0.1:{PORT}{TARGET}"
 
-    # Nothing is set.
+    # No settings.
     settings(None)
     step("unset by hand", "golden-backup")
     step("unset unit", "systemctl", "start", "golden-backup.service")
     step("unset result", "systemctl", "show", "-p", "Result", "-p", "ActiveState", "golden-backup.service")
 
-    # What is backed up.
+    # The data to back up.
     sql("CREATE TABLE public.golden_test (id int PRIMARY KEY, text text);"
         f"INSERT INTO public.golden_test SELECT i, '{MARK} ' || i || E'\\t\\n\\\\ä' FROM generate_series(1, {ROWS}) AS i;")
     (MEDIA / "golden-test").mkdir(parents=True)
@@ -110,27 +110,27 @@ try:
     upload(MEDIA / "golden-test" / ".incoming", b"not complete")
     (MEDIA / "golden-test" / "link").symlink_to("/etc/shadow")
     run("chown", "-Rh", "gunicorn:www-data", MEDIA)
-    # Neither is an upload: they are left out.
+    # These two are not uploads: they are not backed up.
     original = prints()
     original["files"] = {name: of for name, of in original["files"].items() if not name.endswith(("/link", "/.incoming"))}
-    said["original"] = original
+    results["original"] = original
 
-    # The target does not answer: the backup is made and waits.
+    # The target does not answer: the backup is created and kept.
     settings({"recipient": keys["right"], "target": place, "keep_days": 14})
     step("first", "systemctl", "start", "golden-backup.service")
     step("unreachable", "systemctl", "start", "golden-backup-send.service")
     step("unreachable log", "journalctl", "-b", "-o", "cat", "-u", "golden-backup-send.service", "-n", "20")
     step("alert", "systemctl", "show", "-p", "OnFailure", "golden-backup.service", "golden-backup-send.service")
     made = sorted(BACKUPS.glob("*.age"))
-    said["made"] = [path.name for path in made]
+    results["made"] = [path.name for path in made]
     archive = made[0]
-    said["access"] = run("stat", "-c", "%a %U:%G", BACKUPS, archive)["text"].split("\n")
+    results["access"] = run("stat", "-c", "%a %U:%G", BACKUPS, archive)["text"].split("\n")
     content = archive.read_bytes()
-    said["head"] = content[:21].decode()
-    said["plain"] = [MARK.encode() in content, b"COPY public" in content, b"golden_test" in content]
-    said["listing"] = json.loads(run("golden-backup", "--list", "--json")["text"])
+    results["head"] = content[:21].decode()
+    results["plain"] = [MARK.encode() in content, b"COPY public" in content, b"golden_test" in content]
+    results["listing"] = json.loads(run("golden-backup", "--list", "--json")["text"])
 
-    # It answers with a key that is not the known one; then with its own, and what was waiting is sent.
+    # It answers with another host key than the known one; then with the known one, and the kept backup is sent.
     (WORK / "sshd.conf").write_text(
         f"Port {PORT}\nListenAddress 127.0.0.1\nHostKey {WORK}/host\nAuthorizedKeysFile {WORK}/login.pub\nUsePAM yes\n"
         f"PermitRootLogin prohibit-password\nStrictModes no\nPidFile none\nSubsystem sftp internal-sftp\n")
@@ -140,12 +140,12 @@ try:
         time.sleep(0.1)
     (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {other}")
     step("other host key", "golden-backup", "--send")
-    said["sent to other"] = sorted(path.name for path in TARGET.iterdir())
+    results["sent to other"] = sorted(path.name for path in TARGET.iterdir())
     (ETC / "backup_known_hosts").write_text(f"[127.0.0.1]:{PORT} {host}")
     run("systemctl", "reset-failed", "golden-backup-send.service")
     step("catch up", "systemctl", "start", "golden-backup-send.service")
-    said["sent"] = sorted(path.name for path in TARGET.iterdir())
-    said["sent sums"] = run("sh", "-c", f"cd {TARGET} && sha256sum -c *.sha256")
+    results["sent"] = sorted(path.name for path in TARGET.iterdir())
+    results["sent sums"] = run("sh", "-c", f"cd {TARGET} && sha256sum -c *.sha256")
     sshd.terminate()
 
     settings({"recipient": keys["right"], "target": "rclone:far:backups", "keep_days": 14})
@@ -155,18 +155,18 @@ try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         step("two at once", "golden-backup")
 
-    # Everything is lost.
+    # All data is lost.
     sql("DROP TABLE public.golden_test; DELETE FROM public.pages_page;")
     run("rm", "-rf", MEDIA)
-    said["lost"] = lost = prints()
+    results["lost"] = lost = prints()
 
-    # What must be refused, and change nothing.
+    # Backups that must be refused, and change nothing.
     flipped, truncated = WORK / "flipped.tar.age", WORK / "truncated.tar.age"
     foreign, unsigned = WORK / "foreign.tar.age", WORK / "unsigned.tar.age"
     signature = archive.with_name(f"{archive.name}.sig").read_bytes()
     step("signer", "golden-backup", "--signer")
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", WORK / "stranger")
-    # Another machine's, or an attacker's who knows the public key and writes to the store.
+    # A backup of another machine, or of an attacker who knows the public key and can write to the target.
     foreign.write_bytes(content)
     sums = f"{hashlib.sha256(content).hexdigest()}\n".encode()
     made = run("sh", "-c", f"ssh-keygen -q -Y sign -f {WORK}/stranger -n golden-backup 2>/dev/null", stdin=sums)
@@ -181,7 +181,7 @@ try:
     step("foreign", "golden-restore", foreign, "--identity", WORK / "right")
     step("foreign drill", "golden-restore", "--drill", foreign, "--identity", WORK / "right")
     step("without signature", "golden-restore", unsigned, "--identity", WORK / "right")
-    # An old one under the name of the newest: its signature is good.
+    # An old backup with the name of the newest: its signature is valid.
     renamed = WORK / archive.name.replace(archive.name[:4], "2999", 1)
     renamed.write_bytes(content)
     renamed.with_name(f"{renamed.name}.sig").write_bytes(signature)
@@ -189,29 +189,29 @@ try:
     step("flipped", "golden-restore", flipped, "--identity", WORK / "right", "--unsigned")
     step("truncated", "golden-restore", truncated, "--identity", WORK / "right", "--unsigned")
     step("no key", "golden-restore", archive)
-    said["after refusals"] = prints()
-    # Named as such, they are taken; --check changes nothing.
+    results["after refusals"] = prints()
+    # With the matching option they are accepted; --check changes nothing.
     stranger = (WORK / "stranger.pub").read_text().strip()
     step("named", "golden-restore", "--check", foreign, "--identity", WORK / "right", "--signer", stranger)
     step("named unsigned", "golden-restore", "--check", unsigned, "--identity", WORK / "right", "--unsigned")
 
-    # Not healthy afterwards: all goes back.
+    # The application is not healthy afterwards: everything is rolled back.
     step("rollback", "python3", "-c", "import pathlib, sys\n"
          "from golden import core, restore\n"
-         "restore.wait_healthy = lambda: 'said by the test'\n"
+         "restore.wait_healthy = lambda: 'set by the test'\n"
          "archive, identity = map(pathlib.Path, sys.argv[1:])\n"
          "try: restore.restore(restore.source(archive, identity, signers=[]))\n"
          "except core.Problem as problem: print(problem)", archive, WORK / "right")
-    said["after rollback"] = prints()
+    results["after rollback"] = prints()
 
     step("restore", "golden-restore", archive, "--identity", WORK / "right", "--json")
-    said["restored"] = prints()
-    # The key from standard input touches no disk of the clone.
+    results["restored"] = prints()
+    # The key from standard input is not written to a disk of the clone.
     step("again", "golden-restore", archive, "--identity", "-", "--json", stdin=(WORK / "right").read_bytes())
-    said["restored again"] = prints()
+    results["restored again"] = prints()
 
     step("drill", "systemctl", "start", "golden-restore-drill.service")
-    said["drilled"] = json.loads(pathlib.Path("/var/lib/golden-restore/last.json").read_text())
+    results["drilled"] = json.loads(pathlib.Path("/var/lib/golden-restore/last.json").read_text())
     step("drill left", "find", "/var/lib/golden-restore", "/run/golden-restore", "-mindepth", "1", "!", "-name", "last.json")
 finally:
     if sshd:
@@ -224,13 +224,13 @@ finally:
         run("rmdir", ETC)
     SITE.write_text(before) if before else SITE.unlink(missing_ok=True)
     run("systemctl", "reset-failed", "golden-backup.service", "golden-backup-send.service")
-print(json.dumps(said))
+print(json.dumps(results))
 '''
 
 
 @pytest.fixture(scope="module")
 def story(host: Host) -> dict[str, Any]:
-    """A backup, its way off the clone, the loss of everything, and the restore."""
+    """A backup, its transfer off the clone, the loss of all data, and the restore."""
     output = host.check_output("python3 -c %s %s %s", STORY, str(ROWS), MARK)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
@@ -238,7 +238,7 @@ def story(host: Host) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What systemd says of the units."""
+    """The properties of the units."""
     commands = {f"unit {unit}": f"systemctl show -p OnFailure -p CapabilityBoundingSet {unit}" for unit in UNITS}
     commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager {unit} | tail -1" for unit in UNITS}
     timers = ("golden-backup.timer", "golden-restore-drill.timer")
@@ -251,7 +251,7 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.mark.req("R92", "R97", "R77")
 def test_timers(facts: dict[str, Fact]) -> None:
-    """A backup every night and a restore drill every quarter, made up for when the machine was off"""
+    """A backup runs every night and a restore drill every quarter; a missed run is made up for at the next boot"""
     for timer, calendar in (("golden-backup", "*-*-* 02:00:00"), ("golden-restore-drill", "*-01,04,07,10-02 04:00:00")):
         found = properties(facts[f"timer {timer}.timer"])
         assert (found["ActiveState"], found["Persistent"]) == ("active", "yes")
@@ -271,7 +271,7 @@ def test_units(facts: dict[str, Fact], unit: str) -> None:
 
 @pytest.mark.req("R92", "R97")
 def test_without_a_recipient(story: dict[str, Any]) -> None:
-    """Without a recipient the nightly unit is skipped, and the command says what to set where"""
+    """Without a recipient the nightly unit is skipped, and the command names the setting and its file"""
     assert story["unset unit"]["code"] == 0
     assert "ActiveState=inactive" in story["unset result"]["text"]
     assert "Result=exec-condition" in story["unset result"]["text"]
@@ -282,7 +282,7 @@ def test_without_a_recipient(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R92", "R97")
 def test_backup_is_encrypted(story: dict[str, Any]) -> None:
-    """A backup is an age file that root alone can open, and holds nothing in clear"""
+    """A backup is an age file that only root can read, and contains no plain text"""
     assert story["first"]["code"] == 0
     assert story["head"] == "age-encryption.org/v1"
     assert story["plain"] == [False, False, False]
@@ -292,7 +292,7 @@ def test_backup_is_encrypted(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R92", "F31")
 def test_unreachable_target_fails_the_unit_and_the_next_run_catches_up(story: dict[str, Any]) -> None:
-    """A target that does not answer fails the unit, the backup is kept, and the next run sends it whole"""
+    """If the target does not answer, the unit fails, the backup is kept, and the next run sends it completely"""
     assert story["unreachable"]["code"] != 0
     assert re.search(r"1 not sent; they are kept and sent by the next run", story["unreachable log"]["text"])
     assert story["catch up"]["code"] == 0
@@ -303,7 +303,7 @@ def test_unreachable_target_fails_the_unit_and_the_next_run_catches_up(story: di
 
 @pytest.mark.req("R92")
 def test_unknown_host_is_refused(story: dict[str, Any]) -> None:
-    """A target with another host key than the known one gets nothing"""
+    """Nothing is sent to a target with another host key than the known one"""
     assert story["other host key"]["code"] == 1
     assert "Host key verification failed" in story["other host key"]["text"]
     assert story["sent to other"] == []
@@ -311,7 +311,7 @@ def test_unknown_host_is_refused(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R92")
 def test_missing_rclone_is_named(story: dict[str, Any]) -> None:
-    """A target of rclone without rclone says which package is missing"""
+    """With an rclone target and no rclone, the error names the missing package"""
     assert story["rclone"]["code"] == 1
     assert "apt-get install rclone" in story["rclone"]["text"]
 
@@ -325,18 +325,18 @@ def test_two_at_once(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("F20")
 @pytest.mark.parametrize(
-    ("what", "said"), [("wrong key", "no identity matched"), ("flipped", "age on"), ("truncated", "age on")]
+    ("what", "message"), [("wrong key", "no identity matched"), ("flipped", "age on"), ("truncated", "age on")]
 )
-def test_broken_backups_are_refused(story: dict[str, Any], what: str, said: str) -> None:
-    """A wrong key, one changed bit or a missing end is found before anything is touched"""
+def test_broken_backups_are_refused(story: dict[str, Any], what: str, message: str) -> None:
+    """A wrong key, one changed bit or a missing end is detected before anything is changed"""
     assert story[what]["code"] == 3, story[what]["text"]
-    assert said in story[what]["text"]
+    assert message in story[what]["text"]
     assert story["after refusals"] == story["lost"]
 
 
 @pytest.mark.req("F20", "R92")
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
         ("foreign", r"is signed by SHA256:\S+, and this machine does not know that signer"),
         ("foreign drill", r"is signed by SHA256:\S+, and this machine does not know that signer"),
@@ -344,16 +344,16 @@ def test_broken_backups_are_refused(story: dict[str, Any], what: str, said: str)
         ("signature", "is not a signature of this file"),
     ],
 )
-def test_backups_of_others_are_refused(story: dict[str, Any], what: str, said: str) -> None:
-    """A backup without a signature, of another signer, or changed after it was signed, is refused before it is read"""
+def test_backups_of_others_are_refused(story: dict[str, Any], what: str, message: str) -> None:
+    """A backup without a signature, from another signer, or changed after signing is refused before it is read"""
     assert story[what]["code"] == 3, story[what]["text"]
-    assert re.search(said, story[what]["text"])
+    assert re.search(message, story[what]["text"])
     assert story["after refusals"] == story["lost"]
 
 
 @pytest.mark.req("F20", "R92")
 def test_renamed_backup_is_refused(story: dict[str, Any]) -> None:
-    """An old backup with a good signature and the name of a newer one is refused before anything is touched"""
+    """An old backup with a valid signature and the name of a newer one is refused before anything is changed"""
     assert story["renamed"]["code"] == 3, story["renamed"]["text"]
     assert "has the name of a backup of 2999-" in story["renamed"]["text"]
     assert story["after refusals"] == story["lost"]
@@ -361,7 +361,7 @@ def test_renamed_backup_is_refused(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("F20", "R92")
 def test_another_signer_can_be_named(story: dict[str, Any]) -> None:
-    """A signer that is named, or no signature when that is asked for, is accepted"""
+    """A backup of a named signer is accepted, and with --unsigned one without a signature"""
     assert re.fullmatch(r"ssh-ed25519 \S+", story["signer"]["text"].strip())
     for step in ("named", "named unsigned"):
         assert story[step]["code"] == 0, story[step]["text"]
@@ -369,19 +369,19 @@ def test_another_signer_can_be_named(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("F20")
 def test_restore_without_a_key(story: dict[str, Any]) -> None:
-    """A restore without a key is a mistake of the caller, and says what is missing"""
+    """A restore without a key is a usage error that names the missing option"""
     assert story["no key"]["code"] == 2
     assert "--identity" in story["no key"]["text"]
 
 
 def _files(state: dict[str, Any]) -> int:
-    """Count the uploads: ours, and those of the application's own tests. A directory has no content."""
+    """Count the uploads: those of this test, and of the application's tests. A directory has no content."""
     return sum(1 for *_rights, body in state["files"].values() if body)
 
 
 @pytest.mark.req("F20")
 def test_unhealthy_restore_goes_back(story: dict[str, Any]) -> None:
-    """When the application is not healthy with what was restored, database and media are as before"""
+    """If the application is not healthy after a restore, the database and media are rolled back"""
     assert story["rollback"]["code"] == 0
     assert "is not healthy" in story["rollback"]["text"], story["rollback"]["text"]
     assert story["after rollback"] == story["lost"]
@@ -389,7 +389,7 @@ def test_unhealthy_restore_goes_back(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("F20", "R92", "R97")
 def test_restore_gives_everything_back(story: dict[str, Any]) -> None:
-    """After the loss of database and media, rows, rights and files are equal to what was there, and the time is told"""
+    """After the loss of database and media, all rows, rights and files are restored, and the downtime is reported"""
     assert story["lost"]["rows"] != story["original"]["rows"]
     assert story["restore"]["code"] == 0, story["restore"]["text"]
     assert story["restored"] == story["original"]
@@ -401,14 +401,14 @@ def test_restore_gives_everything_back(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("F20")
 def test_restoring_twice_gives_the_same(story: dict[str, Any]) -> None:
-    """A second restore of the same backup, with the key from standard input, ends in the same state"""
+    """A second restore of the same backup, with the key from standard input, leads to the same state"""
     assert story["again"]["code"] == 0, story["again"]["text"]
     assert story["restored again"] == story["original"]
 
 
 @pytest.mark.req("R77", "R92", "F20")
 def test_drill(story: dict[str, Any]) -> None:
-    """The quarterly drill restores a backup into a cluster of its own, compares every table, and leaves its result"""
+    """The quarterly drill restores a backup into a separate cluster, compares every table, and stores its result"""
     assert story["drill"]["code"] == 0, story["drill"]["text"]
     result = story["drilled"]
     assert result["ok"]

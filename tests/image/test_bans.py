@@ -1,4 +1,4 @@
-"""Bans: who keeps breaking in or asking for too much is kept out, and who administers the machine is not."""
+"""Bans: addresses of repeated attacks or excessive requests are banned, and those of administrators are not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.story
 
 # With the web server, and without.
 JAILS, SSHD_ONLY = {"golden-limit", "golden-probes", "sshd"}, {"sshd"}
-# What the log holds of a request, and whether it counts against the address that sent it.
+# A line of the log of refused requests; then requests, and whether they count against the sending address.
 REFUSED = '{"ts":"2026-01-02T03:04:05+00:00","net":"%s","ip":"%s","status":%d,"machine":%d,"uri":"%s"}'
 LOOKED_FOR = {
     "/.env": True,
@@ -35,20 +35,20 @@ LOOKED_FOR = {
     "/search?q=/.env": False,
     "/phpunits-and-more": False,
 }
-# sshd of OpenSSH 10 and older ones.
+# Programs that log failed logins: of OpenSSH 10, and of older versions.
 SSHD = ("sshd-session", "sshd")
 INNOCENT = "192.0.2.99"
 FORGED = rf"/x\",\"net\":\"{INNOCENT}\",\"ip\":\"{INNOCENT}\",\"status\":429,\"machine\":1,\"uri\":\"/.env"
-# What a page of another site makes its visitor's browser send: it says over TLS where it comes from, and which languages its
-# user reads everywhere. What no page can make a browser send.
+# Headers of a request that a page of another site makes its visitor's browser send: over TLS it names the kind of site, and
+# always the languages of its user. Methods and versions that no page can make a browser send.
 EMBEDDED = ["Accept-Language: de", "Sec-Fetch-Site: cross-site"]
 MACHINES = {"PUT": "HTTP/1.1", "TRACE": "HTTP/1.1", "GET": "HTTP/1.0"}
 NETWORK6 = "2001:db8:77::/64"
 
 SCENE = r"""
 def banned():
-    said = subprocess.run(["nft", "-j", "list", "table", "inet", "f2b-table"], capture_output=True).stdout
-    items = json.loads(said)["nftables"] if said else []
+    listed = subprocess.run(["nft", "-j", "list", "table", "inet", "f2b-table"], capture_output=True).stdout
+    items = json.loads(listed)["nftables"] if listed else []
     return {one["set"]["name"]: one["set"].get("elem", []) for one in items if "set" in one}
 
 def send(who, path, times, *headers, method="GET", version="HTTP/1.1", addresses=()):
@@ -57,15 +57,15 @@ def send(who, path, times, *headers, method="GET", version="HTTP/1.1", addresses
             one = socket.socket(socket.AF_INET6 if "6" in who else socket.AF_INET)
             one.settimeout(10 * PACE)
             one.bind(((addresses or [THERE[who]] * times)[number], 0))
-        lines = [method + " " + path + " " + version, "Host: nobody.invalid", "Connection: close", *headers, "", ""]
+        lines = [method + " " + path + " " + version, "Host: unknown.invalid", "Connection: close", *headers, "", ""]
         try:
-            # A socket stays in the network namespace where it was made.
+            # A socket stays in the network namespace in which it was created.
             one.connect((HERE[who], 80))
             one.sendall("\r\n".join(lines).encode())
             while one.recv(4096):
                 pass
         except TimeoutError:
-            # On a slow machine the ban comes before the last of these requests; what follows is dropped as well.
+            # On a slow machine the ban starts before the last of these requests; the remaining ones are dropped as well.
             return
         except ConnectionError:
             pass
@@ -89,7 +89,7 @@ def wait_until(done, seconds):
     return False
 
 def holds(word, address):
-    # Of IPv6 clients networks are banned.
+    # For IPv6 clients networks are banned.
     shown = {json.dumps(address)}
     if "/" in address:
         network, length = address.split("/")
@@ -99,7 +99,7 @@ def holds(word, address):
 def scene(questions, facts):
     client = ["fail2ban-client"]
     try:
-        # A page of another site that shows pictures of these names, in a visitor's browser.
+        # A page of another site that contains pictures with these names, in a visitor's browser.
         for header in questions["embedded"]:
             send("stranger", "/.env", 8, header)
             send("stranger6", "/.env", 8, header)
@@ -131,7 +131,7 @@ def scene(questions, facts):
 
 
 def _address(number: int) -> str:
-    """Return the address that the line of that number is about."""
+    """Return the address in the line of that number."""
     return f"192.0.2.{number + 1}"
 
 
@@ -179,20 +179,20 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def scene(host: Host) -> dict[str, Any]:
-    """What becomes of a scanner, of one who guesses, and of an administrator who does the same as the scanner."""
+    """The results of a scanner, of password guesses, and of an administrator who does the same as the scanner."""
     return play(host, SCENE, {"by hand": "192.0.2.66", "embedded": EMBEDDED, "network 6": NETWORK6})
 
 
 @pytest.mark.req("R50", "R66")
 def test_jails_run(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """fail2ban watches sshd and the refused requests of nginx"""
+    """fail2ban monitors sshd and the refused requests of nginx"""
     listed = facts["jails"].lines[-1].partition("Jail list:")[2]
     assert {name.strip() for name in listed.split(",")} == (JAILS if "50-nginx" in spec.layers else SSHD_ONLY)
 
 
 @pytest.mark.req("R66")
 def test_service_can_do_little(facts: dict[str, Fact]) -> None:
-    """fail2ban is a user with one capability, in a sandbox, and starts again after a crash"""
+    """fail2ban runs as a user with one capability, in a sandbox, and restarts after a crash"""
     assert properties(facts["unit"]) == {
         "User": "fail2ban",
         "Restart": "on-failure",
@@ -215,7 +215,7 @@ def test_refusals_are_closed(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
-    """What only a scanner asks for counts against it, and what a visitor may ask for does not"""
+    """Requests that only a scanner sends count against it, and those that a visitor may send do not"""
     found = facts["probes"].lines
     assert {uri: _address(number) in found for number, uri in enumerate(LOOKED_FOR)} == LOOKED_FOR
 
@@ -223,40 +223,40 @@ def test_scanners_are_told_from_visitors(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50")
 def test_too_many_requests_count(facts: dict[str, Fact]) -> None:
-    """An answer 429 counts against its address, of IPv6 against the /64; another one does not, nor a browser's"""
+    """A response 429 counts against the address, for IPv6 the /64; other responses do not, nor those to a browser"""
     assert facts["limits"].lines == [_address(0), "2001:db8:1:2::/64"]
 
 
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_what_a_browser_can_be_made_to_send_does_not_count(facts: dict[str, Fact]) -> None:
-    """A request that a page of another site can have a visitor's browser send counts against nobody"""
+    """A request that a page of another site can make a visitor's browser send does not count"""
     assert facts["embedded"].lines == []
 
 
 @pytest.mark.req("R80")
 def test_sshd_counts_networks(facts: dict[str, Fact]) -> None:
-    """sshd's own penalties count an IPv6 client by its /64"""
+    """sshd's penalties apply to the /64 of an IPv6 client"""
     assert facts["ssh"].text == "persourcenetblocksize 32:64"
 
 
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_visitor_of_a_hostile_page_is_not_banned(scene: dict[str, Any]) -> None:
-    """Pictures named like what scanners look for, in a page of another site, do not ban the page's visitors"""
+    """A page of another site with pictures at paths that scanners request does not get its visitors banned"""
     assert not scene["visitor"]
 
 
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_scanner_with_many_addresses_is_banned(scene: dict[str, Any]) -> None:
-    """A scanner that asks from six addresses of one /64 is banned with its network"""
+    """The network of a scanner that sends requests from six addresses of one /64 is banned"""
     assert scene["network 6"]
 
 
 @pytest.fixture(scope="module")
 def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
-    """What nginx writes of a request by a machine and by a browser, over TLS: whether it may count."""
+    """Whether nginx logs requests of a program and of a browser, over TLS, as ones that may count."""
     name = spec.application.server_name
     requests = {
         "nothing": ("GET", "HTTP/1.1", []), "language": ("GET", "HTTP/1.1", EMBEDDED[:1]),
@@ -272,7 +272,7 @@ def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
         },
     )  # fmt: skip
     access, refused = "/var/log/nginx/access.log", "/var/log/nginx/refused.log"
-    # The access log has all of them, the log of refusals those that count; the last one was a machine's.
+    # The access log has all of them, the log of refusals those that count; the last one was sent by a program.
     wait = until(
         f"test $(grep -c env?marked- {access}) -ge {len(requests)} && "
         f"test $(grep -c env?marked- {refused}) -gt {len(MACHINES)}",
@@ -286,7 +286,7 @@ def marked(host: Host, spec: SimpleNamespace) -> dict[str, int]:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66")
 def test_browsers_are_known_by_what_no_page_can_take_away(marked: dict[str, int]) -> None:
-    """A request with a browser's marks does not count, unless its method or version is one that no page can ask for"""
+    """A request with a browser's headers does not count, unless no page can make a browser use its method or version"""
     assert marked == {"nothing": 1, "language": 0, "site": 0, "form": 0, **dict.fromkeys(MACHINES, 1)}
 
 
@@ -301,14 +301,14 @@ def test_nobody_can_blame_another(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R66", "F24")
 def test_messages_of_sshd_are_known(facts: dict[str, Fact]) -> None:
-    """A failed login is found in the messages of sshd, also of OpenSSH 10, where another program writes them"""
+    """A failed login is detected in the messages of sshd, also with OpenSSH 10, where another program logs them"""
     assert facts["logins"].lines == [_address(number) for number in range(len(SSHD))]
 
 
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R50", "R66", "F24")
 def test_scanner_is_banned(scene: dict[str, Any]) -> None:
-    """A scanner's packets are dropped, at the web server's ports, within seconds"""
+    """The packets of a scanner to the web server's ports are dropped within seconds"""
     assert scene["scanner"]
     assert scene["asked"]["stranger"] == {"80": "silent", "443": "silent"}
 
@@ -324,7 +324,7 @@ def test_administrator_is_not_locked_out_of_the_site(scene: dict[str, Any]) -> N
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R66", "R80", "F24")
 def test_guesser_is_banned(scene: dict[str, Any]) -> None:
-    """Whoever tries accounts on port 22 is banned from it, also from an administrator's network"""
+    """An address that tries accounts on port 22 is banned from it, also in an administrator's network"""
     assert 0 not in scene["ssh"]
     assert scene["guesser"]
 
@@ -332,7 +332,7 @@ def test_guesser_is_banned(scene: dict[str, Any]) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("F24")
 def test_ban_by_hand_reaches_the_packet_filter(scene: dict[str, Any]) -> None:
-    """`fail2ban-client set sshd banip` is a rule of nftables at once, for IPv4 and IPv6, and an unban ends it"""
+    """`fail2ban-client set sshd banip` adds a rule to nftables at once, for IPv4 and IPv6, and an unban removes it"""
     assert scene["by hand"]
     assert scene["by hand 6"]
     assert scene["left"] == []

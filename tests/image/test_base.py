@@ -1,4 +1,4 @@
-"""The base: kernel settings, passwords, sessions, sudo, updates, time. What the benchmark asks for, and that it works."""
+"""The base: kernel settings, passwords, sessions, sudo, updates, time, as the benchmark requires, and that they work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .facts import Fact, gather, properties
 
 pytestmark = pytest.mark.story
 
-# Of the kernel's settings those that no edit of the layer may lose; the others are compared with the layer's file.
+# The kernel settings that no edit of the layer may remove; the others are compared with the layer's file.
 KERNEL = {
     "kernel.warn_limit": "100", "kernel.kptr_restrict": "2", "kernel.yama.ptrace_scope": "2",
     "kernel.unprivileged_userns_clone": "0", "kernel.panic": "10", "kernel.panic_on_oops": "1",
@@ -34,20 +34,22 @@ DENIED = {
 }  # fmt: skip
 BANNER = "Authorized users only. All activity may be monitored and reported."
 TELLTALE = ("Debian", "13", "Linux", "\\")
-# What a password must be, and the programs that see to it, in the order of the stack.
+# The modules that check a password, in the order of the stack.
 PASSWORD_STACK = ["pam_pwquality.so", "pam_pwhistory.so", "pam_unix.so", "pam_deny.so", "pam_permit.so"]
 AUTH_STACK = ["pam_faillock.so", "pam_unix.so", "pam_faillock.so", "pam_faillock.so", "pam_deny.so"]
 WEAK = ("Short1!", "alllowercaseletters", "Aaaaaaaaaaaaaa1!")
+# The account that runs commands without privileges.
+UNPRIVILEGED = "nobody"
 
 
 def _offer(password: str) -> str:
-    """Return shell code that offers a password for an account without one, and says whether it has one afterwards."""
+    """Return shell code that sets a password for an account without one, and prints whether it has one afterwards."""
     return f"printf '%s\\n%s\\n' '{password}' '{password}' | passwd games; echo status $?; grep ^games: /etc/shadow"
 
 
 @pytest.fixture(scope="module")
 def kernel(host: Host) -> dict[str, Fact]:
-    """What the kernel says of itself, and the settings that it was given."""
+    """The settings of the running kernel, and those in the configuration files."""
     return gather(host, {
         "sysctl files": "cat /etc/sysctl.d/*.conf",
         "sysctl": "sed -nE 's/^([a-z0-9_.-]+) *=.*/\\1/p' /etc/sysctl.d/6*-golden*.conf | while read -r name; do "
@@ -59,7 +61,7 @@ def kernel(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
-    """Settings as files have them, and as sessions see them."""
+    """Settings in files and in sessions."""
     admin = spec.admin.user
     commands = {
         "sysctl files": "cat /etc/sysctl.d/*.conf",
@@ -86,7 +88,7 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
         "apt": "apt-config dump",
         "pins": "cat /etc/apt/preferences.d/10-golden",
         "upgrade": "unattended-upgrade --dry-run; echo status $?; "
-        # It makes an empty one where there is none.
+        # unattended-upgrade creates an empty file if there is none.
         "test -s /etc/apt/sources.list || rm -f /etc/apt/sources.list",
         "needrestart": 'perl -we \'our %nrconf; do "/etc/needrestart/conf.d/10-golden.conf"; '
         'die $@ if $@; print "$nrconf{restart} $nrconf{interpscan}\\n"\'',
@@ -111,14 +113,14 @@ def _settings(text: str) -> dict[str, str]:
 @pytest.mark.req("R9", "R24")
 @pytest.mark.parametrize("name", KERNEL)
 def test_kernel_setting_is_written(facts: dict[str, Fact], name: str) -> None:
-    """The setting stands in /etc/sysctl.d with the safe value"""
+    """The setting is in /etc/sysctl.d with the safe value"""
     assert _settings(facts["sysctl files"].text)[name] == KERNEL[name]
 
 
 @pytest.mark.vm
 @pytest.mark.req("R9", "R24")
 def test_kernel_settings_hold(kernel: dict[str, Fact]) -> None:
-    """Every kernel setting of the layer is in force, whatever came after it"""
+    """Every kernel setting of the layer is in effect, and nothing overrides it"""
     wanted = _settings(kernel["sysctl files"].text)
     actual = _settings(kernel["sysctl"].text)
     assert set(KERNEL) <= set(actual)
@@ -128,13 +130,14 @@ def test_kernel_settings_hold(kernel: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R9", "R24")
 def test_user_namespaces_are_roots(host: Host, expected: dict[str, Any]) -> None:
-    """No user can make a namespace of users, and systemd still makes one for each service that is to have one"""
+    """No user can create a user namespace, and systemd still creates one for each service that is configured with one"""
     found = gather(
         host,
         {
-            "user": "runuser -u nobody -- unshare --user true",
+            "user": f"runuser -u {UNPRIVILEGED} -- unshare --user true",
             "root": "unshare --user true",
-            "service": "systemd-run --quiet --wait --pipe -p PrivateUsers=yes -p User=nobody cat /proc/self/uid_map",
+            "service": "systemd-run --quiet --wait --pipe -p PrivateUsers=yes "
+            f"-p User={UNPRIVILEGED} cat /proc/self/uid_map",
             "units": f"for unit in {' '.join(expected['user_namespaces'])}; do "
             "readlink /proc/$(systemctl show -p MainPID --value $unit)/ns/user; done; "
             "readlink /proc/1/ns/user",
@@ -150,7 +153,7 @@ def test_user_namespaces_are_roots(host: Host, expected: dict[str, Any]) -> None
 @pytest.mark.vm
 @pytest.mark.req("R9", "R33")
 def test_kernel_command_line(kernel: dict[str, Fact]) -> None:
-    """The kernel was started with auditing, AppArmor and its own hardening, and will be the next time"""
+    """The kernel was booted with auditing, AppArmor and hardening options, and will be at the next boot"""
     line, count = kernel["command line"].lines
     assert set(line.split()) >= COMMAND_LINE
     assert int(count) >= 1
@@ -158,7 +161,7 @@ def test_kernel_command_line(kernel: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24")
 def test_modules_are_denied(facts: dict[str, Fact]) -> None:
-    """File systems, protocols and buses that nobody needs cannot be loaded, by name or by device"""
+    """Modules of unused file systems, protocols and buses cannot be loaded, by name or by device"""
     lines = {" ".join(line.split()) for line in facts["modules"].lines}
     known = {name.replace("-", "_") for name in DENIED}
     for name in known:
@@ -169,7 +172,7 @@ def test_modules_are_denied(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R24")
 def test_usb_devices_of_later_are_not_authorised(host: Host) -> None:
-    """No USB bus takes a device that is plugged in after the boot"""
+    """No USB bus authorizes a device that is plugged in after boot"""
     *buses, settings = host.check_output(
         "cat /sys/bus/usb/devices/usb*/authorized_default 2>/dev/null; "
         "systemd-tmpfiles --cat-config | grep -c '^w- /sys/bus/usb/devices/usb[*]/authorized_default .* 0$'"
@@ -181,7 +184,7 @@ def test_usb_devices_of_later_are_not_authorised(host: Host) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R24")
 def test_denied_module_does_not_load(kernel: dict[str, Fact]) -> None:
-    """root cannot load a denied module either"""
+    """Not even root can load a denied module"""
     assert kernel["loaded"].lines[-1] != "status 0"
 
 
@@ -206,7 +209,7 @@ def test_weak_password_is_refused(facts: dict[str, Fact], word: str) -> None:
 
 @pytest.mark.req("R98")
 def test_lock_after_wrong_passwords(facts: dict[str, Fact]) -> None:
-    """Four wrong passwords close an account for a quarter of an hour, root's too, and nobody enters without one"""
+    """Four wrong passwords lock an account for a quarter of an hour, also root, and no login is possible without one"""
     assert facts["auth"].lines == AUTH_STACK
     text = re.sub(r" *= *", "=", facts["quality"].text).split()
     assert {"deny=4", "unlock_time=900", "even_deny_root"} <= set(text)
@@ -215,7 +218,7 @@ def test_lock_after_wrong_passwords(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R80", "R98")
 def test_keys_do_not_expire_with_passwords(facts: dict[str, Fact]) -> None:
-    """The age of a password that was not asked for locks nobody out: administrators have keys only"""
+    """An expired password does not lock out a user who logs in with a key: administrators have keys only"""
     unix = [line for line in facts["account"].lines if "pam_unix.so" in line]
     assert len(unix) == 1
     assert "no_pass_expiry" in unix[0].split()
@@ -223,7 +226,7 @@ def test_keys_do_not_expire_with_passwords(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R98")
 def test_su_is_closed(facts: dict[str, Fact]) -> None:
-    """su is for root: the group that may use it otherwise is empty"""
+    """Only root can use su: the group that may also use it is empty"""
     *rules, group = facts["su"].lines
     assert any("pam_wheel.so" in rule and "group=sugroup" in rule and "use_uid" in rule for rule in rules)
     assert group.split(":")[3] == ""
@@ -231,7 +234,7 @@ def test_su_is_closed(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R28", "R98")
 def test_login_defaults(facts: dict[str, Fact]) -> None:
-    """New accounts are closed to others, and hashed with yescrypt"""
+    """Files of new accounts are closed to others, and passwords are hashed with yescrypt"""
     values = dict(line.split(maxsplit=1) for line in facts["login.defs"].lines)
     assert values["UMASK"] == "027"
     assert values["ENCRYPT_METHOD"] == "YESCRYPT"
@@ -240,7 +243,7 @@ def test_login_defaults(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R28")
 def test_session_limits(facts: dict[str, Fact]) -> None:
-    """A session writes no core dump and nothing that others may read, with or without a login shell"""
+    """A session writes no core dumps and no files that others can read, with or without a login shell"""
     assert facts["limits"].lines[-2:] == ["0", "0027"]
     assert facts["root shell"].lines == ["0027"]
     assert "Storage=none" in facts["cores"].lines
@@ -248,13 +251,13 @@ def test_session_limits(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R4", "R28")
 def test_bash_profile(facts: dict[str, Fact]) -> None:
-    """A shell that is left alone ends after a quarter of an hour; the history has times"""
+    """An idle shell ends after a quarter of an hour; the history has timestamps"""
     assert facts["shell"].lines == ["900", "0027", "1", "%F %T"]
 
 
 @pytest.mark.req("R80", "R99")
 def test_sudo_leaves_a_trace(facts: dict[str, Fact]) -> None:
-    """sudo runs on a terminal of its own and writes who ran what to a log that only administrators read"""
+    """sudo uses a separate terminal and logs users and commands to a file that only administrators can read"""
     text = facts["sudo"].text
     assert "use_pty" in text
     assert re.search(r"logfile=\\?\"?/var/log/sudo.log", text)
@@ -264,7 +267,7 @@ def test_sudo_leaves_a_trace(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R12")
 def test_banners(facts: dict[str, Fact]) -> None:
-    """Banners say who may enter, and nothing about the system"""
+    """Banners state who may log in, and reveal nothing about the system"""
     text = facts["banners"].text
     assert facts["banners"].lines.count(BANNER) == 3
     assert [word for word in TELLTALE if word in text] == []
@@ -273,7 +276,7 @@ def test_banners(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9")
 def test_scheduled_jobs_are_the_administrators(facts: dict[str, Fact]) -> None:
-    """cron admits nobody but root, and at would not either"""
+    """Only root may use cron, and at if it is installed"""
     entries = facts["cron"].lines
     assert entries[:2] == ["640 root:root 0 /etc/cron.allow", "640 root:root 0 /etc/at.allow"]
     *directories, table = entries[2:]
@@ -283,7 +286,7 @@ def test_scheduled_jobs_are_the_administrators(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R26")
 def test_security_updates(facts: dict[str, Fact]) -> None:
-    """Security updates, and nothing else, are installed every day"""
+    """Only security updates are installed every day"""
     lines = facts["apt"].lines
     origins = [line for line in lines if line.startswith("Unattended-Upgrade::Origins-Pattern:: ")]
     assert len(origins) == 1
@@ -295,14 +298,14 @@ def test_security_updates(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R26")
 def test_unattended_upgrade_runs(facts: dict[str, Fact]) -> None:
-    """The program that installs them runs, and services with replaced libraries are restarted without looking further"""
+    """unattended-upgrade runs, and services with replaced libraries are restarted, without a scan of interpreters"""
     assert facts["upgrade"].lines[-1] == "status 0"
     assert facts["needrestart"].lines == ["a 0"]
 
 
 @pytest.mark.req("R34")
 def test_pinned_to_debian(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Debian's release comes before whatever source somebody adds"""
+    """Debian's release has priority over any source that is added later"""
     stanzas = [properties_of(part) for part in facts["pins"].text.split("\n\n")]
     priorities = {stanza["Pin"]: int(stanza["Pin-Priority"]) for stanza in stanzas}
     assert priorities[f"release o=Debian,n={spec.release}"] == 990
@@ -317,7 +320,7 @@ def properties_of(stanza: str) -> dict[str, str]:
 
 @pytest.mark.req("R98")
 def test_copies_of_the_account_database(facts: dict[str, Fact]) -> None:
-    """The account database's older versions are closed to everybody"""
+    """No user can read the backup copies of the account database"""
     *older, shadow, gshadow = facts["accounts"].lines
     assert [shadow, gshadow] == ["640 root:shadow"] * 2
     assert set(older) <= {"0 root:root", "0 root:shadow"}
@@ -325,11 +328,11 @@ def test_copies_of_the_account_database(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R29")
 def test_time_is_proven(facts: dict[str, Fact]) -> None:
-    """chrony prefers servers that prove themselves, asks others too, steps at its start, and alone keeps the time"""
+    """chrony prefers authenticated servers, also queries others, steps at its start, and is the only time service"""
     text = facts["chrony"].text
     assert facts["chrony"].status == 0
     assert re.search(r"^makestep 1(\.0)? 3$", text, re.MULTILINE)
-    # With another mode a server of the site's own, or Debian's pool, is asked and never believed (F13 sees the clock set).
+    # In another mode a server of the site, or of Debian's pool, would be queried and never selected (F13 tests the clock).
     assert "authselectmode ignore" in text
     assert len(re.findall(r"^server \S+ .*\bnts trust prefer$", text, re.MULTILINE)) >= 2
     assert properties(facts["chrony unit"])["Restart"] == "on-failure"
@@ -338,11 +341,11 @@ def test_time_is_proven(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9")
 def test_mail_is_not_lost(facts: dict[str, Fact]) -> None:
-    """What a program mails to the administrator becomes an alert of the journal"""
+    """Mail from programs to the administrator is logged in the journal with priority alert"""
     assert "golden-test-mail" in facts["mail"].lines
 
 
 @pytest.mark.req("R1")
 def test_console_has_a_login(facts: dict[str, Fact]) -> None:
-    """The hypervisor's console can ask for a name and a password"""
+    """The hypervisor's console can prompt for a user name and a password"""
     assert facts["console"].status == 0

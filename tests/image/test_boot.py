@@ -1,4 +1,4 @@
-"""The clone is up: every unit works, nothing runs that is not known, and what a first boot makes is made."""
+"""The clone is up: every unit works, only known units run, and the units of the first boot have succeeded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .remote import until
 STATIC_TIMERS = {"systemd-tmpfiles-clean.timer": "ages temporary files; systemd enables it statically"}
 # Seconds that a boot waits for a disk, a mount or a service at least (docs/decisions/12-choices-in-the-image.md).
 PATIENCE = 900
-# What has less, and why no boot depends on it.
+# Units with a shorter timeout, and why no boot depends on them.
 IMPATIENT: dict[str, str] = {
     "systemd-hostnamed.service": "started on request",
     "systemd-localed.service": "started on request",
@@ -30,13 +30,13 @@ SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w"
 
 @pytest.fixture(scope="module")
 def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
-    """What the running system says about itself."""
+    """The state of the running system."""
     return gather(
         host,
         {
             "state": "systemctl is-system-running --wait",
             "failed": "systemctl --failed --no-legend --plain --no-pager",
-            # A timer may start its service at any time: a job that stays is one that hangs.
+            # A timer may start its service at any time; only a job that does not finish is an error.
             "jobs": until('test -z "$(systemctl list-jobs --no-legend --no-pager)"', 15, pause=0.5)
             + "; systemctl list-jobs --no-legend --no-pager",
             "enabled": "systemctl list-unit-files --state=enabled --no-legend --no-pager",
@@ -64,7 +64,7 @@ def facts(host: Host, expected: dict[str, Any]) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def limits(host: Host) -> dict[str, Fact]:
-    """How long units, the initrd and udev wait; systemctl asks for every property of every unit."""
+    """The timeouts of units, the initrd and udev; systemctl queries every property of every unit."""
     return gather(
         host,
         {
@@ -78,7 +78,7 @@ def limits(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def names(host: Host) -> dict[str, Fact]:
-    """The time zones, locales and accounts that there are."""
+    """The time zones, locales and accounts of the image."""
     return gather(
         host,
         {
@@ -92,7 +92,7 @@ def names(host: Host) -> dict[str, Fact]:
 
 @pytest.mark.req("R9")
 def test_system_is_running(facts: dict[str, Fact]) -> None:
-    """systemd says that the system is running: every unit that was started works"""
+    """systemd reports that the system is running and no unit has failed"""
     assert facts["failed"].lines == []
     assert facts["state"].text == "running"
     assert facts["jobs"].text == ""
@@ -100,13 +100,13 @@ def test_system_is_running(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9", "R24")
 def test_enabled_units_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Every enabled unit is on the list, with its reason, and all of the list is enabled"""
+    """Every enabled unit is in the list, with its reason, and every unit in the list is enabled"""
     assert {line.split()[0] for line in facts["enabled"].lines} == set(expected["units"])
 
 
 @pytest.mark.req("R24")
 def test_timers_are_known(facts: dict[str, Fact], expected: dict[str, Any], target: str) -> None:
-    """Every timer that runs is on the list"""
+    """Every active timer is in the list"""
     enabled = {unit for unit in expected["units"] if unit.endswith(".timer")}
     known = {*enabled, *STATIC_TIMERS} - ({"fstrim.timer"} if target == "container" else set())
     assert {line.split()[0] for line in facts["timers"].lines} == known
@@ -114,13 +114,13 @@ def test_timers_are_known(facts: dict[str, Fact], expected: dict[str, Any], targ
 
 @pytest.mark.req("R9")
 def test_targets_are_reached(facts: dict[str, Fact]) -> None:
-    """The machine reached its target, with the network's, and cloud-init's"""
+    """The default target and the targets of the network and cloud-init are active"""
     assert facts["targets"].lines == ["active", "active", "active", "graphical.target"]
 
 
 @pytest.mark.req("R4")
 def test_cloud_init_is_done(facts: dict[str, Fact]) -> None:
-    """cloud-init took the clone's seed and ended without an error"""
+    """cloud-init used the seed of the clone and finished without an error"""
     text = facts["cloud"].text
     assert facts["cloud"].status == 0, text
     assert re.search(r"^status: done$", text, re.MULTILINE)
@@ -130,7 +130,7 @@ def test_cloud_init_is_done(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9", "F18")
 def test_first_boot_units_worked(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Every unit that makes something at first boot ended well, at its first attempt"""
+    """Every unit of the first boot succeeded at its first attempt"""
     blocks = facts["first"].text.split("\n\n")
     found = {block["Id"]: block for block in (properties(Fact(0, text)) for text in blocks)}
     assert set(found) == {f"{name}.service" for name in expected["first_boot"]}
@@ -139,7 +139,7 @@ def test_first_boot_units_worked(facts: dict[str, Fact], expected: dict[str, Any
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a time span as systemctl shows it; 0 and infinity are no limit."""
+    """Return the seconds of a time span as systemctl shows it; 0 and infinity mean no limit."""
     if text in ("", "0", "infinity"):
         return float("inf")
     parts = [re.fullmatch(r"([0-9.]+)([a-z]+)", word) for word in text.split()]
@@ -149,7 +149,7 @@ def seconds(text: str) -> float:
 @pytest.mark.story
 @pytest.mark.req("R9", "F35")
 def test_a_boot_waits_for_a_slow_disk(limits: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """No unit gives a device, a mount, a start or a sign of life less than a quarter of an hour"""
+    """No timeout of a unit for a device, a mount, a start or the watchdog is below a quarter of an hour"""
     blocks = [properties(Fact(0, text)) for text in limits["limits"].text.split("\n\n")]
     loaded = {block["Id"]: block for block in blocks if block["LoadState"] == "loaded"}
     # A container has no device manager.
@@ -173,7 +173,7 @@ def test_a_boot_waits_for_a_slow_disk(limits: dict[str, Fact], expected: dict[st
 @pytest.mark.vm
 @pytest.mark.req("R9", "F35")
 def test_fstab_shortens_no_wait(facts: dict[str, Fact]) -> None:
-    """No file system has a time limit of its own, and the EFI system partition keeps no machine from booting"""
+    """No file system in fstab has a timeout, and the machine boots also without the EFI system partition"""
     options = {line.split()[1]: line.split()[3].split(",") for line in facts["fstab"].lines}
     assert "nofail" in options["/boot/efi"]
     assert not [option for found in options.values() for option in found if "timeout" in option]
@@ -181,7 +181,7 @@ def test_fstab_shortens_no_wait(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9")
 def test_nothing_was_restarted(facts: dict[str, Fact]) -> None:
-    """No service has died since the boot"""
+    """No service has been restarted since the boot"""
     assert set(facts["restarts"].words) == {"0"}
 
 
@@ -195,21 +195,21 @@ def test_debian_13(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R1")
 def test_virtual_machine(facts: dict[str, Fact]) -> None:
-    """The system sees that it runs in a virtual machine of QEMU"""
+    """The system detects that it runs in a QEMU virtual machine"""
     assert facts["virtualisation"].text in ("kvm", "qemu")
 
 
 @pytest.mark.vm
 @pytest.mark.req("R78")
 def test_newest_kernel_runs(facts: dict[str, Fact]) -> None:
-    """The running kernel is the newest that is installed, and nothing asks for a restart"""
+    """The running kernel is the newest installed one, and no reboot is required"""
     running, newest = facts["reboot"].lines
     assert newest == f"vmlinuz-{running}"
 
 
 @pytest.mark.req("F29")
 def test_host_name(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """The clone has the name of its seed, not the image's"""
+    """The clone has the host name of its seed, not that of the image"""
     now, stored = facts["names"].lines
     assert now == stored
     assert now != spec.hostname
@@ -217,7 +217,7 @@ def test_host_name(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
 
 @pytest.mark.req("R4")
 def test_locale_and_time_zone(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Locale and time zone are the spec's, and the locale exists"""
+    """Locale and time zone are those of the spec, and the locale exists"""
     configured, *rest = facts["locale"].lines
     *locales, zone, _ = rest
     assert configured == f"LANG={spec.locale}"
@@ -239,7 +239,7 @@ def test_names_of_the_spec_are_those_of_the_image(names: dict[str, Fact], spec: 
 
 @pytest.mark.req("R9")
 def test_journal_is_persistent_and_limited(facts: dict[str, Fact]) -> None:
-    """The journal is on the disk, and cannot fill it"""
+    """The journal is stored on the disk, with a size limit"""
     assert facts["journal"].status == 0
     assert int(facts["journal"].lines[-1]) >= 1
     limits = properties(facts["journal limits"])
@@ -249,7 +249,7 @@ def test_journal_is_persistent_and_limited(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("F29")
 def test_machine_id(facts: dict[str, Fact]) -> None:
-    """The machine id was made at first boot, and D-Bus uses the same one"""
+    """The machine id was created at first boot, and D-Bus uses the same one"""
     identity, access, link = facts["machine id"].lines
     assert re.fullmatch(r"[0-9a-f]{32}", identity)
     assert access in ("444 root", "644 root")
@@ -259,7 +259,7 @@ def test_machine_id(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R98")
 def test_boot_loader_is_locked(facts: dict[str, Fact]) -> None:
-    """At the console the machine can be started, and how it starts cannot be changed"""
+    """At the console the machine can be booted, but its boot options cannot be changed"""
     access, passwords, users, entries = facts["grub"].lines
     assert access in ("400 root:root", "600 root:root")
     assert (passwords, users) == ("1", "1")

@@ -1,4 +1,4 @@
-"""Certificates: checked before they are used, replaced without a lost request, renewed by themselves, and watched."""
+"""Certificates: checked before use, replaced without a lost request, renewed automatically, and monitored."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .under_load import Load, under_load
 
 pytestmark = pytest.mark.story
 
-# On the clone, in memory; everything that the tests make, and what stood there before.
+# On the clone, in memory: the files of the tests, and copies of the original files.
 WORK = "/run/test-certificates"
 SERVED_SECONDS = 5
-# Pairs that must not be taken, and the rule that each breaks.
+# Pairs that must be refused, and the rule that each violates.
 BAD = {
     "other-key": "the key belongs to the certificate",
     "weak-rsa": "RSA of 2048 bits",
@@ -95,13 +95,13 @@ cp authority.pem no-certificate.pem; cp authority.key no-certificate.key; echo n
 cp good.pem locked-key.pem
 openssl pkey -in good.key -aes128 -passout pass:secret -out locked-key.key
 
-# The authority's own web server.
+# The web server of the authority.
 key server
 server localhost | signed server root -days 30
 cat root.pem >>server.pem
 """
 
-# Whatever happened: what stood there before is there again, and no unit is left failed.
+# Restore the original files in any case; no unit stays failed.
 RESTORE = f"""
 cd {WORK}/keep
 systemctl stop test-authority.service
@@ -116,7 +116,7 @@ rm -rf {WORK}
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What the command and its units say on a clone that nobody has given a certificate."""
+    """The output of the command and the state of its units on a clone with its first certificate."""
     return gather(
         host,
         {
@@ -142,7 +142,7 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def made(host: Host, spec: SimpleNamespace, facts: dict[str, Fact]) -> Iterator[str]:
-    """Pairs that are good and bad, by an authority of the test; the clone is as before when the module's tests are done."""
+    """Valid and invalid pairs of an authority of the test; the clone is restored after the tests of the module."""
     name = str(spec.application.server_name)
     host.check_output("sh -c %s make %s", MAKE, name)
     yield name
@@ -169,7 +169,7 @@ ACME = (
 
 @pytest.mark.req("R76", "R77")
 def test_command(facts: dict[str, Fact]) -> None:
-    """The command explains itself, speaks JSON, and tells by its exit code how it went"""
+    """The command has a help text, prints JSON, and returns its result as the exit code"""
     assert facts["help"].status == 0
     assert {"show", "check", "install", "renew", "scan"} <= set(facts["help"].text.split())
     assert facts["usage"].status == 2
@@ -182,7 +182,7 @@ def test_command(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R51", "R52", "R53", "R60", "R61", "R77")
 def test_scan(facts: dict[str, Fact]) -> None:
-    """The scan finds nothing: TLS 1.2 and 1.3, forward secrecy, a post-quantum group, no tickets; and keeps its result"""
+    """The scan passes (TLS 1.2 and 1.3, forward secrecy, a post-quantum group, no tickets) and stores its result"""
     assert facts["scan"].status == 0, facts["scan"].text
     found = json.loads(facts["scan"].text)
     assert len(found["verdicts"]) >= 20
@@ -192,14 +192,14 @@ def test_scan(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R55")
 def test_insisting_on_tls_needs_a_trusted_certificate(facts: dict[str, Fact]) -> None:
-    """As long as the certificate signs itself, nobody can make browsers insist on TLS for two years"""
+    """HSTS for two years is refused while the certificate is self-signed"""
     assert facts["hsts"].status == 3
     assert "HSTS stays short" in facts["hsts"].text
 
 
 @pytest.mark.req("R9", "R63", "R77", "R87")
 def test_units(facts: dict[str, Fact]) -> None:
-    """Renewal, monitor and scan are timers; their services are sandboxed, and the ACME client has a user of its own"""
+    """Renewal, monitor and scan are timers; their services are sandboxed, and the ACME client has a dedicated user"""
     levels = [line.split("level for ")[1].split()[:2] for line in facts["exposure"].lines]
     assert len(levels) == 6
     assert {name: float(level) for name, level in levels if float(level) > 2.0} == {}
@@ -214,7 +214,7 @@ def test_units(facts: dict[str, Fact]) -> None:
 
 @pytest.fixture(scope="module")
 def refused(host: Host, made: str) -> dict[str, Fact]:
-    """What the command says to bad pairs, and the pair in place before and after."""
+    """The output of the command for invalid pairs, and the installed pair before and after."""
     pair = "cat /etc/ssl/private/app.key /etc/ssl/certs/app.pem | sha256sum"
     return gather(host, {"before": pair} | {one: install(one) for one in BAD} | {"after": pair})
 
@@ -222,23 +222,23 @@ def refused(host: Host, made: str) -> dict[str, Fact]:
 @pytest.mark.req("R61", "R87", "R54")
 @pytest.mark.parametrize("pair", BAD)
 def test_bad_pair_is_refused(refused: dict[str, Fact], pair: str) -> None:
-    """A pair that breaks a rule is refused, and the rule is named"""
+    """A pair that violates a rule is refused, and the error names the rule"""
     fact = refused[pair]
-    told = json.loads(fact.text[fact.text.index("{") : fact.text.rindex("}") + 1])
+    result = json.loads(fact.text[fact.text.index("{") : fact.text.rindex("}") + 1])
     assert fact.status in (1, 3)
-    assert told["ok"] is False
-    assert BAD[pair] in told["error"] + told["hint"]
+    assert result["ok"] is False
+    assert BAD[pair] in result["error"] + result["hint"]
 
 
 @pytest.mark.req("R61", "R87")
 def test_nothing_was_touched(refused: dict[str, Fact]) -> None:
-    """After every refusal the pair in place is the one from before"""
+    """The installed pair is unchanged after all refusals"""
     assert refused["before"].text == refused["after"].text
 
 
 @pytest.fixture(scope="module")
 def installed(host: Host, made: str, refused: dict[str, Fact]) -> tuple[Load, dict[str, Fact]]:
-    """A pair of an operator's own authority takes its place, under load."""
+    """A pair of the operator's authority is installed under load."""
     load = under_load(host, made, install("good"))
     facts = gather(
         host,
@@ -254,12 +254,12 @@ def installed(host: Host, made: str, refused: dict[str, Fact]) -> tuple[Load, di
 def test_installed_without_a_lost_request(
     host: Host, installed: tuple[Load, dict[str, Fact]], spec: SimpleNamespace
 ) -> None:
-    """A new pair is served within five seconds, and no request is lost while it takes its place"""
+    """A new pair is served within five seconds, and no request is lost during its installation"""
     load, facts = installed
     assert load.status == 0, load.output
     assert json.loads(load.output)["served_after"] <= seconds(host, SERVED_SECONDS)
     assert len(load.certificates) == 2
-    # Without an application there is no page to be asked for: every answer is 404.
+    # Without an application there are no pages: every response is 404.
     if "40-app" in spec.layers:
         assert (load.lost, load.failures) == (0, ())
     assert load.sent >= 20
@@ -269,13 +269,13 @@ def test_installed_without_a_lost_request(
 
 @pytest.mark.req("R60", "R35")
 def test_installed_key_is_closed(installed: tuple[Load, dict[str, Fact]]) -> None:
-    """An installed key is root's, and its copy in memory nginx's"""
+    """An installed key belongs to root, and its copy in memory to nginx"""
     assert installed[1]["access"].lines == ["600 root:root", "644 root:root", "400 nginx:nginx"]
 
 
 @pytest.fixture(scope="module")
 def after(host: Host, made: str, installed: tuple[Load, dict[str, Fact]]) -> dict[str, Fact]:
-    """What the monitor says of a certificate with five days left; installations that break off, or that nginx refuses."""
+    """The monitor with five days left; installations that are interrupted, or that nginx refuses."""
     stage = (
         "from pathlib import Path; from golden import install; "
         f"install.stage(Path('{WORK}/good.pem').read_bytes(), Path('{WORK}/good.key').read_bytes())"
@@ -287,15 +287,15 @@ def after(host: Host, made: str, installed: tuple[Load, dict[str, Fact]]) -> dic
             "five days": install("short"),
             "expiry": "systemctl start golden-certificate-expiry.service",
             "alert": until(alerts, 20, pause=1),
-            "said": "journalctl -b -o cat -u golden-certificate-expiry.service | grep FAILED",
-            # Between two files a power cut came.
+            "monitor": "journalctl -b -o cat -u golden-certificate-expiry.service | grep FAILED",
+            # A power failure between the two files.
             "power cut": f'python3 -c "{stage}"; cp {WORK}/good.key /etc/ssl/private/app.key',
             "boot": "systemctl restart golden-certificate-boot.service && systemctl reload nginx && "
             "golden-certificate check",
             "left": "ls /var/lib/golden-certificates",
             # A configuration that nginx refuses.
             "broken": f"echo no_such_directive >/etc/nginx/conf.d/99-broken.conf; {install('short')}",
-            "taken back": "golden-certificate check",
+            "rolled back": "golden-certificate check",
             "repaired": "rm /etc/nginx/conf.d/99-broken.conf; systemctl reload nginx && systemctl is-active nginx",
         },
     )
@@ -303,32 +303,32 @@ def after(host: Host, made: str, installed: tuple[Load, dict[str, Fact]]) -> dic
 
 @pytest.mark.req("R63", "R9")
 def test_monitor_warns(after: dict[str, Fact]) -> None:
-    """A pair with line ends of Windows is served; with five days left the monitor fails, says why, and raises an alert"""
+    """A pair with Windows line endings is served; with five days left the monitor logs the reason and raises an alert"""
     assert after["five days"].status == 0, after["five days"].text
     assert after["expiry"].status != 0
-    assert "at least 21 days are left" in after["said"].text
+    assert "at least 21 days are left" in after["monitor"].text
     assert after["alert"].status == 0
     assert after["alert"].lines
 
 
 @pytest.mark.req("F18", "R87")
 def test_power_cut_in_an_installation(after: dict[str, Fact]) -> None:
-    """When a power cut comes between key and certificate, the next boot ends the installation"""
+    """After a power failure between key and certificate, the next boot completes the installation"""
     assert after["boot"].status == 0, after["boot"].text
     assert "pending" not in after["left"].words
 
 
 @pytest.mark.req("F14", "R87")
 def test_refused_by_the_web_server(after: dict[str, Fact]) -> None:
-    """When the web server does not take a pair, the former one is back, and it goes on"""
+    """If nginx refuses a pair, the previous one is restored, and nginx keeps running"""
     assert after["broken"].status == 1, after["broken"].text
-    assert after["taken back"].status == 0, after["taken back"].text
+    assert after["rolled back"].status == 0, after["rolled back"].text
     assert (after["repaired"].status, after["repaired"].text) == (0, "active")
 
 
 @pytest.fixture(scope="module")
 def renewed(host: Host, made: str, after: dict[str, Fact]) -> dict[str, Any]:
-    """The site gets an ACME authority; the renewal runs under load, then again, then for a name that is not ours."""
+    """An ACME authority is configured; the renewal runs under load, then again, then for a name of another machine."""
     server = (Path(__file__).with_name("acme_server.py")).read_text()
     start = (
         f"cat >{WORK}/acme_server.py && "
@@ -359,10 +359,10 @@ def renewed(host: Host, made: str, after: dict[str, Fact]) -> dict[str, Any]:
 
 @pytest.mark.req("R87", "R13")
 def test_renewed_by_acme(renewed: dict[str, Any], spec: SimpleNamespace) -> None:
-    """The ACME client proves the names over plain HTTP; the certificate is served within five seconds, nothing is lost"""
+    """The ACME client validates the names over HTTP; the certificate is served within 5 s, and no request is lost"""
     load, facts = renewed["load"], renewed["facts"]
     assert load.status == 0, facts["log"].text
-    # Without an application there is no page to be asked for: every answer is 404.
+    # Without an application there are no pages: every response is 404.
     if "40-app" in spec.layers:
         assert (load.lost, load.failures) == (0, ())
     assert len(load.certificates) == 2
@@ -371,7 +371,7 @@ def test_renewed_by_acme(renewed: dict[str, Any], spec: SimpleNamespace) -> None
     assert shown["trusted"] is True
     assert shown["certificate"]["issuer"] == "CN=authority"
     assert facts["access"].lines[0] == "600 root:root"
-    # No challenge is left, no key of a request, and the account's key is the client's alone.
+    # No challenge and no key of a request is left, and only the client can read the account's key.
     assert facts["access"].lines[1] == "state:"
     assert "renewal" not in facts["access"].words
     assert any(line.startswith("600 golden-acme:golden-acme") and "account.key" in line for line in facts["access"].lines)
@@ -381,7 +381,7 @@ def test_renewed_by_acme(renewed: dict[str, Any], spec: SimpleNamespace) -> None
 
 @pytest.mark.req("R55")
 def test_insisting_on_tls(renewed: dict[str, Any]) -> None:
-    """With a certificate that is trusted and a good scan, an operator has browsers insist on TLS for two years, and back"""
+    """With a trusted certificate and a passed scan, HSTS can be set to two years, and reset"""
     assert 'on "max-age=63072000";' in renewed["facts"]["hsts"].text, renewed["facts"]["hsts"].text
     assert renewed["secured"].header("Strict-Transport-Security") == ["max-age=63072000"]
     assert json.loads(renewed["off"])["hsts"] == "max-age=300"
@@ -389,7 +389,7 @@ def test_insisting_on_tls(renewed: dict[str, Any]) -> None:
 
 @pytest.mark.req("R87", "R59")
 def test_name_that_is_not_ours(renewed: dict[str, Any]) -> None:
-    """A name that the machine cannot prove gets no certificate, and the former one stays"""
+    """No certificate is issued for a name that the machine cannot validate, and the previous one stays installed"""
     facts = renewed["facts"]
     assert facts["stranger"].status == 1
     assert "gave no certificate" in facts["stranger"].text

@@ -1,4 +1,4 @@
-"""The data disk: made, filled, mounted, adopted by another system, enlarged, and refused, on a loop device."""
+"""The data disk: created, filled, mounted, adopted by another system, enlarged, and refused, on a loop device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINK = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_golden-data"
 DISK = "/var/lib/golden-data/disk"
 OPTIONS = {"rw", "noatime", "nodev", "nosuid"}
 RUNNABLE = "/opt/app"
-# udev of a container makes no nodes: that of the loop device may be missing.
+# udev in a container creates no nodes: that of the loop device may be missing.
 LOOP = f"""
 truncate -s 1G {IMAGE}
 modprobe -q loop
@@ -34,38 +34,38 @@ device=/dev/loop$number
 mkdir -p {LINK.rpartition("/")[0]}
 losetup $device {IMAGE} && ln -sfn $device {LINK}
 """
-# Besides what serves, what reads the files of the application in the background.
+# Besides the services, units that read the files of the application in the background.
 STOP = (
     "systemctl stop nginx.socket nginx gunicorn.socket gunicorn postgresql@17-main syslog.socket rsyslog "
     "golden-deploy-accept golden-aide"
 )
 START = "systemctl start postgresql@17-main rsyslog gunicorn.socket nginx.socket gunicorn nginx"
-# As at a boot: before the services, and before the file that says that they run.
+# As at boot: before the services, and before the file that marks them as started.
 AT_BOOT = (
     "rm -f /run/golden-data/started; golden-data --json attach; status=$?; touch /run/golden-data/started; exit $status"
 )
 MOUNTED = f'awk -v device=$(readlink -f {LINK}) \'$0 ~ " - ext4 " device " " {{print $5}}\' /proc/self/mountinfo | tac'
-# What was stopped may take a moment to let go of its files; the first run of AIDE is not stopped, and goes on to others.
+# A stopped service may take a moment to close its files; the first run of AIDE is not stopped, and goes on to others.
 UNMOUNT = until(f"{MOUNTED} | xargs -r -n1 umount", 60)
 OTHER_SITE = "marker.update(was=marker['site'], site='other')"
 NEWER_LAYOUT = "marker.update(site=marker['was'], layout=marker['layout'] + 1)"
 
 
 def edit(change: str) -> str:
-    """Return shell code that changes the marker of the disk, which is not mounted: ``change`` is Python with ``marker``."""
+    """Return shell code that changes the marker of the unmounted disk: ``change`` is Python that uses ``marker``."""
     program = f"import json, pathlib; p = pathlib.Path('/mnt/site.json'); marker = json.loads(p.read_text()); {change}; "
     return f'mount {LINK} /mnt && python3 -c "{program}p.write_text(json.dumps(marker))" && umount /mnt'
 
 
 def answer(fact: Fact) -> dict[str, Any]:
-    """Return the JSON object that a command printed last, whatever was printed before it."""
+    """Return the JSON object at the end of a command's output."""
     found: dict[str, Any] = json.JSONDecoder().raw_decode(fact.text[fact.text.index("{") :])[0]
     return found
 
 
 @pytest.fixture(scope="module")
 def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
-    """A disk is attached while the machine runs, then as at a boot, then by another system; at the end it is gone."""
+    """A disk is attached while the machine runs, then as at boot, then by another system; at the end it is removed."""
     if LAYER not in spec.layers:
         pytest.skip(f"the image has no layer {LAYER}")
     health = {"health": ask(spec.application.server_name, "/health")}
@@ -88,7 +88,7 @@ def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
         "owner": "stat -c '%U:%G %a' /var/www/media/goldentest-data /var/lib/postgresql/17/main /etc/golden",
         "status": "golden-data --json status",
         "stranger": f"runuser -u nobody -- ls {DISK}; runuser -u postgres -- ls {DISK}",
-        # The kernel lets a container enlarge no mounted file system: the next start does it.
+        # The kernel does not let a container enlarge a mounted file system: the next start does it.
         "grow": f"truncate -s 1500M {IMAGE}; losetup --set-capacity $(readlink -f {LINK}); golden-data --json grow",
         "saved": f"golden-data save; sha256sum <{DISK}/files/etc/ssl/private/app.key",
     }
@@ -96,7 +96,7 @@ def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
     found["served"] = browse(host, health)["health"]
     other = "marker['system'] = '0' * 32; marker['owners']['users']['gunicorn'] += 5000"
     found |= gather(host, {
-        # Another system had the disk: its numbers for users differ, and its keys count.
+        # The disk of another system: its user ids differ, and its keys are used.
         "foreign": f"{STOP}; touch /var/lib/aide/aide.db; "
         f"find /var/www/media -user gunicorn -exec chown -h $(($(id -u gunicorn) + 5000)) {{}} +; {UNMOUNT}; {edit(other)}; "
         "cp -a /etc/ssl/private/app.key /run/goldentest-key; echo wrong >/etc/ssl/private/app.key",
@@ -129,7 +129,7 @@ def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
 
 @pytest.mark.req("R5")
 def test_without_a_data_disk_nothing_is_different(story: dict[str, Any]) -> None:
-    """Without a data disk nothing is mounted; a disk that comes while the machine runs is left alone until the next start"""
+    """Without a data disk nothing is mounted; a disk that is added at runtime is not used until the next start"""
     assert answer(story["before"]) == {"ok": True, "attached": False, "reason": "this machine has no data disk"}
     assert "next start" in story["late"].text
     assert "TYPE=" not in story["late"].text
@@ -137,7 +137,7 @@ def test_without_a_data_disk_nothing_is_different(story: dict[str, Any]) -> None
 
 @pytest.mark.req("R5")
 def test_the_units_are_valid(story: dict[str, Any]) -> None:
-    """systemd reads the units, and knows each of their conditions"""
+    """systemd accepts the units and each of their conditions"""
     wrong = [line for line in story["units"].lines if re.search("(?i)unknown|fail.* parse|invalid", line)]
     assert not [line for line in wrong if "golden-data" in line]
     assert "ConditionFirmware=smbios-field(product_family $= golden-data:*)" in story["units"].text
@@ -145,7 +145,7 @@ def test_the_units_are_valid(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R6")
 def test_what_must_outlive_the_system_is_on_the_disk(story: dict[str, Any]) -> None:
-    """Every directory on the lists of the layers is mounted from the disk, with the options of its list"""
+    """Every directory in the lists of the layers is mounted from the disk, with the options of its list"""
     assert story["first"].status == 0, story["first"].text
     state = answer(story["status"])
     assert state["ok"], state
@@ -161,7 +161,7 @@ def test_what_must_outlive_the_system_is_on_the_disk(story: dict[str, Any]) -> N
 
 @pytest.mark.req("R4")
 def test_the_machine_serves_from_the_disk(story: dict[str, Any]) -> None:
-    """Database, media and application work from the data disk, with their owners and modes"""
+    """Database, media and application work on the data disk, with their owners and modes"""
     assert story["start"].status == 0, story["start"].text
     assert story["served"].status == 200
     assert story["rows"].text == "7"
@@ -169,11 +169,11 @@ def test_the_machine_serves_from_the_disk(story: dict[str, Any]) -> None:
 
 
 def test_keys_beside_files_of_the_system_are_copied(story: dict[str, Any]) -> None:
-    """Keys in directories of the system are copied to the disk, and a new system takes them from there"""
+    """Keys in system directories are copied to the disk, and a new system restores them from there"""
     assert story["saved"].lines[-1] == story["key"].text
     assert story["adopted"].status == 0, story["foreign"].text + story["adopted"].text
     assert story["restored"].lines[:2] == [story["key"].text, "gunicorn"]
-    # It was enlarged meanwhile.
+    # The disk was enlarged meanwhile.
     assert int(story["restored"].lines[2]) > 1400
     assert {"aide.db.former", "image"} <= set(story["restored"].lines)
     assert "aide.db" not in story["restored"].lines
@@ -186,7 +186,7 @@ def test_keys_beside_files_of_the_system_are_copied(story: dict[str, Any]) -> No
     ("damaged", "is damaged"), ("blank", "in its place is blank"),
 ])  # fmt: skip
 def test_a_wrong_disk_is_refused(story: dict[str, Any], fault: str, named: str) -> None:
-    """A disk of another site, of a newer layout, with data of another format or without its description is refused"""
+    """A disk of another site, a newer layout, another data format or without a description is refused"""
     assert story[fault].status == 1, story[fault].text
     assert named in story[fault].text
     state = answer(story["refused"])
@@ -196,7 +196,7 @@ def test_a_wrong_disk_is_refused(story: dict[str, Any], fault: str, named: str) 
 
 
 def test_no_service_begins_without_its_data(story: dict[str, Any]) -> None:
-    """Services that use what is kept require the unit that refuses a disk; without one the machine serves again"""
+    """Services that use the data disk require the unit that refuses one; without a disk the machine serves again"""
     assert [("golden-data.service" in line) for line in story["needing"].lines] == [True] * 5
     assert answer(story["end"]) == {"ok": True, "attached": False, "reason": "this machine has no data disk"}
     assert story["served at the end"].status == 200

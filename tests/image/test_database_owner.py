@@ -1,4 +1,4 @@
-"""An attacker who owns the application's tables: nothing that is defined there ever runs as the database's superuser."""
+"""An attacker who owns the application's tables: no definition there ever runs as the superuser of the database."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from testinfra.host import Host
 
 pytestmark = pytest.mark.story
 
-# Runs on the clone, as root. Each spy reports, in the server's log, who evaluated it; a log entry is written in a read-only
-# transaction too, and stays after a rollback.
+# Runs on the clone, as root. Each spy writes to the server's log which role evaluated it; a log entry is also written in a
+# read-only transaction, and stays after a rollback.
 ATTACK = r'''
 import json, os, pathlib, re, subprocess, time
 
 SITE = pathlib.Path("/run/golden/site.json")
 BACKUPS = pathlib.Path("/var/backups/golden")
 WORK = pathlib.Path("/run/golden-test-owner")
-# Where a shell of psql may write, as any user.
+# A file that a shell started by psql can write, as any user.
 TRACE = "/dev/shm/golden-test-spy"
 results = {}
 
@@ -46,7 +46,7 @@ DEFINED = (
     + spy("operator_concat", "text, name", "text", "'concat'")
     + "CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = text, FUNCTION = golden_spy.operator_equal);\n"
     "CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = name, FUNCTION = golden_spy.operator_concat);\n"
-    # Functions of the catalogue's names, in front of it for whoever takes the path that the database has.
+    # Functions with names of the catalogue, before it in the search path of the database.
     + spy("public.encode", "bytea, text", "text", "'x'")
     + spy("default_value", "", "int", "7")
     + spy("check_value", "int", "boolean", "true")
@@ -70,12 +70,12 @@ DEFINED = (
     "CREATE POLICY spy ON public.golden_spied USING (golden_spy.policy_value(id));\n"
     "INSERT INTO public.golden_spied (id, text, b, d) SELECT i, 'x', 1, 1 FROM generate_series(1, 3) AS i;\n"
     "CREATE MATERIALIZED VIEW public.golden_spied_view AS SELECT golden_spy.view_value(id) AS v FROM public.golden_spied;\n"
-    # A view in place of a table that golden-restore reads by its name, in the schema that the path names first.
+    # A view with the name of a table that golden-restore reads, in a schema of the search path.
     "CREATE VIEW golden_spy.django_migrations AS SELECT golden_spy.view_value(1)::text AS app, 'x'::text AS name;\n"
-    # A name that ends a line: what follows would be a command of psql.
+    # A name with a newline: the next line would be a command of psql.
     "CREATE TABLE public.\"golden\n\\! touch " + TRACE + "\n\" (id int);\n"
     "INSERT INTO public.\"golden\n\\! touch " + TRACE + "\n\" VALUES (1);\n"
-    # What a new connection takes for its own.
+    # The search path of new connections.
     "ALTER DATABASE app SET search_path TO public, golden_spy, pg_catalog;\n"
     "ALTER ROLE app_owner SET search_path TO public, golden_spy, pg_catalog;\n"
 )
@@ -87,17 +87,17 @@ UNDO = (
 )
 
 def spied():
-    """What the spies reported in the logs of the real server and of the drill's; the definitions are logged, too."""
+    """The log lines of the spies, of the real server and of the drill's; the definitions are logged, too."""
     text = run("sh", "-c", "cat /var/log/postgresql/*; journalctl -b -o cat -u golden-restore-server.service")["text"]
     return sorted(set(re.findall(r"golden spy ([a-z_.]+: (?:on|off) .*)", text)))
 
 def server_of_drill():
-    """Watch the drill's server while it runs: user, AppArmor profile, and what it sees in place of the real one."""
+    """Inspect the drill's server while it runs: user, AppArmor profile, socket and cluster."""
     drill = subprocess.Popen(["golden-restore", "--drill", "--json"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     seen = {}
     while drill.poll() is None:
         shown = run("systemctl", "show", "-p", "MainPID", "-p", "ActiveState", "golden-restore-server.service")["text"]
-        # Before it is active the process is still systemd's, on its way into the sandbox.
+        # Before the unit is active, systemd is still setting up the sandbox of the process.
         if "ActiveState=active" in shown and not seen:
             pid = shown.split("MainPID=")[1].split()[0]
             try:
@@ -136,7 +136,7 @@ try:
                                "SELECT 1")
     old = set(BACKUPS.glob("*.age"))
     results["backup"] = run("systemctl", "start", "golden-backup.service")
-    # It follows the backup by itself; the drill would find its lock taken.
+    # The backup starts this unit; wait for it, because the drill needs its lock.
     run("systemctl", "start", "golden-backup-send.service")
     (archive,) = set(BACKUPS.glob("*.age")) - old
     results["server"], results["drill"] = server_of_drill()
@@ -157,7 +157,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def attack(host: Host) -> dict[str, Any]:
-    """Everything that an owner of tables can define, then a backup, a drill, a verification and a restore."""
+    """All kinds of definitions of an owner of tables, then a backup, a drill, a verification and a restore."""
     output = host.check_output("python3 -c %s", ATTACK)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
@@ -165,7 +165,7 @@ def attack(host: Host) -> dict[str, Any]:
 
 @pytest.mark.req("R89", "R91")
 def test_no_superuser_in_the_applications_database(attack: dict[str, Any]) -> None:
-    """The superuser is refused in the application's database, and none ever connected to it"""
+    """The superuser cannot connect to the application's database, and never did"""
     assert attack["superuser"]["code"] == 2, attack["superuser"]["text"]
     assert "rejects connection" in attack["superuser"]["text"]
     assert attack["connections"] == 0
@@ -173,15 +173,15 @@ def test_no_superuser_in_the_applications_database(attack: dict[str, Any]) -> No
 
 @pytest.mark.req("R89", "R92", "F20")
 def test_nothing_of_the_owner_runs_as_superuser(attack: dict[str, Any]) -> None:
-    """What the owner defines (casts, operators, checks, generated columns, views) runs as the owner in backup and restore"""
+    """Backup and restore run the owner's casts, operators, checks, generated columns and views as the owner"""
     assert attack["defined"]["code"] == 0, attack["defined"]["text"]
     evaluated = {line.split(":")[0] for line in attack["spied"]}
-    # The restore evaluates these: a test without them would prove nothing.
+    # The restore evaluates these: without them the test would not test anything.
     assert {"check_value", "generated_value", "domain_value", "index_value", "view_value"} <= evaluated
     assert {line.split(": ")[1].split()[0] for line in attack["spied"]} == {"off"}
     assert {tuple(line.split(": ")[1].split()[1:3]) for line in attack["spied"]} == {("app_owner", "app_owner")}
     assert "cast_row" not in evaluated
-    # Both servers were spied on.
+    # The spies were evaluated in both servers.
     assert {line.split(" ", 4)[4] for line in attack["spied"]} == {"17/main", "restore drill"}
 
 
@@ -194,14 +194,14 @@ def test_an_event_trigger_is_refused(attack: dict[str, Any]) -> None:
 
 @pytest.mark.req("R92", "F20")
 def test_no_name_of_a_table_is_a_command(attack: dict[str, Any]) -> None:
-    """A table whose name contains a line with a command of psql starts no shell"""
+    """A table name that contains a line with a psql command does not start a shell"""
     assert not attack["shell"]
 
 
 @pytest.mark.req("R92", "R97", "F20")
 @pytest.mark.parametrize("step", ["backup", "drill", "restore", "undone"])
 def test_the_work_is_done_all_the_same(attack: dict[str, Any], step: str) -> None:
-    """Backup, drill and restore work with all of that in the database"""
+    """Backup, drill and restore succeed with all these definitions in the database"""
     assert attack[step]["code"] == 0, attack[step]["text"]
     assert attack["tables"] == "3"
 
@@ -210,14 +210,14 @@ def test_the_work_is_done_all_the_same(attack: dict[str, Any], step: str) -> Non
 def test_verification_still_sees_the_database(attack: dict[str, Any]) -> None:
     """golden-verify checks the database without using any definition of the owner"""
     lines = [line for line in attack["verify"]["text"].splitlines() if "R89" in line]
-    # The database's own check, that of the application's roles, and that of what the backup needs.
+    # The checks of the database, of the application's roles, and of the requirements of the backup.
     assert len(lines) == 3, attack["verify"]["text"]
     assert all(line.startswith("PASS ") for line in lines), lines
 
 
 @pytest.mark.req("R77", "R92", "F20")
 def test_the_drills_server_is_apart(attack: dict[str, Any]) -> None:
-    """The drill's server runs as a separate user, without a network, and sees its own cluster and socket only"""
+    """The drill's server runs as a separate user, without a network, and sees only its own cluster and socket"""
     server = attack["server"]
     assert server["user"] == "golden-restore"
     assert server["network"]
@@ -229,8 +229,8 @@ def test_the_drills_server_is_apart(attack: dict[str, Any]) -> None:
 
 @pytest.mark.req("R77", "F20")
 def test_the_drills_server_is_confined(attack: dict[str, Any], target: str) -> None:
-    """AppArmor confines the drill's server as it confines the real one; in a container its unit names the profile"""
-    # That a unit does not start without its profile: test_mac.
+    """AppArmor confines the drill's server like the real one; in a container its unit names the profile"""
+    # test_mac tests that a unit does not start without its profile.
     assert attack["server"]["named"] == "postgres"
     if target != "container":
         assert attack["server"]["profile"] == "postgres (enforce)"

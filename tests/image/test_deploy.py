@@ -1,4 +1,4 @@
-"""Deployments: refused when not as announced, built beside what serves, switched in one step, and taken back when ill."""
+"""Deployments: verified, built beside the running release, switched in one step, and rolled back if not healthy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNITS = (
     "golden-deploy-accept.service",
 )  # fmt: skip
 
-# Fails for whoever started it to see: golden-deploy.
+# A failure of this unit is reported by golden-deploy, which starts it.
 CANDIDATE = "application-candidate.service"
 
-# A small application, so that emulated machines build it in seconds: what golden-deploy asks of any (manage.py with
-# check, collectstatic and migrate; a WSGI callable; /health), and gunicorn, whose wheel is put together again from the
-# installed package, so that no package index is needed.
+# A small application, so that emulated machines build it in seconds. It has the parts that golden-deploy requires (manage.py
+# with check, collectstatic and migrate; a WSGI callable; /health), and gunicorn, whose wheel is rebuilt from the installed
+# package, so that no package index is needed.
 STORY = r'''
 import base64, csv, hashlib, io, json, os, pathlib, re, subprocess, sys, tarfile, threading, time, zipfile
 
@@ -34,7 +34,7 @@ STATE = pathlib.Path("/var/lib/golden-deploy")
 SITE = pathlib.Path("/run/golden/site.json")
 BACKUPS = pathlib.Path("/var/backups/golden")
 FAILS = pathlib.Path("/run/golden/test-deploy")
-said = {}
+results = {}
 
 MANAGE = """
 import os, pathlib, sys
@@ -57,9 +57,9 @@ if verb == "collectstatic":
           "network:", attempt(lambda: socket.create_connection(("127.0.0.1", 443), 2)), "uid:", os.getuid())
 if verb == "migrate":
     print("role:", os.environ["DATABASE_ROLE"], "migrations of @NAME@")
-    # The test says in this file whose migrations fail.
-    told = pathlib.Path("/run/golden/test-deploy")
-    sys.exit(7 if told.exists() and told.read_text() == "@NAME@" else 0)
+    # The name in this file is that of the release whose migrations fail.
+    failing = pathlib.Path("/run/golden/test-deploy")
+    sys.exit(7 if failing.exists() and failing.read_text() == "@NAME@" else 0)
 """
 WSGI = """
 import os
@@ -100,7 +100,7 @@ def repacked(name):
     return f"{version}-py3-none-any.whl", body.getvalue()
 
 def packed(name, *, files=None, changes=None, link=""):
-    """Write a bundle and return its path and hash; ``changes`` are made to the archive behind its manifest's back."""
+    """Write a bundle and return its path and hash; ``changes`` are in the archive and not in its manifest."""
     content = dict(files)
     facts = {path: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in content.items()}
     content |= changes or {}
@@ -128,7 +128,7 @@ def deploy(path, digest, *words):
     return run("golden-deploy", path, "--sha256", digest, *words)
 
 class Visitor(threading.Thread):
-    """Asks for a page again and again, and keeps what was no answer."""
+    """Requests a page repeatedly, and records failed requests."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -172,13 +172,13 @@ try:
     WHEEL, BODY = repacked("gunicorn")
     name, version = WHEEL.split("-")[:2]
     LOCK = f"{name}=={version} --hash=sha256:{hashlib.sha256(BODY).hexdigest()}\n".encode()
-    said["start"] = state()
+    results["start"] = state()
 
-    # What is not as announced changes nothing.
+    # A bundle that does not match its hash or manifest changes nothing.
     good = application("one")
     one, one_hash = packed("one", files=good)
-    said["no hash"] = run("golden-deploy", one)
-    said["other hash"] = deploy(one, "0" * 64)
+    results["no hash"] = run("golden-deploy", one)
+    results["other hash"] = deploy(one, "0" * 64)
     bad = {"changed": dict(files=good, changes={"code/manage.py": b"print()"}),
            "added": dict(files=good, changes={"code/more.py": b"print()"}),
            "traversal": dict(files=good | {"code/../../x": b"x"}),
@@ -187,10 +187,10 @@ try:
            "linked": dict(files=good, link="/etc/shadow"),
            "without code": dict(files={"requirements.lock": LOCK}),
            "without hashes": dict(files=good | {"requirements.lock": f"{name}=={version}\n".encode()})}
-    said["refused"] = {name: deploy(*packed(name.replace(" ", "-"), **how)) for name, how in bad.items()}
-    said["after refusals"] = state()
+    results["refused"] = {name: deploy(*packed(name.replace(" ", "-"), **how)) for name, how in bad.items()}
+    results["after refusals"] = state()
 
-    # The site names a bundle: deployed once, under load, with a backup before it; a power cut had left half a release.
+    # The site settings name a bundle: deployed once, under load, after a backup, beside an incomplete release.
     (APP / "releases" / "0123456789ab" / "code").mkdir(parents=True)
     run("age-keygen", "-o", WORK / "key")
     recipient = run("age-keygen", "-y", WORK / "key")["text"].strip()
@@ -198,60 +198,61 @@ try:
     keep = {"recipient": recipient, "target": "", "keep_days": 14}
     wish = {"bundle": str(one), "sha256": one_hash}
     SITE.write_text(json.dumps(content | {"backup": keep, "application": wish}))
-    said["wanted"] = run("golden-deploy", "--wanted")
+    results["wanted"] = run("golden-deploy", "--wanted")
     visitor = Visitor()
     visitor.start()
-    said["one"] = run("golden-deploy", "--site")
-    said["wanted again"] = run("golden-deploy", "--wanted")
-    said["backups"] = len({path.name for path in BACKUPS.glob("*.age")} - kept)
-    said["one state"] = state()
-    said["one hash"] = one_hash
+    results["one"] = run("golden-deploy", "--site")
+    results["wanted again"] = run("golden-deploy", "--wanted")
+    results["backups"] = len({path.name for path in BACKUPS.glob("*.age")} - kept)
+    results["one state"] = state()
+    results["one hash"] = one_hash
     top = APP / "releases" / one_hash[:12]
-    said["owners"] = sorted(set(run("find", top, "-printf", "%u:%g %y %m\\n")["text"].split("\n")) - {""})
-    said["held"] = sorted(path.name for path in top.iterdir())
-    said["pip"] = run("find", top / "venv", "-name", "pip", "-o", "-name", "setuptools")["text"]
-    said["compiled"] = len(list(top.rglob("*.pyc")))
-    said["writable"] = run("runuser", "-u", "gunicorn", "--", "find", APP, STATIC, "-writable", "!", "-type", "l")["text"]
-    said["again"] = deploy(one, one_hash)
-    said["probe"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-build@{one_hash[:12]}.service")["text"]
-    said["migrated"] = run("journalctl", "-b", "-o", "cat", "-u", f"golden-deploy-migrate@{one_hash[:12]}.service")["text"]
+    results["owners"] = sorted(set(run("find", top, "-printf", "%u:%g %y %m\\n")["text"].split("\n")) - {""})
+    results["held"] = sorted(path.name for path in top.iterdir())
+    results["pip"] = run("find", top / "venv", "-name", "pip", "-o", "-name", "setuptools")["text"]
+    results["compiled"] = len(list(top.rglob("*.pyc")))
+    results["writable"] = run("runuser", "-u", "gunicorn", "--", "find", APP, STATIC, "-writable", "!", "-type", "l")["text"]
+    results["again"] = deploy(one, one_hash)
+    log = ("journalctl", "-b", "-o", "cat", "-u")
+    results["probe"] = run(*log, f"golden-deploy-build@{one_hash[:12]}.service")["text"]
+    results["migrated"] = run(*log, f"golden-deploy-migrate@{one_hash[:12]}.service")["text"]
 
-    # One that fails: while migrating, and in a second attempt while it is tried. The release before goes on.
+    # A release that fails: in its migrations, and at the second attempt as a candidate. The previous release keeps serving.
     SITE.write_text(json.dumps(content | {"backup": None}))
     ill = packed("ill", files=application("ill", answer="503 Service Unavailable"))
     FAILS.write_text("ill")
-    said["bad migration"] = deploy(*ill)
-    said["bad migration state"] = state()
+    results["bad migration"] = deploy(*ill)
+    results["bad migration state"] = state()
     FAILS.unlink()
-    said["ill"] = deploy(*ill)
-    said["ill state"] = state()
-    said["ill visitor"] = list(visitor.failed)
-    said["candidate"] = run("systemctl", "show", "-p", "ActiveState", "application-candidate.service")["text"]
-    said["candidate link"] = os.path.lexists("/run/golden/candidate")
+    results["ill"] = deploy(*ill)
+    results["ill state"] = state()
+    results["ill visitor"] = list(visitor.failed)
+    results["candidate"] = run("systemctl", "show", "-p", "ActiveState", "application-candidate.service")["text"]
+    results["candidate link"] = os.path.lexists("/run/golden/candidate")
 
-    # One that is well until it serves.
-    said["late"] = deploy(*packed("late", files=application("late", later="503 Service Unavailable")))
-    said["late state"] = state()
+    # A release that is healthy until it serves.
+    results["late"] = deploy(*packed("late", files=application("late", later="503 Service Unavailable")))
+    results["late state"] = state()
     visitor.going = False
     visitor.join()
-    said["visitor"] = {"names": visitor.names, "failed": visitor.failed[:5]}
+    results["visitor"] = {"names": visitor.names, "failed": visitor.failed[:5]}
 
-    # Back, and what the command says of itself.
-    said["rollback"] = run("golden-deploy", "--rollback")
-    said["rollback state"] = state()
-    said["list"] = json.loads(run("golden-deploy", "--list", "--json")["text"])
+    # A rollback, and the list of releases.
+    results["rollback"] = run("golden-deploy", "--rollback")
+    results["rollback state"] = state()
+    results["list"] = json.loads(run("golden-deploy", "--list", "--json")["text"])
     with open("/run/golden-lock/golden-deploy.lock", "w") as lock:
         import fcntl
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said["two at once"] = deploy(one, one_hash)
+        results["two at once"] = deploy(one, one_hash)
 finally:
     if os.readlink(APP / "current").split("/")[-1] != first:
-        # With the grants of the release: rules of the web server, units.
+        # Restores the grants of the release too: rules of the web server, units.
         again = f"from golden import deploy; from golden.releases import Releases; deploy.activate(Releases(), '{first}')"
         run("python3", "-I", "-c", again)
     (APP / "previous").unlink(missing_ok=True)
     for path in (APP / "releases").iterdir():
-        if re.fullmatch("[0-9a-f]{12}", path.name) and path.name != first and path.name not in said["start"]["releases"]:
+        if re.fullmatch("[0-9a-f]{12}", path.name) and path.name != first and path.name not in results["start"]["releases"]:
             run("rm", "-rf", path)
     if adopted:
         record.unlink(missing_ok=True)
@@ -259,20 +260,20 @@ finally:
         *(path for path in BACKUPS.iterdir() if path.name not in kept))
     SITE.write_text(before) if before else SITE.unlink(missing_ok=True)
     run("sh", "-c", "systemctl reset-failed 'golden-deploy*' 'golden-backup*'")
-print(json.dumps(said))
+print(json.dumps(results))
 '''
 
 
 @pytest.fixture(scope="module")
 def story(host: Host) -> dict[str, Any]:
-    """Bundles that are refused, one that is deployed, those that fail, and the way back."""
+    """Bundles that are refused, one that is deployed, those that fail, and the rollback."""
     found: dict[str, Any] = json.loads(host.check_output("python3 -c %s", STORY).splitlines()[-1])
     return found
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What systemd says of the units."""
+    """The properties of the units."""
     commands = {f"unit {unit}": f"systemctl show -p OnFailure -p User {unit}" for unit in UNITS}
     exposed = (*UNITS, CANDIDATE)
     commands |= {f"exposure {unit}": f"systemd-analyze security --no-pager '{unit}' | tail -1" for unit in exposed}
@@ -291,7 +292,7 @@ def test_units(facts: dict[str, Fact], unit: str) -> None:
 
 @pytest.mark.req("R18", "R75")
 def test_a_release_that_is_tried_has_the_sandbox_of_the_service(facts: dict[str, Fact]) -> None:
-    """The server of a release that is tried is rated as the one that serves"""
+    """systemd rates the sandbox of a candidate like that of the service, 0.3 or better"""
     found = re.search(r"level for \S+: ([0-9.]+)", facts[f"exposure {CANDIDATE}"].text)
     assert found, facts[f"exposure {CANDIDATE}"].text
     assert float(found.group(1)) <= 0.3
@@ -299,7 +300,7 @@ def test_a_release_that_is_tried_has_the_sandbox_of_the_service(facts: dict[str,
 
 @pytest.mark.req("R18")
 def test_a_hash_is_required_and_must_be_the_one(story: dict[str, Any]) -> None:
-    """A bundle without a hash, or with another one, is not even opened"""
+    """A bundle without a hash, or with a wrong one, is refused before it is opened"""
     assert story["no hash"]["code"] == 2
     assert "--sha256" in story["no hash"]["text"]
     assert story["other hash"]["code"] == 3
@@ -308,7 +309,7 @@ def test_a_hash_is_required_and_must_be_the_one(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R18", "R37")
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("changed", "is not what the manifest says"),
         ("added", "is not in the manifest"),
@@ -320,16 +321,16 @@ def test_a_hash_is_required_and_must_be_the_one(story: dict[str, Any]) -> None:
         ("without hashes", "has no hash"),
     ],
 )
-def test_bundles_that_are_refused(story: dict[str, Any], how: str, said: str) -> None:
-    """A bundle with a changed, added, hidden or linked file, or a way out of its directory, changes nothing"""
+def test_bundles_that_are_refused(story: dict[str, Any], how: str, message: str) -> None:
+    """A bundle with a changed, added, hidden or linked file, or a path outside its directory, changes nothing"""
     assert story["refused"][how]["code"] == 3
-    assert said in story["refused"][how]["text"]
+    assert message in story["refused"][how]["text"]
     assert story["after refusals"] == story["start"]
 
 
 @pytest.mark.req("R18", "R75", "R83")
 def test_deployment(story: dict[str, Any]) -> None:
-    """A release is built offline from its bundle, made root's, and serves after one change of a link"""
+    """A release is built offline from its bundle, belongs to root, and serves after the change of one link"""
     assert story["one"]["code"] == 0, story["one"]["text"]
     name = story["one hash"][:12]
     assert story["one state"]["links"]["current"] == f"releases/{name}"
@@ -346,14 +347,14 @@ def test_deployment(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R18", "R92")
 def test_backup_before_migrations(story: dict[str, Any]) -> None:
-    """With a recipient for backups, one is made before the migrations, which run as the tables' owner"""
+    """If a recipient for backups is set, a backup precedes the migrations, which run as the owner of the tables"""
     assert story["backups"] == 1
     assert "role: app_owner migrations of one" in story["migrated"]
 
 
 @pytest.mark.req("R18", "R37")
 def test_code_is_built_without_rights(story: dict[str, Any]) -> None:
-    """What a bundle's code does while it is built, it does without root, network, database and other releases"""
+    """During the build, a bundle's code runs without root, network, database and write access to other releases"""
     found = re.search(
         r"probe root: (\w+) etc: (\w+) other release: (\w+) database: (\w+) network: (\w+) uid: (\d+)", story["probe"]
     )
@@ -364,14 +365,14 @@ def test_code_is_built_without_rights(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R4", "F30")
 def test_same_bundle_again(story: dict[str, Any]) -> None:
-    """The bundle that serves already changes nothing and is no failure"""
+    """Deploying the active bundle again changes nothing and succeeds"""
     assert story["again"]["code"] == 0
     assert "serves already" in story["again"]["text"]
 
 
 @pytest.mark.req("R18", "R22")
 def test_failing_migration(story: dict[str, Any]) -> None:
-    """A migration that fails ends the deployment before the switch"""
+    """A failed migration ends the deployment before the switch"""
     assert story["bad migration"]["code"] == 1
     assert "the migrations failed, and the old release goes on" in story["bad migration"]["text"]
     assert story["bad migration state"]["links"] == story["one state"]["links"]
@@ -379,7 +380,7 @@ def test_failing_migration(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R18", "R75")
 def test_ill_release_never_serves(story: dict[str, Any]) -> None:
-    """A release that is not healthy gets no request of a visitor; what was built for it is not built twice"""
+    """A release that is not healthy gets no request of a visitor; a second attempt does not build it again"""
     assert story["ill"]["code"] == 3
     assert "is not healthy, and never served: /health: 503" in story["ill"]["text"]
     assert story["ill state"]["links"] == story["one state"]["links"]
@@ -399,14 +400,14 @@ def test_release_that_falls_ill_is_taken_back(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R18", "R22", "R75", "F03")
 def test_no_request_is_lost(story: dict[str, Any]) -> None:
-    """While releases change, nobody is turned away: requests wait in the socket"""
+    """No connection fails while releases change: requests wait in the socket"""
     assert story["visitor"]["names"][:2] == ["release image", "release one"]
     assert [error for error in story["visitor"]["failed"] if error != "503"] == []
 
 
 @pytest.mark.req("R75")
 def test_rollback(story: dict[str, Any]) -> None:
-    """--rollback lets the release before serve again, and --list says which is which"""
+    """--rollback activates the previous release again, and --list marks the current and the previous one"""
     assert story["rollback"]["code"] == 0, story["rollback"]["text"]
     links = story["one state"]["links"]
     assert story["rollback state"]["links"] == {"current": links["previous"], "previous": links["current"]}
@@ -424,7 +425,7 @@ def test_two_at_once(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R4", "F18")
 def test_bundle_of_the_site(story: dict[str, Any]) -> None:
-    """The site's bundle is deployed once; what a power cut left of a release before is removed"""
+    """The bundle of the site settings is deployed once; an incomplete release of a power failure is removed"""
     assert story["wanted"]["code"] == 0
     assert story["one"]["code"] == 0, story["one"]["text"]
     assert story["wanted again"]["code"] == 1

@@ -1,4 +1,4 @@
-"""The packet filter: what it lets in, through and out, its limits, and its fence for an incident."""
+"""The packet filter: rules for incoming, forwarded and outgoing packets, limits, and the isolation in an incident."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = 100
 
 SCENE = r"""
 def leave(user, port):
-    # A child, because a process does not get its user back.
+    # In a child, because a process cannot change back to root.
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -32,15 +32,15 @@ def leave(user, port):
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
-        said = stream.read()
+        outcome = stream.read()
     os.waitpid(child, 0)
-    return said
+    return outcome
 
 def answer(connection):
     connection.setblocking(True)
     connection.settimeout(SECONDS)
     try:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: nobody\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: unknown\r\n\r\n")
         return "closed" if connection.recv(1) == b"" else "answered"
     except OSError as error:
         return type(error).__name__
@@ -87,7 +87,7 @@ def scene(questions, facts):
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """The rules as the kernel has them, the units, and the settings."""
+    """The rules in the kernel, the units, and the settings."""
     return gather(
         host,
         {
@@ -109,28 +109,28 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def probe(host: Host, expected: dict[str, Any]) -> dict[str, Any]:
-    """What other machines see of this one."""
+    """How other machines see this one."""
     questions = {"ports": STRANGER, "out": [[way["user"], way["port"]] for way in expected["outgoing"]], "idle": IDLE}
-    # A connection from before an isolation: to the web server, where there is one.
+    # A connection that is open before the isolation: to the web server if there is one.
     questions["held"] = 80 if 80 in expected["ports"] else 22
     return play(host, SCENE, questions)
 
 
 def _from_outside(expected: dict[str, Any], port: int) -> str:
-    """Return what anybody gets from a port: the web server's are open, and SSH is the administrators'."""
+    """Return the result of a connection from any address: the web server's ports are open, SSH is not."""
     return "open" if port in expected["ports"] and port != 22 else "silent"
 
 
 @pytest.mark.req("R3", "R30")
 def test_everything_is_refused_by_default(facts: dict[str, Fact]) -> None:
-    """What no rule names is dropped: in, through, and out"""
+    """Incoming, forwarded and outgoing packets without a matching rule are dropped"""
     chains = [one["chain"] for one in json.loads(facts["table"].text)["nftables"] if "chain" in one]
     assert {chain["hook"]: chain["policy"] for chain in chains if "hook" in chain} == POLICIES
 
 
 @pytest.mark.req("R30")
 def test_rules_come_before_the_network(facts: dict[str, Fact]) -> None:
-    """The rules are loaded before the network comes up, it needs them, and stopping the unit does not open it"""
+    """The rules are loaded before the network, which requires them, and stay when the unit is stopped"""
     rules, network, networks_of_administrators = map(int, facts["order"].lines)
     assert 0 < rules < network
     assert networks_of_administrators > rules
@@ -140,7 +140,7 @@ def test_rules_come_before_the_network(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R3", "R30", "R80")
 def test_administrators_are_the_settings(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Port 22 is open to the networks of the site settings; without any, to those of the spec; without any, to nobody"""
+    """Port 22 is open to the networks of the site settings, or else to those of the spec, or else closed"""
     wanted = json.loads(facts["settings"].text).get("admin_cidrs") or spec.admin.cidrs
     found = json.loads(facts["state"].text)["administrators"]
     assert {ipaddress.ip_network(one) for one in found} == {ipaddress.ip_network(one) for one in wanted}
@@ -161,21 +161,21 @@ def test_administrators_come_in(host: Host, facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R3", "R10", "R30", "R90")
 @pytest.mark.parametrize("who", ["stranger", "stranger6"])
 def test_strangers_reach_the_web_server_only(probe: dict[str, Any], expected: dict[str, Any], who: str) -> None:
-    """From any other address only the ports of the web server are open, and no other port answers at all"""
+    """From any other address only the ports of the web server are open, and other ports do not answer"""
     assert probe["asked"][who] == {str(port): _from_outside(expected, port) for port in STRANGER}
 
 
 @pytest.mark.req("R30", "R80")
 @pytest.mark.parametrize("who", ["admin", "admin6"])
 def test_administrators_reach_ssh(probe: dict[str, Any], expected: dict[str, Any], who: str) -> None:
-    """From an administrator's network port 22 is open too"""
+    """Port 22 is also open from an administrator's network"""
     assert probe["asked"][who] == {"22": "open", "80": _from_outside(expected, 80)}
 
 
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R14")
 def test_connections_per_address_are_limited(probe: dict[str, Any]) -> None:
-    """One address holds so many connections that send nothing, and no more; another address is served meanwhile"""
+    """The number of idle connections of one address is limited; another address is served meanwhile"""
     assert LIMIT - 5 <= probe["crowd"] <= LIMIT + 1
     assert probe["beside the crowd"] == {"admin": {"80": "open"}}
 
@@ -183,27 +183,27 @@ def test_connections_per_address_are_limited(probe: dict[str, Any]) -> None:
 @pytest.mark.req("R30")
 @pytest.mark.expected("way", "outgoing")
 def test_outgoing_by_user(probe: dict[str, Any], expected: dict[str, Any], way: dict[str, Any]) -> None:
-    """A service reaches the ports outside that it needs; everything else is refused at once"""
-    # Nothing listens there: a connection that may leave is refused by the other side.
+    """A service can reach the outside ports that it needs; all other connections are refused at once"""
+    # Nothing listens there: an allowed connection is refused by the other side.
     outcome = probe["out"][expected["outgoing"].index(way)]
     assert outcome == ("refused" if way["may"] else "rejected")
 
 
 @pytest.mark.req("R100")
 def test_isolation_leaves_administrators_only(probe: dict[str, Any], expected: dict[str, Any]) -> None:
-    """An isolated machine answers administrators on port 22 and nobody else, not even on connections from before"""
+    """An isolated machine answers only administrators on port 22, and also drops connections that were open before"""
     assert probe["isolated"]
     assert set(probe["fenced"]["stranger"].values()) == {"silent"}
     assert probe["fenced"]["admin"] == {"22": "open", "80": "silent"}
     assert probe["out, isolated"] == "silent"
-    # Without a web server it is a connection of an administrator to port 22, which stays.
+    # Without a web server it is a connection of an administrator to port 22, which stays open.
     held = "TimeoutError" if 80 in expected["ports"] else "answered"
     assert probe["held"] == (held if probe["held until then"] else "closed")
 
 
 @pytest.mark.req("R100")
 def test_isolation_lasts_until_it_is_ended(probe: dict[str, Any], expected: dict[str, Any]) -> None:
-    """An isolation outlives a reload of the rules, is written down for the next boot, and ends when it is told to"""
+    """An isolation lasts across a reload of the rules, is saved for the next boot, and ends with `release`"""
     assert probe["isolation lasts"]
     assert probe["isolated after reload"]
     assert not probe["after"]["isolated"]
@@ -212,7 +212,7 @@ def test_isolation_lasts_until_it_is_ended(probe: dict[str, Any], expected: dict
 
 @pytest.mark.req("R9", "R30")
 def test_refusals_are_counted(probe: dict[str, Any], facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Each kind of refusal has its counter; afterwards the administrators' networks are as before"""
+    """Each kind of refusal has a counter; afterwards the administrators' networks are unchanged"""
     gained = {name: packets - probe["before"]["dropped"][name] for name, packets in probe["counted"].items()}
     assert gained["in"] >= 2 * (len(STRANGER) - 2)
     assert gained["out"] >= len([way for way in expected["outgoing"] if not way["may"]])
@@ -225,7 +225,7 @@ def test_refusals_are_counted(probe: dict[str, Any], facts: dict[str, Fact], exp
 @pytest.mark.vm
 @pytest.mark.req("R9", "R30")
 def test_refusals_are_logged(probe: dict[str, Any], expected: dict[str, Any], host: Host) -> None:
-    """Refused packets leave lines in the journal, with the user for what wanted to leave"""
+    """Refused packets are logged in the journal, outgoing ones with their user"""
     lines = host.check_output("journalctl -k -b --no-pager -o cat --grep golden-firewall | tail -200")
     assert probe["after"]
     marks = ["golden-firewall in: ", "golden-firewall out: ", "golden-firewall isolated in: "]
@@ -236,7 +236,7 @@ def test_refusals_are_logged(probe: dict[str, Any], expected: dict[str, Any], ho
 
 @pytest.mark.req("R30")
 def test_rules_are_roots(facts: dict[str, Fact]) -> None:
-    """Only root reads the rules"""
+    """Only root can read the rules"""
     directory, *files = [line.split()[:2] for line in facts["access"].lines]
     assert directory == ["700", "root:root"]
     assert len(files) >= 2
@@ -245,7 +245,7 @@ def test_rules_are_roots(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R38")
 def test_units_are_sandboxed(facts: dict[str, Fact]) -> None:
-    """The units that change the packet filter can do little else"""
+    """systemd rates the sandbox of the units that change the packet filter 2.0 or better"""
     scores = [float(line.split()[-3]) for line in facts["exposure"].lines if "Overall exposure" in line]
     assert len(scores) == 2
     assert max(scores) <= 2.0
@@ -253,7 +253,7 @@ def test_units_are_sandboxed(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R30")
 def test_command_explains_itself(facts: dict[str, Fact]) -> None:
-    """golden-firewall says how it is used, and refuses those who are not root"""
+    """golden-firewall prints its usage, and refuses users other than root"""
     assert facts["usage"].lines[0].startswith("usage: golden-firewall")
     assert [line for line in facts["usage"].lines if line.isdigit()] == ["2", "2"]
     assert properties(facts["usage"]) == {}

@@ -1,4 +1,4 @@
-"""Two clones of one image are two machines: whatever tells machines apart differs."""
+"""Two clones of one image are two machines: all identifying values differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture(scope="module")
 def marks(clones: list[Host], expected: dict[str, Any]) -> list[dict[str, str]]:
-    """What tells each clone from others, all asked in one command a clone."""
+    """The identifying values of each clone, queried in one command per clone."""
     identity = expected["identity"]
     script = "set -u\n" + "\n".join(f"printf '%s\\0' \"$({command})\"" for command in identity.values())
     found = []
@@ -28,7 +28,7 @@ def marks(clones: list[Host], expected: dict[str, Any]) -> list[dict[str, str]]:
 @pytest.mark.req("F29", "R81", "R61")
 @pytest.mark.expected("mark", "identity")
 def test_clones_differ(marks: list[dict[str, str]], mark: str) -> None:
-    """Two clones differ in what tells machines apart"""
+    """Two clones differ in each identifying value"""
     values = [found[mark].strip() for found in marks]
     assert all(values), f"{mark} is missing: {values}"
     assert len(set(values)) == len(values), f"{mark} is the same in two clones: {values[0]}"
@@ -45,14 +45,14 @@ def test_firmware(machines: list[Machine], target: str) -> None:
         )
         seen[machine.firmware] = text.strip()
     expected = {"bios": "bios", "uefi": "1"}
-    # A cluster has one firmware for all its clones; which one is in its settings.
+    # On a cluster all clones have the firmware of its settings.
     assert seen == ({name: expected[name] for name in seen} if target == "proxmox" else expected)
 
 
 @pytest.mark.layers("50-nginx", "application")
 @pytest.mark.req("R86", "R95")
 def test_health_from_outside(machines: list[Machine], spec: object) -> None:
-    """From outside each clone, HTTPS answers /health with 200 and says that the database was asked"""
+    """From outside each clone, /health returns 200 over HTTPS and reports that the database answers"""
     for machine in machines:
         name = spec.application.server_name  # type: ignore[attr-defined]
         code, text = await_health(machine.host, name, machine.address, machine.ports["https"])

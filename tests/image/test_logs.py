@@ -1,4 +1,4 @@
-"""Logs: nothing leaves without a collector; with one, everything arrives over TLS, also what it missed while it was down."""
+"""Logs: they stay local without a collector; with one, all lines arrive over TLS, also those of a downtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSED = "no permited name|name not permitted"
 FORM = r"<\d+>1 \d{{4}}-\d\d-\d\dT\S+ \S+ goldentest \d+ - - {}"
 
 # A collector of both protocols: each message becomes a line of its file. RELP: TXNR SP COMMAND SP LENGTH [SP DATA] LF, and
-# an answer to each; syslog over TLS (RFC 5425): LENGTH SP MESSAGE, and no answer.
+# a response to each; syslog over TLS (RFC 5425): LENGTH SP MESSAGE, and no response.
 COLLECTOR = r"""
 import os, socket, socketserver, ssl, sys
 
@@ -75,26 +75,26 @@ def start(protocol: str) -> str:
 
 
 def collector(peer: str, more: str = "") -> str:
-    """Return the shell command that gives the clone a collector, whose certificate must name ``peer``."""
+    """Return the shell command that configures a collector, whose certificate must name ``peer``."""
     text = f"log_collector: {{host: 127.0.0.1, port: {PORT}, ca: {WORK}/pem, peer: {peer}{more}}}"
     restart = "systemctl restart golden-site.service; systemctl restart golden-logs.service"
     return f'echo "{text}" >/etc/golden/site.yaml; {restart}'
 
 
 def log(word: str, count: int) -> str:
-    """Return the shell command that logs lines WORD-1-end to WORD-COUNT-end: in the journal, as any program does."""
+    """Return the shell command that logs lines WORD-1-end to WORD-COUNT-end: in the journal, like any program."""
     return f"seq -f '{word}-%g-end' {count} | systemd-cat -t goldentest"
 
 
 def arrives(word: str, count: int) -> str:
-    """Return the shell command that waits until that many different lines have arrived, and says how many did."""
+    """Return the shell command that waits until that many different lines have arrived, and prints their number."""
     counted = f"grep -aoE '{word}-[0-9]+-end' {WORK}/got 2>/dev/null | sort -u | wc -l"
     return until(f"n=$({counted}); test $n -ge {count}", 20, pause=0.2) + "; echo $n"
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> Iterator[dict[str, Fact]]:
-    """A collector that is not the one named, then the right one, then one that is away for a while."""
+    """A collector with the wrong name, then the right one, then one that is down for a while."""
     stop = "systemctl stop goldentest-collector"
     request = (
         'python3 -c \'import http.client as h; c = h.HTTPConnection("127.0.0.1", 80); '
@@ -130,7 +130,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
     finally:
         host.run(
             f"rm -f /etc/golden/site.yaml; test ! -e {WORK}/kept || mv {WORK}/kept /etc/golden/site.yaml; "
-            # The second restart waits for the one that golden-logs asks for: later tests count lines.
+            # The second restart waits for the one that golden-logs requests: later tests count lines.
             "systemctl restart golden-site.service; systemctl restart golden-logs.service rsyslog.service; "
             f"systemctl stop goldentest-collector.service; rm -rf {WORK}"
         )
@@ -138,13 +138,13 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
 
 @pytest.mark.req("R65", "R93")
 def test_nothing_is_sent_without_a_collector(facts: dict[str, Fact]) -> None:
-    """A clone that is given no collector sends its logs nowhere"""
+    """A clone without a collector does not send its logs"""
     assert facts["silent"].lines == []
 
 
 @pytest.mark.req("R65")
 def test_a_stranger_gets_nothing(facts: dict[str, Fact]) -> None:
-    """A collector whose certificate names somebody else gets nothing, and the refusal is in the journal"""
+    """Nothing is sent to a collector whose certificate has another name, and the refusal is logged in the journal"""
     assert re.search(REFUSED, facts["stranger"].text), facts["stranger"].text
     assert "stranger-1-end" not in facts["stranger"].text
 
@@ -165,7 +165,7 @@ def test_requests_arrive_over_tls(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R65")
 def test_logs_arrive_at_a_collector_of_plain_syslog(facts: dict[str, Fact]) -> None:
-    """A collector that speaks RFC 5425 only gets the same lines"""
+    """The same lines arrive at a collector that only supports RFC 5425"""
     count, line = facts["plain"].lines[-2:]
     assert count == str(MANY)
     assert re.match(FORM.format("plain-1-end"), line), line
@@ -173,14 +173,14 @@ def test_logs_arrive_at_a_collector_of_plain_syslog(facts: dict[str, Fact]) -> N
 
 @pytest.mark.req("R65", "R93")
 def test_a_collector_that_is_down_loses_nothing(facts: dict[str, Fact]) -> None:
-    """Every line that was logged while the collector was down arrives later, through a restart of the log service too"""
+    """Every line logged while the collector is down arrives later, also across a restart of the log service"""
     assert facts["up"].lines == [str(MANY)] * 3
     assert any(name.startswith("collector") for name in facts["restarted"].words), facts["restarted"].text
 
 
 @pytest.mark.req("R65")
 def test_log_settings_are_whole_and_restart_nothing_in_vain(facts: dict[str, Fact]) -> None:
-    """The log service accepts its settings, root alone reads them, and the same settings again restart nothing"""
+    """The log service accepts its settings, only root can read them, and unchanged settings do not restart it"""
     assert facts["config"].lines[0] == "600 root"
     assert "End of config validation run" in facts["config"].text
     before, after = facts["same"].lines
@@ -189,7 +189,7 @@ def test_log_settings_are_whole_and_restart_nothing_in_vain(facts: dict[str, Fac
 
 @pytest.mark.req("R94")
 def test_logs_are_turned_over_daily(host: Host) -> None:
-    """logrotate runs every day and keeps two weeks, compressed, in files that only root writes"""
+    """logrotate runs daily and keeps two weeks of compressed logs, in files that only root can write"""
     found = gather(
         host,
         {

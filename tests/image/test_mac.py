@@ -1,4 +1,4 @@
-"""AppArmor: the three services are confined to what they need, by name, and nothing else is loaded."""
+"""AppArmor: the services are confined to the access that they need, with named profiles; no other profiles are loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for unit in {units}; do
     do cat /proc/$process/attr/current; done
 done 2>/dev/null
 """
-# Where auditd runs, refusals go to its log; else into the journal.
+# With auditd, denials are in its log; otherwise in the journal.
 DENIED = """
 { journalctl -b --no-pager -o cat _TRANSPORT=kernel + _TRANSPORT=audit; cat /var/log/audit/audit.log; } 2>/dev/null |
     grep -a 'apparmor="DENIED"' | sort -u
@@ -33,13 +33,13 @@ def _confined(profile: str, program: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def named(expected: dict[str, Any]) -> dict[str, str]:
-    """The units that name a profile of the layers, and the profile of each; of other profiles the path of a program."""
+    """The units with a profile of the layers, and its name; the names of other profiles are paths of programs."""
     return {unit: profile for unit, profile in expected["confined"].items() if not profile.startswith("/")}
 
 
 @pytest.fixture(scope="module")
 def units(host: Host, named: dict[str, str]) -> dict[str, Fact]:
-    """What the units say, and what the profiles are."""
+    """The properties of the units, and the profiles."""
     profiles = " ".join(f"/etc/apparmor.d/{profile}" for profile in named.values())
     return gather(
         host,
@@ -56,7 +56,7 @@ def units(host: Host, named: dict[str, str]) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def facts(host: Host, expected: dict[str, Any], named: dict[str, str]) -> dict[str, Fact]:
-    """What the kernel enforces. The attempts that must fail come last: they leave refusals in the log."""
+    """The enforcement by the kernel. The attempts that must fail come last, because they log denials."""
     harmless = 'print(len(open("/opt/app/current/code/manage.py").read()) > 9)'
     sql = "runuser -u postgres -- psql -XAtq -d postgres -c"
     return gather(
@@ -85,11 +85,11 @@ def facts(host: Host, expected: dict[str, Any], named: dict[str, str]) -> dict[s
 
 @pytest.mark.req("R33", "R70", "R85")
 def test_profiles_are_named_in_the_units(units: dict[str, Fact], named: dict[str, str]) -> None:
-    """Each service names its profile, in the form in which it does not start without it"""
-    # Without a unit systemd shows its own properties, of which none is asked for.
+    """The unit of each service names its profile, and does not start without it"""
+    # Without a unit systemctl shows the manager's properties; none of these is requested.
     shown = [block for block in units["named"].text.split("\n\n") if block]
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown]
-    # systemd shows "-" before a name that may be missing.
+    # systemd prints "-" before the name of an optional profile.
     assert {block["Id"]: block["AppArmorProfile"] for block in blocks} == named
     assert units["ignored"].lines == []
     assert units["loader"].text == "enabled"
@@ -97,21 +97,21 @@ def test_profiles_are_named_in_the_units(units: dict[str, Fact], named: dict[str
 
 @pytest.mark.req("R70")
 def test_profiles_start_no_program(units: dict[str, Fact]) -> None:
-    """No profile of ours lets a service start a program, and none is in another mode than enforce"""
+    """No profile of the layers lets a service start a program, and all are in enforce mode"""
     assert units["exec rules"].lines == []
     assert units["modes"].lines == []
 
 
 @pytest.mark.req("R33")
 def test_only_used_profiles_are_on(units: dict[str, Fact], expected: dict[str, Any], named: dict[str, str]) -> None:
-    """Of Debian's profiles only that of chrony is loaded: the others are for programs that are not here"""
+    """Of Debian's profiles only that of chrony is loaded: the others are for programs that are not installed"""
     assert set(units["on"].lines) == {*named.values(), *expected["profiles"], "usr.sbin.chronyd"}
 
 
 @pytest.mark.vm
 @pytest.mark.req("R33", "R70", "R85")
 def test_every_loaded_profile_is_enforced(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """AppArmor is on; exactly the known profiles are loaded, all of them enforced"""
+    """AppArmor is enabled; exactly the known profiles are loaded, all of them in enforce mode"""
     assert facts["enabled"].lines == ["Yes", "active"]
     profiles = json.loads(facts["status"].text)["profiles"]
     assert profiles == dict.fromkeys([*expected["confined"].values(), *expected["profiles"]], "enforce")
@@ -120,7 +120,7 @@ def test_every_loaded_profile_is_enforced(facts: dict[str, Fact], expected: dict
 @pytest.mark.vm
 @pytest.mark.req("R33", "R70")
 def test_every_process_is_confined(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Every process of nginx, the application, the database and the time service bears its profile, enforced"""
+    """Every process of nginx, the application, the database and the time service runs in its enforced profile"""
     found: dict[str, set[str]] = {}
     unit = ""
     for line in facts["labels"].lines:
@@ -134,7 +134,7 @@ def test_every_process_is_confined(facts: dict[str, Fact], expected: dict[str, A
 @pytest.mark.vm
 @pytest.mark.req("R70")
 def test_nothing_needed_is_refused(facts: dict[str, Fact]) -> None:
-    """Neither the start nor a reload nor any test before this one was refused anything"""
+    """AppArmor has denied nothing to the services at start, at a reload and in the tests before this one"""
     assert facts["reload"].status == 0, facts["reload"].text
     assert facts["denied"].lines == []
 
@@ -169,6 +169,6 @@ def test_confined_root_is_powerless(facts: dict[str, Fact], attempt: str) -> Non
 @pytest.mark.layers("30-postgresql", "40-app")
 @pytest.mark.req("R70")
 def test_confined_services_do_their_work(facts: dict[str, Fact]) -> None:
-    """The same programs in the same profiles do what they are for: the refusals above are no accident"""
+    """The same programs in the same profiles can do their work: the refusals above are no coincidence"""
     assert facts["gunicorn allowed"].text == "True"
     assert facts["postgres allowed"].text == "42"

@@ -1,4 +1,4 @@
-"""What listens, and how the machine finds its network and resolves names."""
+"""Listening sockets, network configuration and name resolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testinfra.host import Host
 
 from .facts import Fact, gather
 
-# UDP: the DHCP clients of systemd-networkd; they must hear answers.
+# UDP: the DHCP clients of systemd-networkd, which must receive responses.
 UDP = {("systemd-network", 68), ("systemd-network", 546)}
 
 
@@ -54,14 +54,14 @@ def _covers(known: str, path: str) -> bool:
 
 @pytest.mark.req("R3", "R10", "R11", "R90")
 def test_tcp_listeners_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Only the ports that the layers name listen, on IPv4 and IPv6, and nothing at all on the loopback interface"""
+    """Only the ports that the layers name listen, on IPv4 and IPv6, and none on the loopback interface"""
     found = {(address, port) for protocol, address, port, _ in _listeners(facts["sockets"]) if protocol == "tcp"}
     assert found == {(address, port) for port in expected["ports"] for address in ("0.0.0.0", "[::]")}
 
 
 @pytest.mark.req("R10")
 def test_udp_listeners_are_known(facts: dict[str, Fact]) -> None:
-    """No UDP port is open but those of the DHCP client"""
+    """No UDP ports are open except those of the DHCP client"""
     found = {(program, port) for protocol, _, port, program in _listeners(facts["sockets"]) if protocol == "udp"}
     assert {(name[:15], port) for name, port in found} <= UDP
 
@@ -74,7 +74,7 @@ def test_services_listen_on_unix_sockets(facts: dict[str, Fact], expected: dict[
 
 @pytest.mark.req("R10")
 def test_unix_listeners_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Every named UNIX socket that listens is on the list, and nothing listens for the hypervisor (AF_VSOCK)"""
+    """Every named UNIX socket that listens is in the list, and none listens for the hypervisor (AF_VSOCK)"""
     strangers = [
         path for path in facts["named"].lines if not any(_covers(known, path) for known in expected["unix_sockets"])
     ]
@@ -120,7 +120,7 @@ def test_address_by_dhcp(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R29")
 def test_time_service(facts: dict[str, Fact]) -> None:
-    """chrony keeps the time, nothing else does, and it is asked over its UNIX socket"""
+    """chrony is the only time service, and it is queried over its UNIX socket"""
     active, *rest = facts["time"].lines
     assert active == "active"
     assert any(line.startswith("Reference ID") for line in rest)
@@ -129,5 +129,5 @@ def test_time_service(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R1")
 def test_guest_agent_is_ready(facts: dict[str, Fact]) -> None:
-    """The guest agent is installed, and starts when the hypervisor offers its channel"""
+    """The guest agent is installed, and starts if the hypervisor provides its channel"""
     assert facts["guest agent"].lines == ["loaded", "install ok installed"]

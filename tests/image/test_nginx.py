@@ -1,4 +1,4 @@
-"""The web server: unprivileged, without a network of its own, and it answers for the clone's names only."""
+"""The web server: unprivileged, without access to the network, and it answers only for the names of the clone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONCE = (
     "Strict-Transport-Security",
     "X-Request-ID",
 )
-# Names that are code, configuration, keys, backups or listings; and ways to leave the site's directory.
+# Paths of code, configuration, keys, backups or listings; then paths that leave the site's directory.
 HIDDEN = [
     "/.env", "/.git/config", "/.htpasswd", "/.ssh/id_ed25519", "/static/.env", "/media/.env", "/settings.py",
     "/project/settings.py", "/manage.py", "/project/__pycache__/settings.pyc", "/static/site.sql", "/backup.bak",
@@ -44,12 +44,14 @@ TRAVERSAL = [
     "/media/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/static/..%c0%af..%c0%afetc/passwd",
     "/media/..;/..;/etc/passwd", "/static/%00/../../etc/passwd",
 ]  # fmt: skip
-# Modules beyond those that are built in, by the layer that brings them.
+# Modules besides the built-in ones, by the layer that installs them.
 MODULES = {"50-mod-http-headers-more-filter.conf"}
 SITES = {"00-default", "10-app"}
-# Of the optional layer 55-waf.
+# An account without privileges.
+UNPRIVILEGED = "nobody"
+# Modules of the optional layer 55-waf.
 FIREWALL_MODULES = {"50-mod-http-modsecurity.conf", "10-mod-http-ndk.conf", "50-mod-http-ndk.conf"}
-# What a user may have brought, and whether it is handed out again.
+# Uploads of a user, and whether they are served.
 MEDIA = {
     "photo.jpg": True, "notes.txt": True, "photo.max-165x165.jpg": True, "PHOTO.JPG": True, "film.mp4": True,
     "letter.docx": True, "copy.tar.gz": True, "LICENSE": True, "page.html": False, "page.xhtml": False, "picture.svg": False,
@@ -83,7 +85,7 @@ def facts(host: Host) -> dict[str, Fact]:
             "certificate": "openssl x509 -noout -text -in /etc/ssl/certs/app.pem",
             "pair": "openssl pkey -in /etc/ssl/private/app.key -pubout | sha256sum; "
             "openssl x509 -in /etc/ssl/certs/app.pem -noout -pubkey | sha256sum",
-            "others": "for user in nginx $(getent passwd gunicorn postgres | cut -d: -f1) nobody; do "
+            "others": f"for user in nginx $(getent passwd gunicorn postgres | cut -d: -f1) {UNPRIVILEGED}; do "
             "runuser -u $user -- cat /etc/ssl/private/app.key; done",
             "writable": "runuser -u nginx -- find /etc/nginx /var/www /var/log /opt -writable 2>/dev/null",
             "readable": "runuser -u nginx -- ls /opt/app /var/lib/postgresql /etc/credstore",
@@ -98,9 +100,9 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def brought(host: Host) -> Iterator[None]:
-    """Files in the places that the web server shows and does not write: of users, and for an authority."""
+    """Files in the directories that the web server reads and cannot write: uploads, and a challenge."""
     media, token = "/var/www/media/golden-test", "/run/golden-challenges/golden-test-token-as-long-as-one"
-    # umask: what is missing on the way is made for the web server to read.
+    # umask: missing parent directories are created readable for the web server.
     made = f"umask 022 && mkdir -p {media} && cd {media} && touch {' '.join(MEDIA)} && ln -sf /etc/passwd link.txt"
     host.check_output(f"{made} && echo proof >{token} && chgrp nginx {token} && chmod 640 {token}")
     yield
@@ -109,7 +111,7 @@ def brought(host: Host) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace, brought: None) -> dict[str, Answer]:
-    """What the server answers to good and to bad requests."""
+    """The server's responses to valid and invalid requests."""
     name = spec.application.server_name
     requests = {
         "page": ask(name, "/"),
@@ -151,7 +153,7 @@ def answers(host: Host, facts: dict[str, Fact], spec: SimpleNamespace, brought: 
 
 @pytest.mark.req("R27", "R38", "R45")
 def test_unit(facts: dict[str, Fact]) -> None:
-    """The service starts as its own user, takes its listeners from systemd, and starts again after a crash"""
+    """The service starts as a dedicated user, gets its listening sockets from systemd, and restarts after a crash"""
     unit = properties(facts["unit"])
     assert unit["ActiveState"] == "active"
     assert (unit["Type"], unit["User"], unit["Restart"], unit["NonBlocking"]) == ("exec", "nginx", "on-failure", "yes")
@@ -171,7 +173,7 @@ def test_exposure(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R39", "R42", "R43", "R45")
 def test_processes_have_no_rights(facts: dict[str, Fact]) -> None:
-    """Master and workers run as nginx, with no capability, unable to gain any, behind a system call filter"""
+    """Master and workers run as nginx, without capabilities and new privileges, with a system call filter"""
     rights = facts["rights"].lines
     assert len(facts["processes"].lines) >= 2
     assert {line.split()[2] for line in facts["processes"].lines} == {"nginx"}
@@ -187,7 +189,7 @@ def test_processes_have_no_rights(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R3", "R44")
 def test_no_network_of_its_own(facts: dict[str, Fact]) -> None:
-    """No process of the web server is in the machine's network: it has the connections that came in, and no way out"""
+    """No process of the web server is in the machine's network namespace: it cannot open connections"""
     machine, *processes = facts["networks"].lines
     assert len(processes) >= 2
     assert machine not in processes
@@ -203,7 +205,7 @@ def test_root_is_read_only(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R35")
 def test_configuration_access(facts: dict[str, Fact]) -> None:
-    """The configuration is root's, read by nginx, closed to others; so is the directory of the logs"""
+    """The configuration belongs to root and is readable only by nginx; the log directory is closed to others too"""
     for line in facts["access"].lines:
         mode, owner, path = line.split()
         if path in ("/run/nginx-syslog", "/var/cache/nginx"):
@@ -225,7 +227,7 @@ def test_writes_nothing_reads_no_secrets(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R10", "R36", "R58")
 def test_no_example_sites(facts: dict[str, Fact]) -> None:
-    """There is no example site, no module that is not known, no directory listing"""
+    """There are no example sites, no unknown modules and no directory listings"""
     assert set(facts["sites"].lines) == SITES
     assert MODULES <= set(facts["modules"].lines) <= MODULES | FIREWALL_MODULES
     assert set(facts["pages"].lines) <= {"static", "media", "sites", "lost+found"}
@@ -234,7 +236,7 @@ def test_no_example_sites(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R68")
 def test_temporary_files(facts: dict[str, Fact]) -> None:
-    """Temporary files have a place of their own, the web server's, closed to others"""
+    """Temporary files are in separate directories of the web server, closed to others"""
     found = {line.split()[2]: tuple(line.split()[:2]) for line in facts["temporary"].lines}
     assert set(found) == {"body", "proxy", "fastcgi", "uwsgi", "scgi"}
     assert set(found.values()) <= {("700", "nginx:nginx"), ("750", "nginx:nginx")}
@@ -243,14 +245,14 @@ def test_temporary_files(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R68", "R32")
 def test_temporary_files_mount(host: Host) -> None:
-    """Nothing can be run from the place of temporary files"""
+    """No program can be run from the directory of temporary files"""
     options = host.check_output("findmnt -no OPTIONS /var/cache/nginx")
     assert {"nodev", "nosuid", "noexec"} <= set(options.split(","))
 
 
 @pytest.mark.req("R57", "R12", "R15")
 def test_limits_of_each_server(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Each server has its limits; there is one place for each kind of setting, and no header is set outside of it"""
+    """Each server includes the limits; each kind of setting has one file, and headers are set in no other file"""
     text = facts["configuration"].text
     assert facts["configuration"].status == 0, text
     parts = re.split(r"^# configuration file (\S+):\n", text, flags=re.MULTILINE)
@@ -260,7 +262,7 @@ def test_limits_of_each_server(facts: dict[str, Fact], spec: SimpleNamespace) ->
         assert files[path].count("\n    include /etc/nginx/snippets/limits.conf;") == len(servers)
     for setting in ("limit_req zone=requests", "limit_conn connections"):
         assert setting in files["/etc/nginx/snippets/limits.conf"]
-    # For all servers; that of the application has the size of its contract.
+    # The default; the server of the application has the limit of its contract.
     assert "client_max_body_size 1m;" in files["/etc/nginx/conf.d/20-limits.conf"]
     if "40-app" in spec.layers:
         assert files["/run/golden/app/server.conf"].startswith("client_max_body_size 1m;")
@@ -270,7 +272,7 @@ def test_limits_of_each_server(facts: dict[str, Fact], spec: SimpleNamespace) ->
 
 @pytest.mark.req("R60", "R61", "F29")
 def test_key_and_certificate(facts: dict[str, Fact]) -> None:
-    """Key and certificate belong together: ECDSA P-256, the key for root only, with nginx's copy in memory"""
+    """Key and certificate match: ECDSA P-256, the key for root only, with a copy for nginx in memory"""
     assert facts["key"].lines == [
         "600 root:root /etc/ssl/private/app.key",
         "644 root:root /etc/ssl/certs/app.pem",
@@ -287,14 +289,14 @@ def test_key_and_certificate(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R3", "R60")
 def test_key_is_closed(facts: dict[str, Fact]) -> None:
-    """No service's user can read the TLS key"""
+    """No user of a service can read the TLS key"""
     assert len(facts["others"].lines) >= 2
     assert all("Permission denied" in line for line in facts["others"].lines)
 
 
 @pytest.mark.req("R59", "F29")
 def test_names_are_the_clones(facts: dict[str, Fact], spec: SimpleNamespace, answers: dict[str, Answer]) -> None:
-    """The clone answers for the spec's server name and for its own host name, short and full"""
+    """The clone answers for the server name of the spec and for its host name, short and fully qualified"""
     own = facts["host name"].text
     assert facts["names"].words == [spec.application.server_name, f"{own}.{spec.domain}", own]
     for name in facts["names"].words:
@@ -304,7 +306,7 @@ def test_names_are_the_clones(facts: dict[str, Fact], spec: SimpleNamespace, ans
 
 @pytest.mark.req("R59", "F25")
 def test_other_names_get_no_answer(answers: dict[str, Answer]) -> None:
-    """Whoever asks for another name gets no answer: not by HTTP, not by TLS, not by a Host that TLS did not name"""
+    """Requests for another name are refused: by HTTP, by TLS, and with a Host header that differs from the TLS name"""
     for case in ("plain other host", "plain address"):
         assert answers[case].error in ("RemoteDisconnected", "ConnectionResetError"), case
     assert answers["plain no host"].status == 400
@@ -316,7 +318,7 @@ def test_other_names_get_no_answer(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R86")
 def test_redirect(answers: dict[str, Answer], spec: SimpleNamespace) -> None:
-    """Plain HTTP is sent to HTTPS, with path and query, for good"""
+    """Plain HTTP is redirected permanently to HTTPS, with path and query"""
     answer = answers["plain"]
     assert answer.status == 308
     assert answer.header("Location") == [f"https://{spec.application.server_name}/some/page?with=query"]
@@ -330,7 +332,7 @@ def test_old_tls_is_refused(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R86", "R87")
 def test_redirect_is_clean(answers: dict[str, Answer]) -> None:
-    """A line end in the path is refused; a file for the certificate's authority is the only exception"""
+    """A newline in the path is refused; only a challenge of the certificate authority is served over HTTP"""
     answer = answers["plain line end"]
     assert (answer.status, answer.header("Set-Cookie")) == (400, [])
     assert answer.header("Strict-Transport-Security") == []
@@ -350,7 +352,7 @@ def test_redirect_is_clean(answers: dict[str, Answer]) -> None:
     ],
 )  # fmt: skip
 def test_headers(answers: dict[str, Answer], case: str) -> None:
-    """Every answer carries the security headers exactly once, and neither a server's name nor a version"""
+    """Every response has the security headers exactly once, and neither a server's name nor a version"""
     answer = answers[case]
     assert answer.error == "", answer
     assert {name: len(answer.header(name)) for name in ONCE} == dict.fromkeys(ONCE, 1)
@@ -366,7 +368,7 @@ def test_headers(answers: dict[str, Answer], case: str) -> None:
 @pytest.mark.req("R46", "R56")
 @pytest.mark.parametrize("case", ["plain", "plain no host", "challenge"])
 def test_headers_in_clear(answers: dict[str, Answer], case: str) -> None:
-    """Answers in clear carry the same headers, but no promise of TLS"""
+    """Responses over plain HTTP have the same headers, except HSTS"""
     answer = answers[case]
     expected = dict.fromkeys(ONCE, 1) | {"Strict-Transport-Security": 0}
     assert {name: len(answer.header(name)) for name in ONCE} == expected
@@ -376,14 +378,14 @@ def test_headers_in_clear(answers: dict[str, Answer], case: str) -> None:
 
 @pytest.mark.req("R55")
 def test_strict_transport_security_is_short(answers: dict[str, Answer]) -> None:
-    """Browsers insist on TLS for five minutes, until an operator says that the certificate is there to stay"""
+    """The max-age of HSTS is five minutes, unless an operator has set it to two years"""
     assert answers["page"].header("Strict-Transport-Security") == ["max-age=300"]
 
 
 @pytest.mark.req("R69", "R84")
 @pytest.mark.parametrize("file", MEDIA)
 def test_media(answers: dict[str, Answer], file: str) -> None:
-    """Of what users brought, only data is handed out: to be saved, not shown, and with no rights if it is shown"""
+    """Of the uploads only data files are served: as attachments, and sandboxed if a browser shows them"""
     answer = answers[f"media {file}"]
     if not MEDIA[file]:
         assert answer.status in (403, 404), answer
@@ -399,7 +401,7 @@ def test_media(answers: dict[str, Answer], file: str) -> None:
 @pytest.mark.layers("40-app")
 @pytest.mark.req("R75")
 def test_static_files_are_kept(answers: dict[str, Answer]) -> None:
-    """A file whose name carries its hash is served by nginx, and may be kept for ever"""
+    """A file with its hash in the name is served by nginx, and may be cached permanently"""
     answer = answers["static"]
     assert answer.status == 200
     assert answer.header("Content-Type") == ["text/css"]
@@ -410,7 +412,7 @@ def test_static_files_are_kept(answers: dict[str, Answer]) -> None:
 @pytest.mark.layers("40-app")
 @pytest.mark.req("R75")
 def test_static_files_without_a_hash_are_asked_for_again(answers: dict[str, Answer]) -> None:
-    """A file whose name says nothing about its content is served, and a browser asks whether its own is still right"""
+    """A file without a hash in its name is served, and a browser must revalidate its cached copy"""
     answer = answers["plain static"]
     assert (answer.status, answer.header("Content-Type")) == (200, ["text/css"])
     assert answer.header("Cache-Control") == ["no-cache"]
@@ -420,7 +422,7 @@ def test_static_files_without_a_hash_are_asked_for_again(answers: dict[str, Answ
 @pytest.mark.req("R84", "R37", "F28")
 @pytest.mark.parametrize("path", [*HIDDEN, *TRAVERSAL])
 def test_hidden(answers: dict[str, Answer], path: str) -> None:
-    """Code, configuration, backups, listings and files outside of the site are never served"""
+    """Code, configuration, backups, listings and files outside the site are never served"""
     answer = answers[f"hidden {path}"]
     assert answer.status in (400, 403, 404)
     assert "root:" not in answer.body
@@ -428,7 +430,7 @@ def test_hidden(answers: dict[str, Answer], path: str) -> None:
 
 @pytest.mark.req("R48", "R57", "F27")
 def test_limits(answers: dict[str, Answer]) -> None:
-    """Requests that are too large are refused at once, and so are methods that the site does not know"""
+    """Requests that are too large and methods that the site does not support are refused at once"""
     assert answers["large header"].status in (400, 431)
     assert answers["long path"].status == 414
     assert answers["large body"].status == 413
@@ -438,7 +440,7 @@ def test_limits(answers: dict[str, Answer]) -> None:
 
 @pytest.mark.req("R76")
 def test_reload(facts: dict[str, Fact]) -> None:
-    """The configuration is tested and taken over without a restart"""
+    """A reload tests and applies the configuration without a restart"""
     assert facts["reload"].status == 0, facts["reload"].text
     before, after = facts["reload"].lines
     assert before == after

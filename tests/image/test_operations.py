@@ -1,4 +1,4 @@
-"""Operations: the weekly report sees what it is about; the fence of an incident closes, keeps evidence, and opens again."""
+"""Operations: the weekly report is complete; the isolation of an incident closes, saves evidence, and can be released."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TABLE = "nft list table inet golden_fence"
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What report and fence say and do; the fence is put up where nobody else is."""
-    # In a name space of its own, the fence of this test fences nobody.
+    """The output of report and isolation; the fence is created in a separate network namespace."""
+    # In a separate network namespace the fence of this test does not isolate the machine.
     fenced = "unshare --net sh -c 'nft -f /etc/nftables.conf; "
     fenced += f"golden-isolate --keep {KEEP} --reason drill --no-evidence --json && {TABLE} && "
     fenced += "golden-isolate --status; echo status $?; golden-isolate --resume; golden-isolate --release; "
@@ -58,7 +58,7 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.mark.req("R96", "R77")
 def test_report_is_written_weekly(facts: dict[str, Fact]) -> None:
-    """The weekly report is written by its unit, kept for root alone, and counted in one line of the journal"""
+    """The weekly report is written by its unit, readable only by root, and summarized in one line of the journal"""
     assert properties(facts["unit"])["Result"] == "success"
     assert facts["access"].text == "700 root"
     assert "matters need attention" in facts["line"].lines[-1]
@@ -68,7 +68,7 @@ def test_report_is_written_weekly(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R96", "R78")
 def test_report_sees_what_it_is_about(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """The report's parts are all there, from inside its sandbox: logins, answers, bans, certificate, updates, backups"""
+    """All parts of the report work inside its sandbox: logins, responses, bans, certificate, updates, backups"""
     report = json.loads(facts["kept"].text)
     assert {name for name, part in report.items() if isinstance(part, dict)} == {*expected["report_parts"]}
     assert {name: part["error"] for name, part in report.items() if isinstance(part, dict) and "error" in part} == {}
@@ -80,7 +80,7 @@ def test_report_sees_what_it_is_about(facts: dict[str, Fact], expected: dict[str
 @pytest.mark.layers("50-nginx", "65-certificates")
 @pytest.mark.req("R96")
 def test_report_sees_the_web_server(facts: dict[str, Fact]) -> None:
-    """The report counts the answers of the web server, and has the end of its certificate"""
+    """The report counts the responses of the web server, and contains the expiry of its certificate"""
     report = json.loads(facts["kept"].text)
     assert report["web"]["requests"] == sum(n for kind, n in report["web"]["answers"].items() if kind.endswith("xx"))
     assert "not readable" not in report["web"]["answers"]
@@ -90,7 +90,7 @@ def test_report_sees_the_web_server(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("70-backup")
 @pytest.mark.req("R92", "R96")
 def test_report_sees_that_no_backup_is_configured(facts: dict[str, Fact]) -> None:
-    """The report of a machine without a recipient for backups says so, under what needs attention"""
+    """The report of a machine without a recipient for backups lists that as needing attention"""
     report = json.loads(facts["kept"].text)
     assert report["backups"]["configured"] is False
     assert any("no backup is configured" in line for line in report["attention"])
@@ -98,10 +98,10 @@ def test_report_sees_that_no_backup_is_configured(facts: dict[str, Fact]) -> Non
 
 @pytest.mark.req("R99")
 def test_report_lists_who_may_come_in(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """The report lists every account that may log in, with roles, keys and last login: no key but the administrator's"""
+    """The report lists all login accounts with roles, keys and last login; the only key is the administrator's"""
     users = json.loads(facts["kept"].text)["users"]
     assert "sudo" in users[spec.admin.user]["roles"]
-    # cloud-init gives root the same key, with a command that names the administrator; sshd refuses root before that.
+    # cloud-init adds the key to root too, with a command that names the administrator; sshd refuses root before that.
     assert {key for one in users.values() for key in one["keys"]} == set(users[spec.admin.user]["keys"])
     assert users[spec.admin.user]["keys"]
     assert all("last_login" in one for one in users.values())
@@ -120,9 +120,9 @@ def test_fence_is_shown_before_it_is_put_up(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R100")
 def test_evidence_is_whole_and_holds_no_secret(facts: dict[str, Fact]) -> None:
-    """The evidence: what runs, is open, connected, and all logs, with hashes, for root alone, and without secrets"""
-    told = json.loads(facts["evidence"].text)["evidence"]
-    assert len(told["sha256"]) == 64
+    """The evidence: processes, open files, connections and logs, with hashes, for root only, and without secrets"""
+    evidence = json.loads(facts["evidence"].text)["evidence"]
+    assert len(evidence["sha256"]) == 64
     assert facts["files"].lines[0].startswith("700 root")
     assert all(line.startswith("600 root") for line in facts["files"].lines[1:])
     assert facts["hash"].status == 0
@@ -130,7 +130,7 @@ def test_evidence_is_whole_and_holds_no_secret(facts: dict[str, Fact]) -> None:
     assert '"reason": "a drill"' in facts["members"].text
     assert "packet-filter.txt" in facts["members"].words
     counts = dict(line.split(":") for line in facts["content"].lines if ":" in line)
-    # Of a machine that serves nothing there are few connections.
+    # A machine without load has few connections.
     assert all(int(count) > (2 if name == "connections.txt" else 5) for name, count in counts.items()), counts
     assert any(line.startswith("var/log/journal/") for line in facts["content"].lines)
     assert facts["secrets"].lines == []
@@ -138,7 +138,7 @@ def test_evidence_is_whole_and_holds_no_secret(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R100")
 def test_fence_goes_up_and_down(facts: dict[str, Fact]) -> None:
-    """The fence goes up, says so, comes back after a restart, and leaves nothing behind when it is released"""
+    """The fence is created, reports its state, can be restored, and is removed completely by a release"""
     assert f'"{KEEP}/32"' in facts["fenced"].text
     assert '"firewall": "closed"' in facts["fenced"].text
     assert "status 3" in facts["fenced"].text
@@ -152,6 +152,6 @@ def test_fence_goes_up_and_down(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R9", "R100")
 def test_operation_units_are_confined(facts: dict[str, Fact]) -> None:
-    """The units of report and fence have no more exposure than 2.0"""
+    """systemd rates the sandbox of the units of report and fence 2.0 or better"""
     for line in facts["exposure"].lines:
         assert float(line.split(".service: ")[1].split()[0]) <= 2.0, line

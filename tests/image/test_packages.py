@@ -1,4 +1,4 @@
-"""Packages: few, whole, Debian's, and without what a server does not need."""
+"""Packages: few, complete, from Debian, and without those that a server does not need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .facts import Fact, gather
 pytestmark = pytest.mark.story
 
 MOST_PACKAGES = 330
-# Parts of names of packages that have no place in the image, and why.
+# Parts of package names that must not be in the image, and why.
 UNWANTED = {
     "firmware-": "the hardware is virtual",
     "-microcode": "the processor belongs to the hypervisor",
@@ -22,23 +22,23 @@ UNWANTED = {
     "golang": "no compilers on a server",
     "make": "no build tools on a server",
     "build-essential": "no build tools on a server",
-    "-dev": "headers serve compilers",
-    "telnet": "speaks in clear text",
-    "rsh-": "speaks in clear text",
-    "ftp": "speaks in clear text",
+    "-dev": "headers are for compilers",
+    "telnet": "uses clear text",
+    "rsh-": "uses clear text",
+    "ftp": "uses clear text",
     "systemd-timesyncd": "chrony keeps the time",
     "isc-dhcp": "systemd-networkd is the DHCP client",
     "ifupdown": "systemd-networkd configures the network",
     "xserver": "no graphics on a server",
     "x11-common": "no graphics on a server",
 }
-# Packages whose names contain such a part by accident.
+# Packages whose names contain such a part by coincidence.
 HARMLESS = {"libgcc-s1", "gcc-14-base", "openssh-sftp-server", "postgresql-common-dev"}
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What dpkg and apt say."""
+    """The output of dpkg and apt."""
     return gather(
         host,
         {
@@ -59,8 +59,8 @@ def facts(host: Host) -> dict[str, Fact]:
     )
 
 
-# Programs that Debian gives such rights and that nothing here needs: accounts come from cloud-init and have no password, and
-# sshd refuses host-based authentication. Overrides of dpkg keep the rights off.
+# Debian's setuid and setgid programs that are not needed here: accounts come from cloud-init and have no password, and sshd
+# refuses host-based authentication. Overrides of dpkg remove these bits permanently.
 PLAIN = [
     "/usr/bin/chfn", "/usr/bin/chsh", "/usr/bin/expiry", "/usr/bin/gpasswd", "/usr/bin/newgrp",
     "/usr/lib/openssh/ssh-keysign",
@@ -75,7 +75,7 @@ def test_few_packages(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24")
 def test_packages_are_whole(facts: dict[str, Fact]) -> None:
-    """Every package is installed and configured, and dpkg finds no fault"""
+    """Every package is installed and configured, and dpkg reports no problem"""
     states = {line.split("\t")[0]: line.split("\t")[1].strip() for line in facts["packages"].lines}
     assert {name: state for name, state in states.items() if state != "ii"} == {}
     assert facts["audit"].text == ""
@@ -84,7 +84,7 @@ def test_packages_are_whole(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24")
 def test_no_unwanted_packages(facts: dict[str, Fact]) -> None:
-    """There are no compilers, firmware, clear-text clients or second services for one task"""
+    """There are no compilers, firmware, clear-text clients or duplicate services for one task"""
     names = {line.split("\t")[0] for line in facts["packages"].lines} - HARMLESS
     found = {name: why for name in names for part, why in UNWANTED.items() if part in name}
     assert found == {}
@@ -92,7 +92,7 @@ def test_no_unwanted_packages(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24")
 def test_no_weak_dependencies(facts: dict[str, Fact]) -> None:
-    """apt installs what is asked for and what that depends on, and unpacks templates where programs may run"""
+    """apt installs dependencies only, no recommends or suggests, and extracts templates where programs may run"""
     lines = set(facts["apt"].lines)
     assert 'APT::Install-Recommends "0";' in lines
     assert 'APT::Install-Suggests "0";' in lines
@@ -101,7 +101,7 @@ def test_no_weak_dependencies(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R34")
 def test_sources_are_signed(facts: dict[str, Fact]) -> None:
-    """Every package source is bound to Debian's keys, and security updates are among them"""
+    """Every package source is limited to Debian's keys, and security updates are among the sources"""
     text = facts["sources"].text
     stanzas = [part for part in text.split("\n\n") if "Types:" in part]
     assert stanzas
@@ -115,7 +115,7 @@ def test_sources_are_signed(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24")
 def test_documentation_is_left_out(facts: dict[str, Fact]) -> None:
-    """Manuals and translations are left out, licences are not"""
+    """Manuals and translations are not installed, licences are"""
     assert facts["documentation"].lines == []
     assert facts["translations"].lines == []
     assert facts["copyright"].lines == ["/usr/share/doc/bash/copyright"]
@@ -123,19 +123,19 @@ def test_documentation_is_left_out(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R18", "R24")
 def test_no_pip(facts: dict[str, Fact]) -> None:
-    """Nothing in the image installs Python packages"""
+    """pip is not in the image"""
     assert facts["pip"].lines == []
 
 
 @pytest.mark.req("R24")
 def test_set_uid_programs_are_known(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Every program with set-uid or set-gid is on the list, with its reason"""
+    """Every setuid or setgid program is in the list, with its reason"""
     assert set(facts["setuid"].lines) <= set(expected["setuid"])
 
 
 @pytest.mark.req("R24")
 def test_rights_that_were_taken_off_stay_off(host: Host) -> None:
-    """Programs that need no rights of their file's owner have none, and an upgrade of their package gives them none"""
+    """Programs that need no setuid or setgid bit do not have it, also after an upgrade of their package"""
     found = gather(
         host,
         {
@@ -158,7 +158,7 @@ def test_overrides(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R24", "R31")
 def test_files_are_compared_with_their_packages_every_week(host: Host) -> None:
-    """The weekly job finds nothing on an untouched clone, and names a file that somebody has changed"""
+    """The weekly job reports nothing on an unchanged clone, and names a changed file"""
     file = "/usr/lib/os-release"
     found = gather(
         host,

@@ -1,4 +1,4 @@
-"""File systems: each of the spec is there, as large as it should be, mounted with its options, and they work."""
+"""File systems: each of the spec exists, with its size, mounted with its options, and the options work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from testinfra.host import Host
 from .facts import Fact, gather
 
 MIB = 1 << 20
-# What is not a file system of the spec: the gap before the first partition, bios_grub, EFI system partition, both GPTs.
+# Space outside the file systems of the spec: before the first partition, bios_grub, EFI system partition, both GPTs.
 OVERHEAD_MIB = 200
-# A partition may be larger than asked for by its alignment, and by an installer that counts in millions of bytes.
+# A partition may differ from its size in the spec: by alignment, and by an installer that counts in millions of bytes.
 SIZE_TOLERANCE = 0.06
-# Files in memory may take this part of it; the kernel does not show a limit that is its own default, one half.
+# The part of the memory that a tmpfs may use; the kernel does not show the limit if it is the default, one half.
 MOST_OF_MEMORY = 0.51
 NOEXEC_TMPFS = ("/tmp", "/dev/shm")
 
@@ -45,7 +45,7 @@ def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def mounts(facts: dict[str, Fact]) -> dict[str, dict[str, Any]]:
-    """What is mounted, by mount point."""
+    """The mounted file systems, by mount point."""
     found: list[dict[str, Any]] = json.loads(facts["mounts"].text)["filesystems"]
     return {entry["target"]: entry for entry in found}
 
@@ -60,7 +60,7 @@ def devices(facts: dict[str, Fact]) -> dict[str, int]:
 @pytest.mark.vm
 @pytest.mark.req("R5", "R32")
 def test_file_systems_are_those_of_the_spec(mounts: dict[str, dict[str, Any]], spec: SimpleNamespace) -> None:
-    """Every file system of the spec is mounted, of its type, from a partition of its own, and no other disk is"""
+    """Every file system of the spec is mounted with its type from a separate partition, and no other disk is mounted"""
     wanted = {partition.mount: partition.filesystem for partition in spec.disk.partitions}
     on_disk = {where: entry for where, entry in mounts.items() if entry["source"].startswith("/dev/")}
     on_disk.pop("/boot/efi", None)
@@ -72,7 +72,7 @@ def test_file_systems_are_those_of_the_spec(mounts: dict[str, dict[str, Any]], s
 @pytest.mark.vm
 @pytest.mark.req("R6", "R32")
 def test_mount_options(mounts: dict[str, dict[str, Any]], spec: SimpleNamespace) -> None:
-    """Every file system is mounted with the options of the spec, and none is forbidden more than the spec says"""
+    """Every file system is mounted with the options of the spec, is writable, and /var is not noexec"""
     for partition in spec.disk.partitions:
         active = set(mounts[partition.mount]["options"].split(","))
         assert set(partition.options) - {"defaults"} <= active, partition.mount
@@ -83,7 +83,7 @@ def test_mount_options(mounts: dict[str, dict[str, Any]], spec: SimpleNamespace)
 @pytest.mark.vm
 @pytest.mark.req("R5")
 def test_partition_sizes(mounts: dict[str, dict[str, Any]], devices: dict[str, int], spec: SimpleNamespace) -> None:
-    """Every partition is as large as the spec says"""
+    """Every partition has the size in the spec"""
     for partition in spec.disk.partitions:
         size = devices[mounts[partition.mount]["source"]] / MIB
         if partition.mount == "/":
@@ -97,29 +97,29 @@ def test_partition_sizes(mounts: dict[str, dict[str, Any]], devices: dict[str, i
 def test_root_grew(
     mounts: dict[str, dict[str, Any]], devices: dict[str, int], spec: SimpleNamespace, disk_size_mib: int
 ) -> None:
-    """On a larger disk the root partition and its file system took all that was free"""
+    """On a larger disk the root partition and its file system use all free space"""
     assert disk_size_mib > spec.disk.size_mib
     others = sum(devices[mounts[partition.mount]["source"]] for partition in spec.disk.partitions if partition.mount != "/")
     partition = devices[mounts["/"]["source"]]
     assert partition / MIB >= disk_size_mib - others / MIB - OVERHEAD_MIB
-    # ext4 keeps some blocks for itself: inodes, journal.
+    # ext4 uses some blocks itself: inodes, journal.
     assert int(mounts["/"]["size"]) >= 0.93 * partition
 
 
 @pytest.mark.vm
 @pytest.mark.req("R6")
 def test_noexec_works(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """Programs do not run from a file system mounted noexec, and do from the others"""
+    """Programs cannot be run from a file system mounted noexec, and can from the others"""
     for partition in spec.disk.partitions:
         wanted = 126 if "noexec" in partition.options else 0
         assert facts[f"run {partition.mount}"].status == wanted, partition.mount
 
 
 @pytest.mark.req("R6")
-# The options of /dev/shm stand in fstab, which a container has not.
+# The options of /dev/shm are in fstab, which a container does not have.
 @pytest.mark.parametrize("where", ["/tmp", pytest.param("/dev/shm", marks=pytest.mark.vm)])
 def test_noexec_in_memory(facts: dict[str, Fact], mounts: dict[str, dict[str, Any]], where: str) -> None:
-    """Temporary files in memory: no programs, no devices, no set-uid, and a limit in size"""
+    """The tmpfs for temporary files has noexec, nodev, nosuid and a size limit"""
     options = mounts[where]["options"].split(",")
     assert mounts[where]["fstype"] == "tmpfs"
     assert {"nodev", "nosuid", "noexec"} <= set(options)
@@ -129,14 +129,14 @@ def test_noexec_in_memory(facts: dict[str, Fact], mounts: dict[str, dict[str, An
 
 @pytest.mark.req("R6")
 def test_temporary_directories_are_sticky(facts: dict[str, Fact]) -> None:
-    """In directories that all may write, only its owner removes a file"""
+    """In world-writable directories only the owner of a file can remove it"""
     assert facts["temporary"].lines == ["1777 root:root /tmp", "1777 root:root /var/tmp", "1777 root:root /dev/shm"]
 
 
 @pytest.mark.vm
 @pytest.mark.req("R5")
 def test_no_swap(facts: dict[str, Fact]) -> None:
-    """There is no swap: what is in memory does not reach the disk in clear"""
+    """There is no swap: the content of the memory is not written to the disk in plain text"""
     header, count = facts["swap"].lines
     assert header.startswith("Filename")
     assert count == "0"

@@ -1,4 +1,4 @@
-"""The database: no network, no passwords, known users only, little room, and a cluster that was made here."""
+"""The database: no network, no passwords, known users only, few privileges, and a cluster created on the clone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.story
 
 PSQL = "/usr/lib/postgresql/17/bin/psql -X -A -t -w -h /run/postgresql"
 UNIT = "postgresql@17-main.service"
-# Who looks into the application's database: the superuser cannot.
+# The role that reads the application's database in these tests: the superuser cannot connect.
 OWNER = {"user": "app-migrate", "role": "app_owner", "database": "app"}
 
 SETTINGS = {
@@ -38,7 +38,7 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
 }
-# Who may not come in, as which role: (system user, role, database).
+# Connections that must be refused: (system user, role, database).
 REFUSED = [
     ("root", "postgres", "postgres"),
     ("nginx", "app", "app"),
@@ -48,7 +48,7 @@ REFUSED = [
     ("gunicorn", "app", "postgres"),
     ("app-migrate", "postgres", "app"),
     ("postgres", "app", "app"),
-    # Where the application's owner defines casts and operators, a superuser does not connect.
+    # A superuser must not connect to a database where the application's owner defines casts and operators.
     ("postgres", "postgres", "app"),
     ("postgres", "postgres", "template1"),
     ("golden-backup", "postgres", "postgres"),
@@ -56,7 +56,7 @@ REFUSED = [
     ("golden-restore", "postgres", "postgres"),
     ("gunicorn", "app", "app_restored"),
 ]
-# What the application's role may not do, in its own database.
+# Statements that the application's role must not run in its database.
 FORBIDDEN = [
     "CREATE TABLE intruder (id int)",
     "DROP TABLE pages_page",
@@ -73,7 +73,7 @@ FORBIDDEN = [
 
 
 def needed(user: str, role: str, database: str) -> pytest.MarkDecorator:
-    """Return the mark of the layers that bring the users, roles and databases."""
+    """Return the mark of the layers that create the users, roles and databases."""
     owners = {
         "nginx": "50-nginx", "gunicorn": "40-app", "app-migrate": "40-app", "golden-backup": "70-backup",
         "golden-restore": "70-backup", "app": "40-app", "app_owner": "40-app", "app_restored": "70-backup",
@@ -82,7 +82,7 @@ def needed(user: str, role: str, database: str) -> pytest.MarkDecorator:
 
 
 def _mebibytes(text: str) -> int:
-    """Return a setting's number, a size in MiB."""
+    """Return the value of a size setting in MiB."""
     return int(text[:-2]) * 1024 if text.endswith("GB") else int(text.removesuffix("MB"))
 
 
@@ -93,7 +93,7 @@ def _query(statement: str, *, user: str = "postgres", role: str = "postgres", da
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """What the server says about itself, and what it refuses."""
+    """The settings of the server, and connections and statements that it refuses."""
     names = ",".join(f"'{name}'" for name in SETTINGS)
     commands = {
         "settings": _query(f"SELECT name || '=' || setting FROM pg_settings WHERE name IN ({names})"),
@@ -154,13 +154,13 @@ def facts(host: Host) -> dict[str, Fact]:
 @pytest.mark.req("R90", "R91", "R8", "R5")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_setting(facts: dict[str, Fact], name: str) -> None:
-    """The server's effective setting is the one that was decided"""
+    """The effective setting of the server has the chosen value"""
     assert properties(facts["settings"])[name] == SETTINGS[name]
 
 
 @pytest.mark.req("R91")
 def test_rules_admit_system_users_only(facts: dict[str, Fact]) -> None:
-    """The rules of admission know peers on the UNIX socket, and refusal; nobody comes in by a password"""
+    """pg_hba.conf has only peer rules for the UNIX socket and a reject rule; no role has a password"""
     *rules, errors = facts["rules"].lines
     assert errors == "0"
     assert set(rules[:-1]) == {"local|peer"}
@@ -171,7 +171,7 @@ def test_rules_admit_system_users_only(facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R89", "R91")
 @pytest.mark.parametrize(("user", "role", "database"), [pytest.param(*one, marks=needed(*one)) for one in REFUSED])
 def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) -> None:
-    """A system user cannot come in as a role that is not its own"""
+    """A system user cannot connect as another user's role"""
     fact = facts[f"refused {user} {role} {database}"]
     assert fact.status == 2, fact.text
     assert re.search(r"authentication failed|rejects connection", fact.text)
@@ -180,7 +180,7 @@ def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) ->
 @pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_roles(facts: dict[str, Fact]) -> None:
-    """There are three roles, and only the administrator's has attributes"""
+    """There are three roles, and only the administrator's has privileged attributes"""
     assert facts["roles"].lines == ["app|t|f", "app_owner|t|f", "postgres|t|t"]
 
 
@@ -194,7 +194,7 @@ def test_databases(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_application_reads_and_writes_rows_only(facts: dict[str, Fact]) -> None:
-    """The tables belong to the migrations' role; the application reads and writes rows and no more"""
+    """The tables belong to the migrations' role; the application can only read and write rows"""
     owners = {line.split("|")[0]: line.split("|")[1] for line in facts["tables"].lines}
     assert "pages_page" in owners
     assert set(owners.values()) == {"app_owner"}
@@ -206,7 +206,7 @@ def test_application_reads_and_writes_rows_only(facts: dict[str, Fact]) -> None:
 @pytest.mark.req("R89")
 @pytest.mark.parametrize("statement", FORBIDDEN)
 def test_application_may_not(facts: dict[str, Fact], statement: str) -> None:
-    """The application's role may not change the schema, become another, or reach files"""
+    """The application's role cannot change the schema, switch to another role, or access files"""
     fact = facts[f"forbidden {statement}"]
     assert fact.status == 1
     assert re.search(r"permission denied|must be owner", fact.text), fact.text
@@ -214,7 +214,7 @@ def test_application_may_not(facts: dict[str, Fact], statement: str) -> None:
 
 @pytest.mark.req("R8", "R9")
 def test_unit(facts: dict[str, Fact]) -> None:
-    """systemd runs the server itself, as its own user, without a network, and starts it again after a crash"""
+    """systemd runs the server directly, as a dedicated user, without a network, and restarts it after a crash"""
     unit = properties(facts["unit"])
     assert unit["ActiveState"] == "active"
     assert (unit["Type"], unit["Restart"], unit["User"]) == ("notify", "on-failure", "postgres")
@@ -224,7 +224,7 @@ def test_unit(facts: dict[str, Fact]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("F21")
 def test_server_survives_its_backends(host: Host) -> None:
-    """When memory runs out the kernel may take a backend, and spares the server"""
+    """The OOM killer may kill a backend, and spares the server"""
     server, *backends = host.check_output(
         f"pid=$(systemctl show -p MainPID --value {UNIT}); cat /proc/$pid/oom_score_adj; "
         "for child in $(pgrep -P $pid); do cat /proc/$child/oom_score_adj; done"
@@ -244,7 +244,7 @@ def test_exposure(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R8", "R19")
 def test_memory_is_fitted(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """The server's share of memory was worked out at boot from this machine's, and its connections from the workers"""
+    """At boot the server's memory was derived from the machine's memory, and its connections from the workers"""
     *text, pages, size = facts["wanted"].lines
     wanted = json.loads("\n".join(text))
     assert wanted["memory"] == int(pages) * int(size)
@@ -252,22 +252,22 @@ def test_memory_is_fitted(facts: dict[str, Fact], spec: SimpleNamespace) -> None
     lines = dict(line.split("=", 1) for line in facts["fitted"].lines)
     assert set(lines) == set(wanted["settings"])
     for name, value in wanted["settings"].items():
-        said, source = lines[name].split()
+        actual, source = lines[name].split()
         assert source == "/run/golden/postgresql-memory.conf"
-        assert _mebibytes(said) == _mebibytes(value), name
+        assert _mebibytes(actual) == _mebibytes(value), name
     assert int(wanted["settings"]["max_connections"]) >= 2 * spec.application.workers + 8
 
 
 @pytest.mark.layers("40-app")
 @pytest.mark.req("R89")
 def test_only_the_owner_makes_tables(facts: dict[str, Fact]) -> None:
-    """Nobody but the migrations' role may create in the schema; it also finds a connection when the workers took the rest"""
+    """Only the migrations' role can create objects in the schema, and it has reserved connections"""
     assert facts["schema"].text == "f|f|t|f|f|t"
 
 
 @pytest.mark.req("R8", "R3")
 def test_access(facts: dict[str, Fact]) -> None:
-    """The server reads its configuration and cannot change it; data and log are closed to others"""
+    """The server can read its configuration and cannot change it; data and log are closed to others"""
     entries = {line.split()[2]: tuple(line.split()[:2]) for line in facts["access"].lines}
     for path, (mode, owner) in entries.items():
         if path.startswith("/etc/"):
@@ -283,20 +283,20 @@ def test_access(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("F18")
 def test_cluster_is_whole(facts: dict[str, Fact]) -> None:
-    """The cluster was made in one piece, and nothing half-made is left"""
+    """The cluster is complete, and no incomplete one is left"""
     assert facts["left"].lines == ["main"]
 
 
 @pytest.mark.layers("40-app")
 @pytest.mark.req("F18")
 def test_tables_are_made_once(facts: dict[str, Fact]) -> None:
-    """That the tables are made is written down by the user that made them"""
+    """The marker of completed migrations was written by the user that ran them"""
     assert facts["marker"].text == "app-migrate"
 
 
 @pytest.mark.req("R8")
 def test_log(facts: dict[str, Fact]) -> None:
-    """The server logs who comes and goes, in a log of its own"""
+    """The server logs connections and disconnections in a separate log"""
     text = facts["log"].text
     assert re.search(r"connection authorized: user=postgres database=postgres", text)
     assert "disconnection:" in text
@@ -304,11 +304,11 @@ def test_log(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("R8")
 def test_debian_tools_know_the_cluster(facts: dict[str, Fact]) -> None:
-    """Debian's own tools see the cluster as it is"""
+    """Debian's tools list the cluster with its state"""
     assert facts["tools"].words[:5] == ["17", "main", "5432", "online", "postgres"]
 
 
 @pytest.mark.req("R60")
 def test_no_snakeoil(facts: dict[str, Fact]) -> None:
-    """The certificate that Debian makes for tests is not there"""
+    """Debian's snakeoil certificate is not in the image"""
     assert facts["snakeoil"].lines == []

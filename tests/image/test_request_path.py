@@ -1,4 +1,4 @@
-"""The request path from end to end: nginx, gunicorn's socket, Django, PostgreSQL's socket, each hop its own user."""
+"""The request path from end to end: nginx, gunicorn's socket, Django, PostgreSQL's socket, each with a separate user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .under_load import Load, under_load
 
 @pytest.fixture(scope="module")
 def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
-    """One request for the health, one for a page, and one that brings an identity of its own."""
+    """A request for /health, one for a page, and one with a forged identity."""
     name = spec.application.server_name
     return browse(
         host,
@@ -32,7 +32,7 @@ def answers(host: Host, spec: SimpleNamespace) -> dict[str, Answer]:
 
 @pytest.fixture(scope="module")
 def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
-    """What each hop knows about those requests; the log is written within a second or so."""
+    """Logs and processes of each hop for these requests; the log is written within about a second."""
     identity = answers["health"].header("X-Request-ID")[0]
     spoofed = answers["spoofed"].header("X-Request-ID")[0]
     log = "/var/log/nginx/access.log"
@@ -63,7 +63,7 @@ def facts(host: Host, answers: dict[str, Answer]) -> dict[str, Fact]:
 @pytest.mark.layers("30-postgresql", "application")
 @pytest.mark.req("R86", "R95", "R51")
 def test_health_over_tls(answers: dict[str, Answer]) -> None:
-    """https://HOST/health is 200 and says that the database was asked; the certificate is for that name"""
+    """https://HOST/health returns 200 and reports that the database answers; the certificate is for that name"""
     answer = answers["health"]
     assert (answer.status, answer.error) == (200, ""), answer
     assert json.loads(answer.body) == {"db": "ok"}
@@ -72,7 +72,7 @@ def test_health_over_tls(answers: dict[str, Answer]) -> None:
 @pytest.mark.layers("30-postgresql", "application")
 @pytest.mark.req("R75")
 def test_page_from_the_database(answers: dict[str, Answer], spec: SimpleNamespace) -> None:
-    """The page comes out of the database, with a static file whose name carries its hash"""
+    """The page comes from the database, and links a static file with its hash in the name"""
     answer = answers["page"]
     assert answer.status == 200
     assert "This page came from the database" in answer.body
@@ -94,7 +94,7 @@ def test_style_sheet_has_the_digest_of_the_page(host: Host, answers: dict[str, A
 @pytest.mark.layers("application")
 @pytest.mark.req("R13", "R47")
 def test_one_identity_from_end_to_end(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
-    """The answer, the web server's log and the application's log carry the same request identity, as JSON"""
+    """The response, the web server's log and the application's log have the same request id; the logs are JSON"""
     identity = answers["health"].header("X-Request-ID")[0]
     assert re.fullmatch(r"[0-9a-f]{32}", identity)
     logged = json.loads(facts["access log"].lines[-1])
@@ -108,7 +108,7 @@ def test_one_identity_from_end_to_end(answers: dict[str, Answer], facts: dict[st
 @pytest.mark.layers("application")
 @pytest.mark.req("R13", "R49")
 def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], facts: dict[str, Fact]) -> None:
-    """What a client says about its identity and address reaches neither log"""
+    """A request id or address in a client's headers is not written to either log"""
     assert answers["spoofed"].status == 200
     assert answers["spoofed"].header("X-Request-ID") != ["f" * 32]
     assert facts["spoofed"].words == ["0", "0"]
@@ -117,22 +117,22 @@ def test_identity_and_address_cannot_be_spoofed(answers: dict[str, Answer], fact
 @pytest.mark.layers("application")
 @pytest.mark.req("R13")
 def test_every_request_is_recorded(host: Host, answers: dict[str, Answer], spec: SimpleNamespace) -> None:
-    """Static files are in the access log like everything else: those that were sent, and those that are not there"""
+    """Requests for static files are in the access log, also those for missing files"""
     found = re.search(r'href="(/static/[^"]+)"', answers["page"].body)
     assert found, answers["page"].body
     name = spec.application.server_name
     asked = {"sheet": ask(name, found.group(1)), "absent": ask(name, "/static/absent.css"), "health": ask(name, "/health")}
-    told = browse(host, asked)
-    assert [told[one].status for one in asked] == [200, 404, 200]
+    replies = browse(host, asked)
+    assert [replies[one].status for one in asked] == [200, 404, 200]
     log = "/var/log/nginx/access.log"
     for one, path in (("sheet", found.group(1)), ("absent", "/static/absent.css"), ("health", "/health")):
-        identity = told[one].header("X-Request-ID")[0]
+        identity = replies[one].header("X-Request-ID")[0]
         wait = until(f"grep -q {identity} {log}", 10, pause=0.5)
         lines = host.check_output(f"{wait}; grep {identity} {log}").splitlines()
-        assert [(entry["uri"], entry["status"]) for entry in map(json.loads, lines)] == [(path, told[one].status)]
+        assert [(entry["uri"], entry["status"]) for entry in map(json.loads, lines)] == [(path, replies[one].status)]
 
 
-# Writes as nginx's user: may the pipes be read, may they or the log be replaced?
+# Runs as nginx's user: tries to read or remove the pipes, and to write the logs.
 TAKEN_OVER = """
 import os
 for name, mode in (("requests", os.O_RDONLY), ("answers", os.O_RDONLY)):
@@ -158,20 +158,20 @@ for name in ("access.log", "access.log.1", "refused.log"):
 
 @pytest.mark.req("R13", "R35")
 def test_web_server_cannot_change_what_is_recorded(host: Host) -> None:
-    """Who took over the web server adds lines to the log; it reads and changes none, and replaces neither pipe nor file"""
+    """An attacker with the web server's user can only add lines to the log, not read or replace pipes or files"""
     assert host.check_output("runuser -u nginx -- python3 -c %s", TAKEN_OVER) == ""
 
 
 @pytest.mark.req("R35", "R3")
 def test_access_log_is_out_of_reach(facts: dict[str, Fact]) -> None:
-    """The access log is root's, read by administrators, and written by neither web server nor application"""
+    """The access log belongs to root, administrators can read it, web server and application cannot write it"""
     assert facts["log access"].text == "640 root:adm"
 
 
 @pytest.mark.layers("application")
 @pytest.mark.req("R16", "R20", "R21")
 def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
-    """nginx reaches the application over one UNIX socket in memory, which systemd holds"""
+    """nginx connects to the application over one UNIX socket in memory, which systemd holds"""
     access, filesystem, listening = facts["sockets"].lines
     assert access == "socket 660 gunicorn:www-data /run/gunicorn.sock"
     assert filesystem == "tmpfs"
@@ -186,7 +186,7 @@ def test_socket_between_nginx_and_gunicorn(facts: dict[str, Fact]) -> None:
 @pytest.mark.layers("application")
 @pytest.mark.req("R19")
 def test_workers(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """As many workers answer as the spec says, for its WSGI callable, all as gunicorn's user"""
+    """The number of workers and the WSGI callable are those of the spec; all workers run as gunicorn's user"""
     users = facts["gunicorn"].words
     assert users == ["gunicorn"] * (1 + spec.application.workers)
     (configured,) = [line for line in facts["configured"].lines if line.startswith("wsgi_app = ")]
@@ -195,7 +195,7 @@ def test_workers(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
 
 @pytest.mark.req("R45")
 def test_web_workers(facts: dict[str, Fact]) -> None:
-    """nginx has a master and workers, all as its own user"""
+    """nginx has a master and workers, all as user nginx"""
     lines = [line.split(maxsplit=1) for line in facts["nginx"].lines]
     assert {user for user, _ in lines} == {"nginx"}
     assert sum("worker process" in arguments for _, arguments in lines) >= 1
@@ -215,7 +215,7 @@ def test_database_connection(facts: dict[str, Fact]) -> None:
 
 @pytest.fixture(scope="module")
 def rotated(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
-    """The log is rotated under load; the lines of the load are counted when none is missing, or after a time."""
+    """The log is rotated under load; its lines are counted when all have arrived, or after a timeout."""
     load = under_load(host, spec.application.server_name, "logrotate --force /etc/logrotate.d/nginx")
     files, log = "/var/log/nginx/access.log /var/log/nginx/access.log.1", "/var/log/nginx/access.log"
     count = f"cat {files} | grep -c {load.mark}"
@@ -247,7 +247,7 @@ def test_rotation_loses_nothing(rotated: tuple[Load, dict[str, Fact]]) -> None:
 @pytest.mark.vm
 @pytest.mark.req("R64", "R94", "R35")
 def test_rotation_keeps_access(rotated: tuple[Load, dict[str, Fact]]) -> None:
-    """Rotated logs are root's and the administrators', fourteen days of them"""
+    """Only root and administrators can read rotated logs; they are kept for fourteen days"""
     facts = rotated[1]
     assert facts["access"].lines == ["750 root:adm", "640 root:adm", "640 root:adm"]
     assert "after 1 days" in facts["settings"].text
@@ -258,7 +258,7 @@ def test_rotation_keeps_access(rotated: tuple[Load, dict[str, Fact]]) -> None:
 
 @pytest.fixture(scope="module")
 def upgraded(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
-    """What an upgrade of nginx runs on the machine, under load: the packages' own scripts, as dpkg calls them."""
+    """An upgrade of nginx under load: the scripts of the packages, called as by dpkg."""
     environment = "env DPKG_MAINTSCRIPT_NAME=postinst DPKG_MAINTSCRIPT_PACKAGE"
     scripts = " && ".join(
         f"{environment}={package} /var/lib/dpkg/info/{package}.postinst configure 1.26.0-1"
@@ -281,7 +281,7 @@ def upgraded(host: Host, spec: SimpleNamespace) -> tuple[Load, dict[str, Fact]]:
 @pytest.mark.story
 @pytest.mark.req("R34", "R35", "R36", "F05", "F19")
 def test_upgrade_of_nginx(upgraded: tuple[Load, dict[str, Fact]]) -> None:
-    """An upgrade of Debian's nginx loses no request, and leaves our modes, sites and unit as they are"""
+    """An upgrade of Debian's nginx loses no request, and does not change the modes, sites and unit of the layers"""
     load, facts = upgraded
     assert load.status == 0, load.output
     assert (load.lost, load.failures) == (0, ())

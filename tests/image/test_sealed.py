@@ -1,4 +1,4 @@
-"""The sealed disk itself, read from outside: nothing in it belongs to one machine, and nothing tells of its making."""
+"""The pristine disk image, read without booting it: it has no data of a single machine, and no traces of its build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from build.machines.disk_image import GPT_BIOS_GRUB, GPT_ESP, GPT_LINUX, DiskIma
 pytestmark = pytest.mark.vm
 
 KEYS = {
-    # The armour alone stands in every program that writes keys; with the first bytes of a body it is a key.
+    # Programs that write keys contain the header line; only with the first bytes of a body it is a key.
     "OpenSSH private key": re.compile(rb"-----BEGIN OPENSSH PRIVATE KEY-----\r?\nb3BlbnNzaC1rZXkt"),
     "PEM private key": re.compile(rb"-----BEGIN (?:RSA |EC |ENCRYPTED )?PRIVATE KEY-----\r?\nM[A-Za-z0-9+/]{40}"),
 }
@@ -21,7 +21,7 @@ LOGS_OF_THE_IMAGE: dict[str, str] = {}
 
 @pytest.mark.req("F29", "R1")
 def test_machine_id_is_empty(sealed: DiskImage) -> None:
-    """/etc/machine-id is there and empty, so that every clone gets its own"""
+    """/etc/machine-id exists and is empty, so that every clone creates its own"""
     found = sealed.find("/etc/machine-id")
     assert found is not None
     assert found.kind == "file"
@@ -47,8 +47,8 @@ def test_no_secret_files(sealed: DiskImage) -> None:
 
 @pytest.mark.req("F29")
 def test_no_private_key_anywhere(sealed: DiskImage) -> None:
-    """No allocated byte of the disk holds a private key"""
-    # Test vectors that GnuTLS carries in its code are no secret.
+    """The allocated blocks of the disk contain no private key"""
+    # Test vectors in the code of GnuTLS are not secret.
     libraries = [found for found in sealed.list("/usr/lib/x86_64-linux-gnu") if "libgnutls.so.30." in found.path]
     known = b"".join(sealed.read(found.path) for found in libraries)
     strangers = {name: match for name, pattern in KEYS.items() for match in sealed.matches(pattern) if match not in known}
@@ -57,14 +57,14 @@ def test_no_private_key_anywhere(sealed: DiskImage) -> None:
 
 @pytest.mark.req("F29")
 def test_no_logs(sealed: DiskImage) -> None:
-    """No log file is in the image, of the installer or of anything else"""
+    """There are no log files in the image, of the installer or of other programs"""
     files = [found.path for found in sealed.walk("/var/log") if found.kind == "file" and found.size > 0]
     assert [path for path in files if path not in LOGS_OF_THE_IMAGE] == []
 
 
 @pytest.mark.req("F29")
 def test_no_traces_of_a_boot(sealed: DiskImage) -> None:
-    """The image was never booted: no lease, no journal, no cloud-init state, no shell history, no authorized key"""
+    """The image was never booted: no leases, journal, cloud-init state, shell history or authorized keys"""
     traces = {
         "/var/lib/systemd/network": sealed.list("/var/lib/systemd/network"),
         "/var/log/journal": [found for found in sealed.walk("/var/log/journal") if found.kind == "file"],
@@ -81,14 +81,14 @@ def test_no_traces_of_a_boot(sealed: DiskImage) -> None:
 
 @pytest.mark.req("R81", "R98")
 def test_no_password_in_shadow(sealed: DiskImage) -> None:
-    """Every account of the sealed image is locked: there is no default password"""
+    """Every account of the pristine image is locked: there is no default password"""
     rows = [line.split(":") for line in sealed.read("/etc/shadow").decode().splitlines()]
     assert [name for name, secret, *_ in rows if secret[:1] not in ("*", "!")] == []
 
 
 @pytest.mark.req("R5")
 def test_partition_table(sealed: DiskImage, spec: SimpleNamespace) -> None:
-    """GPT with bios_grub and an EFI system partition, every file system of the spec, and / last so that it can grow"""
+    """The GPT has bios_grub, an EFI system partition and all file systems of the spec, / last so that it can grow"""
     types = [slot.type.upper() for slot in sealed.slots]
     assert types[:2] == [GPT_BIOS_GRUB, GPT_ESP]
     assert set(types[2:]) == {GPT_LINUX}

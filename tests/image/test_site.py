@@ -1,4 +1,4 @@
-"""Site settings: nothing given is safe, what is wrong is named and opens nothing, what is right is used at once."""
+"""Site settings: the defaults are safe, errors are reported and open nothing, valid settings are applied at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = "/run/golden-test-site.yaml"
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> Iterator[dict[str, Fact]]:
-    """What the command and the unit say, with the clone's own settings and with a file full of faults."""
+    """The command and the unit with the clone's settings, and with an invalid file."""
     yield gather(
         host,
         {
@@ -42,7 +42,7 @@ def facts(host: Host) -> Iterator[dict[str, Fact]]:
 
 @pytest.mark.req("R30", "R65")
 def test_settings_are_complete(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """The settings in force name every key, and only root reads them"""
+    """The effective settings contain every key, and only root can read them"""
     found = json.loads(facts["settings"].text)
     assert set(found["settings"]) == set(expected["site_keys"])
     assert found["problems"] == []
@@ -51,7 +51,7 @@ def test_settings_are_complete(facts: dict[str, Fact], expected: dict[str, Any])
 
 @pytest.mark.req("R9", "F33")
 def test_unit_works_before_those_that_use_it(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """The settings are read after cloud-init's files are there and before the units that use them, without a network"""
+    """The settings are read after cloud-init's files are written and before their users start, without a network"""
     unit = properties(facts["unit"])
     assert (unit["ActiveState"], unit["Result"]) == ("active", "success")
     assert "golden-alert@golden-site.service.service" in unit["OnFailure"]
@@ -65,13 +65,13 @@ def test_unit_works_before_those_that_use_it(facts: dict[str, Fact], expected: d
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R9")
 def test_the_web_server_waits_for_the_settings(facts: dict[str, Fact]) -> None:
-    """The settings are read before the web server starts, whose configuration includes what they become"""
+    """The settings are read before the web server starts, because its configuration includes their result"""
     assert "nginx.service" in properties(facts["unit"])["Before"].split()
 
 
 @pytest.mark.req("R30")
 def test_faults_are_named_and_open_nothing(facts: dict[str, Fact]) -> None:
-    """A file with faults: each is named with its key and a remedy, and what is wrong counts as not given"""
+    """Each error in a file is reported with its key and a fix, and invalid values are ignored"""
     found = json.loads(facts["bad"].text)
     assert facts["bad"].status == facts["bad status"].status == 3
     assert [one["key"] for one in found["problems"]] == ["admin_cidrs[0]", "server_nam"]
@@ -91,7 +91,7 @@ def test_the_schema_has_the_keys_of_this_image(
 
 @pytest.mark.req("R4")
 def test_reading_again_changes_nothing(facts: dict[str, Fact]) -> None:
-    """Reading the settings a second time gives the same files"""
+    """Reading the settings a second time creates the same files"""
     assert facts["again"].status == 0, facts["again"].text
     assert float(facts["exposure"].text.split("service: ")[1].split()[0]) <= 2.0
 
@@ -108,7 +108,7 @@ RESTORE = (
 @pytest.mark.minutes
 @pytest.mark.req("R4", "F30")
 def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
-    """golden-site apply: 253 characters are served; what nginx refuses changes nothing; a dead nginx is started"""
+    """golden-site apply: a name of 253 characters works; a refusal by nginx changes nothing; a failed nginx is started"""
     broken = "/etc/nginx/conf.d/99-broken.conf"
     found = gather(
         host,
@@ -119,7 +119,7 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
             f"echo 'no_such_directive;' >{broken}; echo 'server_names: [www.example.org]' >/etc/golden/site.yaml",
             "refused": "golden-site apply",
             "unchanged": "cut -d' ' -f1 /run/golden/names; systemctl is-active nginx.service; ls -d /run/golden-trial-*",
-            # systemd would try for a minute.
+            # systemd would restart it for a minute.
             "dead": f"mkdir -p {ONCE}; printf '[Service]\\nRestart=no\\n' >{ONCE}/99-test.conf; systemctl daemon-reload; "
             f"systemctl restart nginx.service; {until('systemctl is-failed -q nginx.service', 30, pause=1)}; "
             f"rm -r {broken} {ONCE}; systemctl daemon-reload; systemctl is-failed nginx.service",
@@ -145,7 +145,7 @@ def test_apply_tries_the_web_server_and_starts_it_again(host: Host) -> None:
 @pytest.mark.layers("50-nginx")
 @pytest.mark.req("R4", "F30")
 def test_apply_brings_a_name_to_the_web_server(host: Host, spec: SimpleNamespace) -> None:
-    """golden-site apply: a new server name is the main one at once; a bad file is refused and changes nothing"""
+    """golden-site apply: a new server name is the main one at once; an invalid file is refused and changes nothing"""
     name = "site-test.example.org"
     found = gather(
         host,

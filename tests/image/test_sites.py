@@ -1,4 +1,4 @@
-"""Sites with separate names: static files are served, upstreams are reached, and nothing else is opened for them."""
+"""Sites with separate names: static files are served, upstreams are reachable, and nothing else is opened for them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ pytestmark = [pytest.mark.story, pytest.mark.layers("25-firewall")]
 WWW, API = "www.sites.example", "api.sites.example"
 TOP = "/var/www/sites/goldentest"
 PORT, OTHER_PORT = 8080, 8081
+# An account without privileges.
+UNPRIVILEGED = "nobody"
 SITE = "/etc/golden/site.yaml"
 KEPT = "/root/golden-test-site.yaml"
 SITES = f'sites: [{{name: {WWW}, root: {TOP}}}, {{name: {API}, upstream: "http://{STRANGER}:{PORT}", body: 2M}}]'
 WRONG = f'sites: [{{name: {WWW}, root: {TOP}}}, {{name: {API}, upstream: "http://backend:{PORT}"}}]'
-# With the settings of the clone, and back to them.
+# Adds to the settings of the clone, and restores them.
 KEEP = f"test -e {KEPT} || {{ test -e {SITE} && cp -p {SITE} {KEPT} || : >{KEPT}; }}"
 APPLY = f"umask 077; {{ grep -v ^sites: {KEPT}; echo '@SITES@'; }} >{SITE}; golden-site apply --json"
 BACK = f"if [ -s {KEPT} ]; then cp -p {KEPT} {SITE}; else rm -f {SITE}; fi; rm {KEPT}; golden-site apply --json"
@@ -39,8 +41,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        said = {"path": self.path, "host": self.headers["Host"], "client": self.headers["X-Forwarded-For"]}
-        body = json.dumps(said).encode()
+        seen = {"path": self.path, "host": self.headers["Host"], "client": self.headers["X-Forwarded-For"]}
+        body = json.dumps(seen).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -52,7 +54,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         pass
 
 def fetch(name, path, method, tls, body):
-    # Whatever is wrong with a connection is its outcome.
+    # Any error of a connection is its result.
     try:
         connection = socket.create_connection(("127.0.0.1", 443 if tls else 80), timeout=20 * PACE)
         if tls:
@@ -106,7 +108,7 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def story(host: Host) -> Iterator[dict[str, Any]]:
-    """What is answered and open with two sites in the settings; afterwards they are as before."""
+    """Responses and open ports with two sites in the settings; afterwards the settings are restored."""
     found: dict[str, Any] = {}
     try:
         found |= gather(
@@ -126,7 +128,7 @@ def story(host: Host) -> Iterator[dict[str, Any]]:
                 "right": APPLY.replace("@SITES@", SITES),
             },
         )
-        reach = [("nginx", PORT), ("nginx", OTHER_PORT), ("nobody", PORT)]
+        reach = [("nginx", PORT), ("nginx", OTHER_PORT), (UNPRIVILEGED, PORT)]
         found |= play(host, SCENE, {"ports": [PORT, OTHER_PORT], "requests": REQUESTS, "reach": reach})
         rest = "ls /run/golden | grep -x 'sites.conf\\|site-.*-ca.pem'"
         found |= gather(host, {"back": BACK, "after": STATE, "rest": rest})
@@ -137,7 +139,7 @@ def story(host: Host) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.req("R9")
 def test_sites_are_applied(story: dict[str, Any]) -> None:
-    """golden-site apply puts sites into force; their names are in the certificate's list and not this machine's own"""
+    """golden-site apply configures sites; their names are in the certificate's list, not among the machine's own"""
     for case in ("kept", "files", "apply", "right", "back"):
         fact: Fact = story[case]
         assert fact.status == 0, (case, fact.text)
@@ -149,7 +151,7 @@ def test_sites_are_applied(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R9")
 def test_a_wrong_site_changes_nothing(story: dict[str, Any]) -> None:
-    """golden-site apply names the key of a wrong site and the remedy, and leaves the sites as they are"""
+    """golden-site apply reports the key of an invalid site and the fix, and does not change the sites"""
     assert story["wrong"].status == 3
     assert "sites[1].upstream" in story["wrong"].text
     assert "an IP address and a port" in story["wrong"].text
@@ -158,7 +160,7 @@ def test_a_wrong_site_changes_nothing(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R12", "R37", "R56", "R58", "R84", "R86")
 def test_static_sites(story: dict[str, Any]) -> None:
-    """A static site serves its files with the headers of all servers, and no hidden file, code, listing or link"""
+    """A static site serves its files with the headers of all servers, and no hidden files, code, listings or links"""
     answers = story["answers"]
     assert [answers[case]["body"] for case in ("start", "page")] == ["start\n", "page\n"]
     headers = {name.lower(): value for name, value in answers["start"]["headers"].items()}
@@ -175,7 +177,7 @@ def test_static_sites(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R49", "R57")
 def test_upstreams(story: dict[str, Any]) -> None:
-    """An upstream gets the path, the name and the client's address; what is too large or has two paths does not reach it"""
+    """An upstream gets path, name and client address; a large or ambiguous request does not reach it"""
     answers = story["answers"]
     assert answers["upstream"]["status"] == 200, answers["upstream"]
     assert json.loads(answers["upstream"]["body"]) == {"path": "/v1/x?y=z", "host": API, "client": "127.0.0.1"}
@@ -185,13 +187,13 @@ def test_upstreams(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R44")
 def test_nothing_else_is_opened(story: dict[str, Any]) -> None:
-    """The web server has a network while a site has an upstream, and it alone reaches that address and port"""
+    """The web server has a network while a site has an upstream, and only it can reach that address and port"""
     assert properties(story["before"])["PrivateNetwork"] == properties(story["after"])["PrivateNetwork"] == "yes"
     assert properties(story["with"])["PrivateNetwork"] == "no"
     assert properties(story["after"])["ActiveState"] == "active"
     assert properties(story["after"])["RestrictAddressFamilies"] == properties(story["before"])["RestrictAddressFamilies"]
     assert "nginx" in story["filter"].text
     assert f"{STRANGER} . {PORT}" in story["filter"].text
-    assert story["reached"] == {f"nginx {PORT}": True, f"nginx {OTHER_PORT}": False, f"nobody {PORT}": False}
+    assert story["reached"] == {f"nginx {PORT}": True, f"nginx {OTHER_PORT}": False, f"{UNPRIVILEGED} {PORT}": False}
     assert story["rest"].text == ""
     assert float(story["exposure"].text.split(".service: ")[1].split()[0]) <= 2.0

@@ -1,4 +1,4 @@
-"""SSH: keys only, no root, nothing forwarded, and host keys that were made here and shown on the console."""
+"""SSH: keys only, no root, no forwarding, and host keys that were created on the clone and printed on the console."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 
-# What `sshd -T` must say.
+# Settings that `sshd -T` must print.
 SETTINGS = {
     "permitrootlogin": "no",
     "authenticationmethods": "publickey",
@@ -48,7 +48,7 @@ HOST_KEYS = ["/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key"]
 
 @pytest.fixture(scope="module")
 def facts(host: Host) -> dict[str, Fact]:
-    """The server's configuration, its keys, and what it says."""
+    """The server's configuration, its keys, and its units."""
     return gather(
         host,
         {
@@ -68,33 +68,33 @@ def facts(host: Host) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def settings(facts: dict[str, Fact]) -> dict[str, str]:
-    """The effective settings of the server by keyword; of a keyword that stands twice the last."""
+    """The effective settings of the server by keyword; of a repeated keyword the last."""
     return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in facts["settings"].lines if " " in line}
 
 
 @pytest.mark.req("R80")
 @pytest.mark.parametrize("keyword", SETTINGS)
 def test_setting(settings: dict[str, str], keyword: str) -> None:
-    """The server's effective setting is the safe one"""
+    """The effective setting of the server is the safe one"""
     assert settings[keyword] == SETTINGS[keyword]
 
 
 @pytest.mark.req("R80")
 @pytest.mark.parametrize("keyword", ALGORITHMS)
 def test_algorithms(settings: dict[str, str], keyword: str) -> None:
-    """The server offers strong algorithms and no other; every key exchange withstands quantum computers"""
+    """The server offers only strong algorithms; every key exchange is post-quantum secure"""
     assert settings[keyword].split(",") == ALGORITHMS[keyword]
 
 
 @pytest.mark.req("R98")
 def test_second_factor_is_admitted(settings: dict[str, str]) -> None:
-    """Keys in a FIDO token, which want a touch, are admitted"""
+    """Keys on FIDO tokens, which require a touch, are accepted"""
     assert "sk-ssh-ed25519@openssh.com" in settings["pubkeyacceptedalgorithms"].split(",")
 
 
 @pytest.mark.req("F29")
 def test_host_keys(facts: dict[str, Fact]) -> None:
-    """The host keys are there, whole, and closed: ed25519 and ecdsa, each with the public half that belongs to it"""
+    """The host keys ed25519 and ecdsa are complete, readable only by root, and match their public keys"""
     entries = {line.split()[0]: line.split()[1:] for line in facts["keys"].lines}
     assert sorted(entries) == sorted(HOST_KEYS + [f"{key}.pub" for key in HOST_KEYS])
     for path, (mode, owner, size) in entries.items():
@@ -107,25 +107,25 @@ def test_host_keys(facts: dict[str, Fact]) -> None:
 
 @pytest.mark.req("F29")
 def test_server_uses_those_keys(facts: dict[str, Fact]) -> None:
-    """The server offers one key that was made for this clone, of the strongest kind"""
+    """The server offers one key that was created on this clone, of the strongest type"""
     assert [line.split()[1] for line in facts["settings"].lines if line.startswith("hostkey ")] == [HOST_KEYS[1]]
 
 
 @pytest.mark.req("F29")
 def test_keys_were_shown_on_the_console(facts: dict[str, Fact]) -> None:
-    """The host keys were shown on the console, and not a second time by cloud-init"""
+    """The host keys were printed on the console, and not a second time by cloud-init"""
     assert properties(facts["console"]) == {"ActiveState": "active", "Result": "success", "ExecMainStatus": "0"}
     assert facts["console"].lines[-1] == "0"
 
 
 @pytest.mark.req("R9", "R28")
 def test_unit(facts: dict[str, Fact]) -> None:
-    """The server is one service, starts again after a crash, and leaves nothing open to others"""
+    """The server runs as one service, restarts after a crash, and creates no files that others can read"""
     assert properties(facts["unit"]) == {"UMask": "0027", "Restart": "on-failure", "ActiveState": "active"}
     assert facts["socket"].lines == ["inactive", "masked"]
 
 
 @pytest.mark.req("R80")
 def test_configuration_is_ours(facts: dict[str, Fact]) -> None:
-    """The settings stand in one file, that only root reads, and nothing adds to them"""
+    """The settings are in one file, which only root can read, and there are no drop-in files"""
     assert facts["access"].lines == ["600 root:root /etc/ssh/sshd_config"]

@@ -1,4 +1,4 @@
-"""Accounts: a closed world. Nobody has a password, and nobody but the administrator has a key."""
+"""Accounts: an allowlist. No account has a password, and only the administrator has a key."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.story
 NO_SHELL = {"/usr/sbin/nologin", "/bin/false"}
 # Accounts with another shell, and why.
 SHELLS = {"root": "/bin/bash", "sync": "/bin/sync"}
-# Files that may stand in /etc/sudoers.d.
+# Files that may be in /etc/sudoers.d.
 SUDOERS = {"README": "the package's", "10-golden": "how, not who", "90-cloud-init-users": "the administrator, by cloud-init"}
 
 
 @pytest.fixture(scope="module")
 def facts(host: Host, spec: SimpleNamespace) -> dict[str, Fact]:
-    """The account databases, and every key and rule that lets somebody in."""
+    """The account databases, and every key and rule that grants access."""
     return gather(
         host,
         {
@@ -50,7 +50,7 @@ def passwd(facts: dict[str, Fact]) -> dict[str, list[str]]:
 
 @pytest.mark.req("R27", "R79", "R99")
 def test_accounts_are_known(passwd: dict[str, list[str]], expected: dict[str, Any], spec: SimpleNamespace) -> None:
-    """Every account is on the list, with where it comes from, and all of the list is there"""
+    """Every account is in the list, with its origin, and every account in the list exists"""
     assert set(passwd) == {*expected["accounts"], *expected["service_accounts"], spec.admin.user}
 
 
@@ -64,7 +64,7 @@ def test_only_root_is_root(passwd: dict[str, list[str]]) -> None:
 
 @pytest.mark.req("R27", "R79")
 def test_shells(passwd: dict[str, list[str]], spec: SimpleNamespace) -> None:
-    """Nobody but root and the administrator has a login shell"""
+    """Only root and the administrator have a login shell"""
     wanted = SHELLS | {spec.admin.user: "/bin/bash"}
     found = {name: fields[6] for name, fields in passwd.items() if fields[6] not in NO_SHELL}
     assert found == wanted
@@ -73,7 +73,7 @@ def test_shells(passwd: dict[str, list[str]], spec: SimpleNamespace) -> None:
 @pytest.mark.req("R27")
 @pytest.mark.expected("name", "service_accounts")
 def test_service_accounts(passwd: dict[str, list[str]], name: str) -> None:
-    """An account of a service is a system account without home and shell"""
+    """The account of a service is a system account without home and shell"""
     fields = passwd[name]
     assert 0 < int(fields[2]) < 1000
     assert fields[5:] == ["/nonexistent", "/usr/sbin/nologin"]
@@ -81,7 +81,7 @@ def test_service_accounts(passwd: dict[str, list[str]], name: str) -> None:
 
 @pytest.mark.req("R81", "R98", "R101")
 def test_no_account_has_a_password(facts: dict[str, Fact], passwd: dict[str, list[str]]) -> None:
-    """Every account is locked for passwords, root and the administrator too: there are no default credentials"""
+    """Password login is locked for every account, also root and the administrator: there are no default credentials"""
     secrets = {line.split(":")[0]: line.split(":")[1] for line in facts["shadow"].lines}
     assert set(secrets) == set(passwd)
     assert {name: secret for name, secret in secrets.items() if secret[:1] not in ("!", "*")} == {}
@@ -90,12 +90,12 @@ def test_no_account_has_a_password(facts: dict[str, Fact], passwd: dict[str, lis
 
 @pytest.mark.req("R80", "R99")
 def test_only_the_administrator_has_a_key(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """The one key that lets anybody in is the administrator's, from the clone's seed"""
+    """The only key that grants access is the administrator's, from the seed of the clone"""
     own = f"/home/{spec.admin.user}/.ssh/authorized_keys"
     assert facts["keys"].lines == [own, "/root/.ssh/authorized_keys"]
     assert len(facts["key"].lines) == 1
     assert facts["key"].text.startswith("ssh-ed25519 ")
-    # cloud-init tells whoever tries root to come as the administrator; sshd refuses root before that.
+    # cloud-init makes a root login print the administrator's name and exit; sshd refuses root before that.
     assert all(line.startswith("no-port-forwarding,") and 'command="echo' in line for line in facts["root key"].lines)
 
 
@@ -111,7 +111,7 @@ def test_administrator(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
 
 @pytest.mark.req("R99")
 def test_sudo_rules_are_known(facts: dict[str, Fact], spec: SimpleNamespace) -> None:
-    """sudo has no rule but the administrator's"""
+    """The only sudo rule is the administrator's"""
     lines = [line for line in facts["sudoers"].lines if not line.startswith("#")]
     assert set(lines) <= {*SUDOERS, f"{spec.admin.user} ALL=(ALL) NOPASSWD:ALL"}
     assert f"{spec.admin.user} ALL=(ALL) NOPASSWD:ALL" in lines
@@ -119,13 +119,13 @@ def test_sudo_rules_are_known(facts: dict[str, Fact], spec: SimpleNamespace) -> 
 
 @pytest.mark.req("R28")
 def test_umask(facts: dict[str, Fact]) -> None:
-    """What the administrator makes is closed to others"""
+    """Files that the administrator creates are closed to others"""
     assert facts["umask"].lines[-1] == "0027"
 
 
 @pytest.mark.req("R16")
 def test_nobody_runs_as_www_data(facts: dict[str, Fact], expected: dict[str, Any]) -> None:
-    """Group www-data is a right, and nothing runs as the user of that name"""
+    """The group www-data is used for access only, and no process runs as the user of that name"""
     users = {line.split()[0] for line in facts["processes"].lines}
     assert "www-data" not in users
     assert set(expected["running_as"]) <= users

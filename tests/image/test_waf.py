@@ -1,4 +1,4 @@
-"""The optional request filter: it finds attacks, lets the application's own requests through, and keeps the sandbox.
+"""The optional request filter: it detects attacks, accepts the application's requests, and does not weaken the sandbox.
 
 Not in golden.yaml: `nox -s container -- --layer 55-waf` builds an image with it and runs these tests.
 """
@@ -35,13 +35,13 @@ def _is_there(spec: SimpleNamespace) -> None:
 
 @pytest.fixture(scope="module")
 def watched(host: Host, spec: SimpleNamespace, _is_there: None) -> dict[str, Answer]:
-    """What attacks are answered as long as the filter only watches, as it does at first."""
+    """Responses to attacks while the filter only detects, which is the default."""
     return browse(host, {name: ask(spec.application.server_name, path, headers=BROWSER) for name, path in ATTACKS.items()})
 
 
 @pytest.fixture(scope="module")
 def mode(host: Host, watched: dict[str, Answer]) -> Iterator[dict[str, Fact]]:
-    """The filter refuses; afterwards it is as before."""
+    """The filter refuses; afterwards its mode is restored."""
     yield gather(
         host,
         {
@@ -57,13 +57,13 @@ def mode(host: Host, watched: dict[str, Answer]) -> Iterator[dict[str, Fact]]:
 
 @pytest.fixture(scope="module")
 def answers(host: Host, spec: SimpleNamespace, mode: dict[str, Fact]) -> dict[str, Answer]:
-    """What attacks are answered when the filter refuses, and what the application's own requests are."""
+    """Responses to attacks and to the application's requests when the filter refuses."""
     name = spec.application.server_name
     requests = {one: ask(name, path, headers=BROWSER) for one, path in ATTACKS.items()}
     own = ("/", "/health", "/?page=2&q=two+words", "/?q=Fran%C3%A7ois")
     requests |= {path: ask(name, path, headers=BROWSER) for path in own}
     first = browse(host, requests)
-    # Everything that the page itself asks for.
+    # All requests that the page causes.
     linked = {path: ask(name, path, headers=BROWSER) for path in re.findall(r'(?:href|src)="(/[^"]*)"', first["/"].body)}
     assert linked
     return first | browse(host, linked)
@@ -72,7 +72,7 @@ def answers(host: Host, spec: SimpleNamespace, mode: dict[str, Fact]) -> dict[st
 @pytest.mark.req("R71")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack_is_refused(answers: dict[str, Answer], watched: dict[str, Answer], attack: str) -> None:
-    """An attack is refused with 403 when the filter refuses, and passes when it watches"""
+    """An attack is refused with 403 in mode `refuse`, and passes in mode `watch`"""
     assert answers[attack].status == 403
     assert watched[attack].status == 200
     assert not re.search(r"nginx|modsecurity", answers[attack].body, re.IGNORECASE)
@@ -81,7 +81,7 @@ def test_attack_is_refused(answers: dict[str, Answer], watched: dict[str, Answer
 
 @pytest.mark.req("R71")
 def test_own_requests_pass(answers: dict[str, Answer], host: Host) -> None:
-    """Nothing that the application itself asks for is refused, nor found suspicious"""
+    """None of the application's requests is refused or logged as suspicious"""
     own = {path: answer for path, answer in answers.items() if path not in ATTACKS}
     assert len(own) >= 5
     assert {path: answer.status for path, answer in own.items() if answer.status != 200} == {}
@@ -93,7 +93,7 @@ def test_own_requests_pass(answers: dict[str, Answer], host: Host) -> None:
 
 @pytest.mark.req("R71", "R38", "R43")
 def test_sandbox_holds(mode: dict[str, Fact]) -> None:
-    """The filter needs no memory that is both writable and executable, and the sandbox is as good as without it"""
+    """The filter needs no writable and executable memory, and the sandbox has the same rating as without it"""
     assert json.loads(mode["before"].text)["mode"] == "watch"
     assert json.loads(mode["refuse"].text)["mode"] == "refuse"
     found = re.search(r"level for \S+: ([0-9.]+)", mode["exposure"].text)

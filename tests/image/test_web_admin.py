@@ -1,4 +1,4 @@
-"""Who reaches the application's administration, and what a client may say about itself: nothing that is believed."""
+"""Access to the application's administration, and headers with which a client claims access: they have no effect."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .wire import Reply, reloading, send, wire
 pytestmark = pytest.mark.story
 
 WORK = "/run/test-admin"
-# The address that the test lets in, and one that it does not.
+# An address to which the test grants access, and one without access.
 INSIDE, OUTSIDE = "127.0.3.1", "127.0.3.2"
-# Ways to write the path; the administration answers to the first alone, and nobody is let in by the others.
+# Spellings of the path; the administration answers only to the first, and the others grant no access.
 PATHS = [
     "/admin/", "/admin", "/admin/login/", "/admin/auth/user/1/change/", "/django-admin/", "//admin/", "/./admin/",
     "/x/../admin/", "/%61dmin/", "/%61%64%6d%69%6e/", "/health/..%2fadmin/", "/admin/..;/admin/", "/admin%2f", "/admin/.",
 ]  # fmt: skip
-# What would be believed by a server that trusts its clients.
+# Headers that a server would accept if it trusted its clients.
 CLAIMS = [
     f"X-Forwarded-For: {INSIDE}", f"X-Real-IP: {INSIDE}", f"Forwarded: for={INSIDE}", "X-Original-URL: /admin/",
     "X-Rewrite-URL: /admin/", "PATH_INFO: /admin/", "SCRIPT_NAME: /admin", "X-Client-Verify: SUCCESS",
@@ -36,7 +36,7 @@ umask 077
 rm -rf /run/test-admin
 mkdir /run/test-admin
 cd /run/test-admin
-# $1: name; the rest: who signs
+# $1: name
 made() {
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -keyout "$1.key" -subj "/CN=$1" -out "$1.csr" 2>/dev/null
     shift
@@ -55,7 +55,7 @@ done
 
 
 def apply(client_ca: str, cidrs: list[str]) -> str:
-    """Return a command that does what golden-proxy.service does at boot, for given settings."""
+    """Return a command that applies the given settings as golden-proxy.service does at boot."""
     given = json.dumps({"client_ca": client_ca or None, "cidrs": cidrs})
     program = "import json, sys; from golden import proxy; print(proxy.apply(json.loads(sys.argv[1])))"
     return reloading(f"python3 -c \"{program}\" '{given}' && systemctl reload nginx")
@@ -68,7 +68,7 @@ def get(path: str, name: str, *claims: str) -> str:
 
 @pytest.fixture(scope="module")
 def closed(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
-    """What everybody is answered on a clone whose settings let nobody in."""
+    """Responses to any client on a clone whose settings do not open the administration."""
     name = spec.application.server_name
     paths = {f"path {path}": wire(get(path, name), name=name, source=OUTSIDE) for path in PATHS}
     claims = {claim: wire(get("/admin/", name, claim), name=name, source=OUTSIDE) for claim in CLAIMS}
@@ -77,7 +77,7 @@ def closed(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
 
 @pytest.fixture(scope="module")
 def opened(host: Host, spec: SimpleNamespace, closed: dict[str, Reply]) -> Iterator[dict[str, Reply]]:
-    """What is answered when one network and one authority are let in; afterwards all is closed again."""
+    """Responses when one network and one authority have access; afterwards the administration is closed again."""
     name = spec.application.server_name
     host.check_output("sh -c %s", AUTHORITY)
     host.check_output(apply(f"{WORK}/authority.pem", [f"{INSIDE}/32"]))
@@ -101,7 +101,7 @@ def opened(host: Host, spec: SimpleNamespace, closed: dict[str, Reply]) -> Itera
 
 @pytest.fixture(scope="module")
 def facts(host: Host, opened: dict[str, Reply]) -> dict[str, Fact]:
-    """What the log says of the administrator's request, and what settings that are half done are answered."""
+    """The log line of the administrator's request, and the results of incomplete settings."""
     identity = opened["both"].header("X-Request-ID")[0]
     log = "/var/log/nginx/access.log"
     return gather(
@@ -121,23 +121,23 @@ def facts(host: Host, opened: dict[str, Reply]) -> dict[str, Fact]:
 @pytest.mark.req("R67", "R73", "R10")
 @pytest.mark.parametrize("path", PATHS)
 def test_closed_to_everybody(closed: dict[str, Reply], path: str) -> None:
-    """Unless the site's settings say who may, nobody reaches the administration, however the path is written"""
+    """Without settings for it, no client can reach the administration, with any spelling of the path"""
     reply = closed[f"path {path}"]
     assert reply.statuses in ([404], [400]), reply
-    # The web server's own page: the application was not asked.
+    # The web server's error page: the request did not reach the application.
     assert f"<h1>Error {reply.statuses[0]}</h1>" in reply.text
 
 
 @pytest.mark.req("R67", "R49")
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claims_open_nothing(closed: dict[str, Reply], claim: str) -> None:
-    """No header opens the administration"""
+    """No header gives access to the administration"""
     assert closed[claim].statuses in ([404], [400]), closed[claim]
 
 
 @pytest.mark.req("R67", "R73")
 def test_certificate_and_address_open(opened: dict[str, Reply], facts: dict[str, Fact]) -> None:
-    """With a certificate of the site's authority and from its network, the application answers"""
+    """A client with a certificate of the site's authority and an address of its network reaches the application"""
     logged = json.loads(facts["log"].lines[-1])
     assert logged["upstream_status"] == str(opened["both"].statuses[0])
     assert (logged["client_certificate"], logged["ip"]) == ("SUCCESS", INSIDE)
@@ -148,13 +148,13 @@ def test_certificate_and_address_open(opened: dict[str, Reply], facts: dict[str,
     "case", ["no certificate", "certificate of another", "other address", "address by a header", "neither"]
 )
 def test_one_of_the_two_is_not_enough(opened: dict[str, Reply], case: str) -> None:
-    """A certificate without the address, or an address without the certificate, opens nothing"""
+    """A certificate without the address, or an address without the certificate, gives no access"""
     assert opened[case].statuses in ([404], [400]), opened[case]
 
 
 @pytest.mark.req("R67", "R9")
 def test_half_a_setting_opens_nothing(facts: dict[str, Fact]) -> None:
-    """Settings that are incomplete or wrong close the administration and say so"""
+    """Incomplete or invalid settings close the administration and report an error"""
     for case in ("half", "no authority", "broken"):
         assert facts[case].status != 0, facts[case]
         assert "Problem" in facts[case].text
@@ -191,9 +191,9 @@ def spoofed(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
     ],
 )  # fmt: skip
 def test_host_cannot_be_spoofed(spoofed: dict[str, Reply], case: str) -> None:
-    """A request that names another host, in whatever place, is refused, and the name is never repeated"""
+    """A request that names another host in any place is refused, and the response never contains that name"""
     reply = spoofed[case]
     assert "other.test" not in reply.text, reply
-    # Without another host's name in a place that counts, the request is an ordinary one.
+    # Without another host's name in a place that is used, the request is a normal one.
     ordinary = {"absolute and own": [200], "forwarded": [404], "plain forwarded": [308]}
     assert reply.statuses in ([ordinary[case]] if case in ordinary else [[400], [421], []]), reply

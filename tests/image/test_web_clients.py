@@ -1,6 +1,6 @@
-"""Who counts as one client: an IPv6 client has a whole network of addresses, and gets no more by changing them.
+"""Counting clients: an IPv6 client has a complete network of addresses, and does not get higher limits by changing them.
 
-Log-ins are limited as a whole too, so that nobody's guesses keep the health check from its answer.
+Log-ins of all clients are limited too, so that password guesses do not delay the health check.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .remote import seconds, until
 
 pytestmark = pytest.mark.story
 
-# Addresses for documentation. All of them are the clone's own while the test runs.
+# Addresses for documentation. All of them belong to the clone during the test.
 PREFIX = "2001:db8::/32"
-# Ways in which an address is written, and the network that counts.
+# Forms of addresses, and the network that is counted.
 NETWORKS = {
     "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64",
     "2001:db8:1:2::6": "2001:db8:1:2::/64",
@@ -65,11 +65,11 @@ def ask(source, method, path, body=b"", headers={}):
         connection.close()
 
 def form():
-    # One token serves everybody: it belongs to the cookie.
+    # One token is valid for all clients: it belongs to the cookie.
     status, headers, text = ask("127.0.0.30", "GET", "/login")
     cookie = next(value.split(";")[0] for key, value in headers if key == "Set-Cookie" and "csrf" in value)
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', text).group(1)
-    fields = {"csrfmiddlewaretoken": token, "username": "nobody", "password": "guess", "token": "000000"}
+    fields = {"csrfmiddlewaretoken": token, "username": "unknown", "password": "guess", "token": "000000"}
     return urllib.parse.urlencode(fields).encode(), {
         "Cookie": cookie, "Origin": "https://" + name, "Content-Type": "application/x-www-form-urlencoded",
     }
@@ -130,11 +130,11 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def played(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
-    """What happens to clients that change their addresses; limits begin again before and after."""
+    """Responses to clients that change their addresses; the limits are reset before and after."""
     name = spec.application.server_name
-    # Other tests ask from addresses of their own. What they guessed counts in the limit for all together.
+    # Other tests use other addresses. Their password guesses count in the limit for all clients.
     host.check_output("systemctl restart nginx")
-    # A page: files have a limit of their own.
+    # A page: files have a separate limit.
     options = {
         "name": name, "path": "/", "attempts": ATTEMPTS, "prefix": PREFIX, "addresses": list(NETWORKS),
     }  # fmt: skip
@@ -145,34 +145,34 @@ def played(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
 
 
 def handled(guesses: dict[str, Any]) -> int:
-    """Return how many attempts reached the application: 503 when the workers that may hash are busy."""
+    """Return the number of attempts that reached the application: 503 when the workers that may hash are busy."""
     return sum(status in (200, 503) for status in guesses["statuses"])
 
 
 @pytest.mark.req("R14", "R66", "R98")
 @pytest.mark.parametrize("case", ["one /64", "one /56"])
 def test_addresses_of_a_network_are_one_client(played: dict[str, Any], case: str) -> None:
-    """Who guesses passwords from 45 addresses of one network gets as far as from one address"""
+    """Password guesses from 45 addresses of one network have the limit of one address"""
     guesses = played[case]
     assert set(guesses["statuses"]) <= {200, 429, 503}
     assert guesses["statuses"].count(429) >= ATTEMPTS // 2
-    # Ten a minute, and five at once.
+    # Ten per minute, and five at once.
     assert handled(guesses) <= 6 + guesses["seconds"] / 6 + 1
 
 
 @pytest.mark.req("R14", "R48", "R66", "R98")
 def test_guesses_of_all_together_are_limited(played: dict[str, Any]) -> None:
-    """Guesses from 90 networks of providers wait, and beyond a queue they are refused"""
+    """Guesses from 90 networks of providers are queued, and refused when the queue is full"""
     guesses = played["everywhere"]
     assert set(guesses["statuses"]) <= {200, 429, 503}
     assert guesses["statuses"].count(429) >= 1
-    # Three a second, and a queue of fifteen.
+    # Three per second, and a queue of fifteen.
     assert handled(guesses) <= 16 + 3 * guesses["seconds"] + 1
 
 
 @pytest.mark.req("R48", "R95", "R98")
 def test_guesses_do_not_keep_health_from_its_answer(host: Host, played: dict[str, Any]) -> None:
-    """While passwords are hashed, /health is answered as always"""
+    """/health answers in time while passwords are hashed"""
     health = played["everywhere"]["health"]
     assert len(health) >= 2
     assert {status for status, _ in health} == {200}
@@ -181,7 +181,7 @@ def test_guesses_do_not_keep_health_from_its_answer(host: Host, played: dict[str
 
 @pytest.mark.req("R14", "R50", "R72")
 def test_requests_of_a_network_are_limited(played: dict[str, Any]) -> None:
-    """Of 500 requests from ten addresses of a /64 some are refused; another network gets its answers meanwhile"""
+    """Of 500 requests from ten addresses of a /64 some are refused; another network is served meanwhile"""
     assert len(played["requests"]) == 500
     assert set(played["requests"]) == {200, 429}
     assert set(played["bots"]) == {200, 429}
@@ -190,7 +190,7 @@ def test_requests_of_a_network_are_limited(played: dict[str, Any]) -> None:
 
 @pytest.mark.req("R13", "R47", "R50")
 def test_logs_name_the_network(host: Host, played: dict[str, Any]) -> None:
-    """The access log and the log for bans name an address with its network, however it is written"""
+    """The access log and the log for bans contain each address with its network, in any form of the address"""
     assert played["method"] in (403, 404, 405)
     for log in ("access", "refused"):
         path = f"/var/log/nginx/{log}.log"
@@ -206,7 +206,7 @@ def test_logs_name_the_network(host: Host, played: dict[str, Any]) -> None:
 
 @pytest.mark.req("R14", "R57")
 def test_no_limit_counts_single_addresses(host: Host) -> None:
-    """Every limit of the web server counts clients by the keys that know networks"""
+    """Every limit of the web server counts clients by the keys for networks"""
     text = host.check_output("nginx -T 2>/dev/null")
     zones = re.findall(r"^\s*limit_(?:req|conn)_zone (\S+) zone=(\w+):", text, re.MULTILINE)
     assert {zone: key for key, zone in zones} == {
@@ -214,5 +214,5 @@ def test_no_limit_counts_single_addresses(host: Host) -> None:
         "logins": "$attempt", "all_logins": "$any_attempt", "bots": "$bot",
     }  # fmt: skip
     used = re.findall(r"\$binary_remote_addr", re.sub(r"#.*", "", text))
-    # The source and the default of both keys.
+    # The source and the default value of both keys.
     assert len(used) == 4

@@ -1,4 +1,4 @@
-"""What one client may ask of the web server: how often, how much at once, how slowly; and what it may not smuggle."""
+"""Limits of the web server for one client: rate, concurrency, slowness; and request smuggling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .wire import Reply, send, wire
 pytestmark = pytest.mark.story
 
 PHONE = "Mozilla/5.0 (Linux; Android 13; {}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Mobile Safari/537.36"
-# What programs call themselves, and whether that is a robot.
+# User agents, and whether they count as robots.
 AGENTS = {
     "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)": True,
     "Mozilla/5.0 (compatible; SeznamBot)": True,
@@ -35,7 +35,7 @@ AGENTS = {
     "Abbott LibreLink/2.8": False,
 }
 
-# Runs on the clone, every part from an address of its own: {"name": ..., "path": a static file}.
+# Runs on the clone, every part from a separate address: {"name": ..., "path": a static file}.
 STRESS = r"""
 import json, os, re, socket, ssl, sys, time
 
@@ -64,7 +64,7 @@ def read_all(connection, wanted):
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", data)]
 
 def burst(source, count, headers, batch=50, path=options["path"]):
-    # Batches, so that the answers fit the buffers; one thread, because a TLS connection is not for two.
+    # Batches, so that the responses fit the buffers; one thread, because a TLS connection must not be shared.
     connection, statuses = connect(source), []
     for first in range(0, count, batch):
         numbers = range(first, min(first + batch, count))
@@ -73,8 +73,8 @@ def burst(source, count, headers, batch=50, path=options["path"]):
     return statuses
 
 def requests():
-    # A new X-Forwarded-For each time: the limit does not believe it. nginx answers this path itself: a slow machine's
-    # application answers fewer requests a second than the limit allows.
+    # A new X-Forwarded-For each time: the limit ignores it. nginx answers this path itself: on a slow machine the
+    # application answers fewer requests per second than the limit allows.
     headers = lambda number: {"X_Forwarded_For": "203.0.113.%d" % (number % 250)}
     found["burst"] = burst("127.0.0.9", 500, headers, path="/admin/")
     began = time.monotonic()
@@ -88,7 +88,7 @@ def requests():
 
 def bots():
     found["bot"] = burst("127.0.0.10", 60, lambda number: {"User_Agent": "ExampleBot/1.0"})
-    # One address for each: what counts as a robot is answered 11 times at once, and no more.
+    # One address for each: a robot gets 11 responses at once, and no more.
     found["agents"] = {
         agent: burst("127.0.9.%d" % (number + 1), 20, lambda _number: {"User_Agent": agent}).count(429)
         for number, agent in enumerate(options["agents"])
@@ -96,11 +96,11 @@ def bots():
     found["beside the bot"] = burst("127.0.0.10", 5, lambda number: {"User_Agent": "Mozilla/5.0"})
 
 def files():
-    # What nginx serves itself, more than the limit for requests.
+    # Files that nginx serves itself: more than the limit for requests.
     found["files"] = burst("127.0.0.15", 400, lambda number: {}, path=options["static"])
 
 def streams():
-    # A page with 60 pictures in a browser: as many streams at once on one connection of HTTP/2 (RFC 9113), headers
+    # A page with 60 pictures in a browser: 60 streams at once on one connection of HTTP/2 (RFC 9113), headers
     # without Huffman coding and tables (RFC 7541).
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -126,7 +126,7 @@ def streams():
             length, kind, flags, stream = int.from_bytes(data[:3], "big"), data[3], data[4], int.from_bytes(data[5:9], "big")
             payload, data = data[9:9 + length].lstrip(b"\x20"), data[9 + length:]
             if kind == 1:
-                # 200 is in the static table; other codes are written out.
+                # 200 is in the static table; other codes are literals.
                 statuses.append(200 if payload[:1] == b"\x88" else int(payload[2:5]))
             if kind in (0, 1) and flags & 1 or kind == 3:
                 ended.add(stream)
@@ -141,7 +141,7 @@ def logins():
     found["logins"] = read_all(connection, 40)
 
 def connections():
-    # A body that hardly comes holds its connection: a byte now and then, until all are there.
+    # A slow body keeps its connection open: a byte now and then, until all connections are open.
     body = ("POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000\r\n\r\n" % options["name"]).encode()
     opened, fed = [], time.monotonic()
     for _ in range(55):
@@ -155,7 +155,7 @@ def connections():
                 except OSError:
                     pass
     refused, waiting, began = 0, list(opened), time.monotonic()
-    # Before the bodies of the others are given up.
+    # Ends before the timeout of the other bodies.
     while time.monotonic() - began < 6:
         for connection in list(waiting):
             connection.setblocking(False)
@@ -165,7 +165,7 @@ def connections():
             except ssl.SSLWantReadError:
                 pass
             except OSError:
-                # Its body did not come in time.
+                # The timeout of its body.
                 waiting.remove(connection)
         time.sleep(0.2)
     found["connections refused"] = refused
@@ -173,7 +173,7 @@ def connections():
         connection.close()
 
 def slow():
-    # Headers that never end, a byte at a time.
+    # Headers that never end, one byte at a time.
     opened = [connect("127.0.0.12") for _ in range(40)]
     for connection in opened:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\nX-Slow: " % options["name"].encode())
@@ -207,7 +207,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def stress(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
-    """What happened to a client that asks too often, too much at once, or too slowly."""
+    """Responses to a client with too many requests, too many at once, or too slow ones."""
     name = spec.application.server_name
     page = browse(host, {"page": ask(name, "/")})["page"]
     static = re.search(r'href="(/static/[^"]+)"', page.body)
@@ -220,7 +220,7 @@ def stress(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
 
 @pytest.mark.req("R14", "R50", "R57")
 def test_requests_of_one_address_are_limited(host: Host, stress: dict[str, Any]) -> None:
-    """Of 500 requests at once some are refused with 429, whatever X-Forwarded-For says, and soon all is well again"""
+    """Of 500 requests at once some are refused with 429, with any X-Forwarded-For; the client is served again soon"""
     assert len(stress["burst"]) == 500
     assert set(stress["burst"]) == {404, 429}
     assert stress["burst"].count(404) >= 100
@@ -229,7 +229,7 @@ def test_requests_of_one_address_are_limited(host: Host, stress: dict[str, Any])
 
 @pytest.mark.req("R72")
 def test_bots_are_limited_more(stress: dict[str, Any]) -> None:
-    """A client that says it is a bot gets less, and takes nothing from others at its address"""
+    """A bot, recognized by its user agent, has a lower limit, which does not affect other clients at its address"""
     assert stress["bot"].count(429) >= 30
     assert stress["bot"].count(200) >= 5
     assert stress["beside the bot"] == [200] * 5
@@ -238,20 +238,20 @@ def test_bots_are_limited_more(stress: dict[str, Any]) -> None:
 @pytest.mark.req("R72")
 @pytest.mark.parametrize("agent", AGENTS)
 def test_what_counts_as_a_robot(stress: dict[str, Any], agent: str) -> None:
-    """Robots are known by whole words: telephones, people's browsers and applications' HTTP libraries are none"""
+    """Robots are recognized by complete words: telephones, browsers and HTTP libraries do not count as robots"""
     assert (stress["agents"][agent] > 0) is AGENTS[agent]
 
 
 @pytest.mark.req("R14")
 def test_a_page_with_many_files(stress: dict[str, Any]) -> None:
-    """Sixty requests at once on one connection of HTTP/2, and 400 static files, are not too many of anything"""
+    """Sixty requests at once on one connection of HTTP/2, and 400 static files, do not exceed a limit"""
     assert stress["streams"] == [200] * 60
     assert stress["files"] == [200] * 400
 
 
 @pytest.mark.req("R14", "R66", "R98")
 def test_attempts_to_log_in_are_limited(stress: dict[str, Any]) -> None:
-    """Whoever guesses passwords is slowed down long before the limit for all requests"""
+    """Password guesses are limited long before the limit for all requests"""
     assert len(stress["logins"]) == 40
     assert stress["logins"].count(429) >= 10
     assert stress["logins"][0] != 429
@@ -259,7 +259,7 @@ def test_attempts_to_log_in_are_limited(stress: dict[str, Any]) -> None:
 
 @pytest.mark.req("R14")
 def test_connections_of_one_address_are_limited(stress: dict[str, Any], spec: SimpleNamespace) -> None:
-    """Of 55 requests that are not finished, those beyond 40 are refused"""
+    """Of 55 incomplete requests, those beyond 40 are refused"""
     if "55-waf" in spec.layers:
         pytest.skip("the request filter waits for bodies before nginx counts connections; the packet filter's limit holds")
     assert stress["connections refused"] == 15
@@ -267,7 +267,7 @@ def test_connections_of_one_address_are_limited(stress: dict[str, Any], spec: Si
 
 @pytest.mark.req("R48")
 def test_slow_headers_are_cut(host: Host, stress: dict[str, Any]) -> None:
-    """Forty clients that dribble headers are cut off in time, and the health check is answered meanwhile"""
+    """Forty clients with slow headers are disconnected in time, and the health check is answered meanwhile"""
     assert stress["slow left"] == 0
     assert stress["slow ended"] <= seconds(host, 35)
     assert stress["slow health"] < seconds(host, 3)
@@ -278,7 +278,7 @@ NEXT = "GET /smuggled HTTP/1.1\r\nHost: {name}\r\n\r\n"
 
 
 def post(headers: str, body: str, *, version: str = "1.1") -> str:
-    """Return a request that is not quite one, and what would be a second one behind it."""
+    """Return an ambiguous request, followed by a second one that must not be answered."""
     return f"POST / HTTP/{version}\r\nHost: {{name}}\r\n{headers}\r\n{body}"
 
 
@@ -317,9 +317,9 @@ SMUGGLING = {
 
 @pytest.fixture(scope="module")
 def smuggled(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
-    """What each of them was answered."""
+    """The responses to these requests."""
     name = spec.application.server_name
-    # Each from an address of its own: a closed world of limits is another test's.
+    # Each from a separate address: other tests test the limits of an address.
     return send(
         host,
         {
@@ -332,7 +332,7 @@ def smuggled(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
 @pytest.mark.req("F26")
 @pytest.mark.parametrize("case", SMUGGLING)
 def test_nothing_is_smuggled(smuggled: dict[str, Reply], case: str) -> None:
-    """A request whose end is unclear is refused, the connection is closed, and nothing behind it is answered"""
+    """A request with an ambiguous end is refused, the connection is closed, and no request after it is answered"""
     reply = smuggled[case]
     assert len(reply.statuses) <= 1, reply
     assert all(status in (400, 405, 408, 413, 501, 505) for status in reply.statuses), reply
@@ -341,7 +341,7 @@ def test_nothing_is_smuggled(smuggled: dict[str, Reply], case: str) -> None:
 
 @pytest.mark.req("F26")
 def test_nothing_smuggled_was_logged(host: Host, smuggled: dict[str, Reply]) -> None:
-    """Neither the web server nor the application has seen what stood behind those requests"""
+    """Neither the web server nor the application has logged the requests after the ambiguous ones"""
     assert smuggled
     done = host.run(
         "journalctl --sync; grep -c /smuggled /var/log/nginx/access.log; "
@@ -362,7 +362,7 @@ QUESTIONS = ["/.upload-allowed", "/.upload-undecided", "/%2eupload-allowed", "/u
 
 @pytest.fixture(scope="module")
 def uploads(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
-    """What a sender is answered who is not logged in, and of whose file not one byte comes."""
+    """Responses to uploads of a client that is not logged in and sends no byte of its file."""
     name = spec.application.server_name
     line = "{method} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n{headers}\r\n"
     requests = {
@@ -381,7 +381,7 @@ def uploads(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
 @pytest.mark.req("R48", "R69")
 @pytest.mark.parametrize("case", UPLOADS)
 def test_upload_is_refused_before_it_is_read(uploads: dict[str, Reply], spec: SimpleNamespace, case: str) -> None:
-    """Who is not logged in is sent to the log-in before a byte of the file was read"""
+    """An upload without a login is redirected to the log-in page before a byte of the file is read"""
     reply = uploads[case]
     assert reply.statuses == [303], reply
     assert reply.header("Location") == [f"https://{spec.application.server_name}/login?next=/upload"]
@@ -390,5 +390,5 @@ def test_upload_is_refused_before_it_is_read(uploads: dict[str, Reply], spec: Si
 @pytest.mark.req("R69")
 @pytest.mark.parametrize("path", QUESTIONS)
 def test_question_is_the_web_servers(uploads: dict[str, Reply], path: str) -> None:
-    """Nobody else can ask what the web server asks before it reads a file"""
+    """A client cannot send the web server's internal request that precedes an upload"""
     assert uploads[path].statuses in ([400], [404]), uploads[path]

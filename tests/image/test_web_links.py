@@ -1,4 +1,4 @@
-"""Links among the files that are served: the users that write them cannot make the web server follow one to the TLS key."""
+"""Links among the served files: the users that write these cannot make the web server follow a link to the TLS key."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SECRET = re.compile(r"PRIVATE KEY|root:|BEGIN|\bproof\b")
 
 
 def token(case: str) -> str:
-    """Return a name of a token's form that nothing else uses."""
+    """Return a unique name in the form of a token."""
     return f"links-{case}".ljust(32, "_")
 
 
-# What the ACME client's user leaves under a good name, and which file must stay unread. "$at": the name.
+# Files that the ACME client's user creates with a valid name, and that must not be served. "$at": the name.
 CHALLENGE_ATTACKS = {
     "key": f"ln -s {KEY} $at",
     "roots-key": "ln -s /etc/ssl/private/app.key $at",
@@ -37,13 +37,13 @@ CHALLENGE_ATTACKS = {
     "directory": "mkdir -m 0755 $at; echo proof >$at/index.html",
     "socket": "python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' $at",
 }
-# Names that are not a token's; the first file is there under each that a directory can hold.
+# Names that are not those of a token.
 CHALLENGE_NAMES = [
     "short", "dots.in.a.name.of.a.token", ".hidden-name-of-a-token-form", "a" * 129, "with%20space-in-a-long-name",
     "../nginx-tls/app.key", "..%2fnginx-tls%2fapp.key", f"{token('good')}/", f"{token('good')}/app.key",
     f"{token('good')}%00", f"{token('good')}%2f..%2fapp.key",
 ]  # fmt: skip
-# The same of the application's user among uploads, under a name that is handed out.
+# The same for the application's user among uploads, with a name that is served.
 MEDIA_ATTACKS = {
     "key.txt": f"ln -s {KEY} $at",
     "accounts.txt": "ln -s /etc/passwd $at",
@@ -56,7 +56,7 @@ MEDIA_FOLDER = "links-folder"
 
 
 def attacks(user: str, directory: str, cases: dict[str, str], name: str) -> dict[str, str]:
-    """Return the commands that play the attacks as a service's user; ``name`` is a format for the file's name."""
+    """Return the commands that run the attacks as a service's user; ``name`` is a format for the file name."""
     return {
         f"{user} {case}": f"at={directory}/{name.format(token(case) if user == 'golden-acme' else case)}; export at; "
         f"runuser -u {user} -- sh -c 'umask 022; cd {directory} || exit 1; {command.replace(chr(39), chr(34))}'"
@@ -66,7 +66,7 @@ def attacks(user: str, directory: str, cases: dict[str, str], name: str) -> dict
 
 @pytest.fixture(scope="module")
 def planted(host: Host) -> Iterator[dict[str, Fact]]:
-    """The users of two services and root leave links where files are served; all is removed afterwards."""
+    """The users of two services and root create links in the served directories; all is removed afterwards."""
     host.check_output(
         f"umask 022; echo proof >{CHALLENGES}/{token('good')} && echo proof >{MEDIA}/links-good.txt && "
         f"mkdir {MEDIA}/links-real && echo proof >{MEDIA}/links-real/notes.txt"
@@ -76,7 +76,7 @@ def planted(host: Host) -> Iterator[dict[str, Fact]]:
         | attacks("gunicorn", MEDIA, MEDIA_ATTACKS, "links-{}")
         | {
             "folder": f"runuser -u gunicorn -- ln -s {MEDIA}/links-real {MEDIA}/{MEDIA_FOLDER}",
-            # Only root writes here. The rule holds for all.
+            # Only root can write here. The rule applies to all files.
             "static": f"ln -s /etc/passwd {STATIC}/links.0123456789ab.css",
             "static folder": f"mkdir {STATIC}/links-real; echo proof >{STATIC}/links-real/x.0123456789ab.css; "
             f"ln -s links-real {STATIC}/links-folder",
@@ -92,7 +92,7 @@ def planted(host: Host) -> Iterator[dict[str, Fact]]:
 
 @pytest.fixture(scope="module")
 def answers(host: Host, spec: SimpleNamespace, planted: dict[str, Fact]) -> dict[str, Answer]:
-    """What the web server hands out of it."""
+    """The web server's responses for these files."""
     name = spec.application.server_name
     challenge = "/.well-known/acme-challenge/"
     requests = {case: ask(name, challenge + token(case), tls=False) for case in [*CHALLENGE_ATTACKS, "good"]}
@@ -110,7 +110,7 @@ def answers(host: Host, spec: SimpleNamespace, planted: dict[str, Fact]) -> dict
 
 @pytest.mark.req("R3", "R87")
 def test_planted(planted: dict[str, Fact], answers: dict[str, Answer]) -> None:
-    """The links are where the attacker put them, and plain files beside them are served"""
+    """The attacker's links exist, and regular files beside them are served"""
     for case, fact in planted.items():
         if not case.startswith(("hard link", "reads", "units")):
             assert (fact.status, fact.text) == (0, ""), case
@@ -121,7 +121,7 @@ def test_planted(planted: dict[str, Fact], answers: dict[str, Answer]) -> None:
 @pytest.mark.req("R3", "R60", "R37")
 @pytest.mark.parametrize("case", CHALLENGE_ATTACKS)
 def test_challenges_are_regular_files(answers: dict[str, Answer], case: str) -> None:
-    """A link that the ACME client's user puts among the challenges is as if nothing was there"""
+    """The response for a link of the ACME client's user among the challenges is 404"""
     answer = answers[case]
     assert answer.status == 404, answer
     assert not SECRET.search(answer.body)
@@ -130,7 +130,7 @@ def test_challenges_are_regular_files(answers: dict[str, Answer], case: str) -> 
 @pytest.mark.req("R3", "R86")
 @pytest.mark.parametrize("path", CHALLENGE_NAMES)
 def test_challenges_have_names_of_tokens(answers: dict[str, Answer], path: str) -> None:
-    """No other name than a token's is answered in clear"""
+    """Only challenges with the name of a token are served over HTTP"""
     answer = answers[f"name {path}"]
     assert answer.status in (308, 400, 404), answer
     assert not SECRET.search(answer.body)
@@ -139,7 +139,7 @@ def test_challenges_have_names_of_tokens(answers: dict[str, Answer], path: str) 
 @pytest.mark.req("R3", "R60", "R69", "R84")
 @pytest.mark.parametrize("case", [*(f"media {case}" for case in MEDIA_ATTACKS), "media folder", "static", "static folder"])
 def test_no_link_is_followed(answers: dict[str, Answer], case: str) -> None:
-    """A link among uploads or static files is not followed, neither as the file nor as a directory on the way"""
+    """A link among uploads or static files is not followed, neither as the file nor as a parent directory"""
     answer = answers[case]
     assert answer.status in (301, 403, 404), answer
     assert not SECRET.search(answer.body)
@@ -147,27 +147,27 @@ def test_no_link_is_followed(answers: dict[str, Answer], case: str) -> None:
 
 @pytest.mark.req("R3", "R60")
 def test_key_is_out_of_reach(planted: dict[str, Fact]) -> None:
-    """The users that write what is served can neither read the key nor make a hard link to it"""
+    """The users that write the served files can neither read the key nor create a hard link to it"""
     assert planted["hard link"].status != 0
     assert planted["hard link to accounts"].status != 0
     assert [line.endswith("Permission denied") for line in planted["reads the key"].lines] == [True, True]
-    # The client's service does not see its directory at all.
+    # The directory of the key is not accessible in the client's service.
     assert {"-/run/nginx-tls", "-/etc/ssl/private"} <= set(planted["units"].text.split("=")[1].split())
 
 
 @pytest.mark.req("R3", "R36")
 def test_rule_has_no_exception(host: Host) -> None:
-    """One rule for the whole web server forbids links, and no location has another"""
+    """One rule for all of the web server forbids links, and no location overrides it"""
     text = host.check_output("nginx -T 2>/dev/null")
     rules = re.findall(r"^\s*(disable_symlinks [^;]*);", text, re.MULTILINE)
     assert rules == ["disable_symlinks on"]
-    # Of the block that all servers are in.
+    # In the block that contains all servers.
     assert re.search(r"^http \{\n(?:    .*\n|\n)*    disable_symlinks on;$", text, re.MULTILINE)
 
 
 @pytest.mark.req("R87", "R60")
 def test_answer_of_the_client_is_a_regular_file(host: Host) -> None:
-    """Root reads the ACME client's answer as a regular file: a link or a pipe in its place is a named error"""
+    """Root reads the result of the ACME client only from a regular file: a link or a pipe is reported as an error"""
     program = (
         "import sys; from pathlib import Path; from golden import renewal; "
         "renewal.ANSWER = Path(sys.argv[1]); renewal.take(Path('/dev/null'), names=['a.test'])"
@@ -187,7 +187,7 @@ def test_answer_of_the_client_is_a_regular_file(host: Host) -> None:
     assert "is not a regular file" in facts["pipe"].text
 
 
-# What a taken-over web server leaves in the directories that it writes to, for root to follow.
+# Links that an attacker with the web server's user creates in its directories, for root to follow.
 TRAPS = """
 rm -rf /run/golden-trap && mkdir -m 0755 /run/golden-trap
 at=/run/nginx; runuser -u nginx -- sh -c "rm -rf $at/tls; ln -s /run/golden-trap $at/tls"
@@ -209,11 +209,11 @@ systemctl restart nginx.service
 
 @pytest.mark.req("R3", "R60")
 def test_root_follows_no_link_of_the_web_server(host: Host) -> None:
-    """Root reloads nginx and tests its configuration: no file is made, and none given away, where nginx's links lead"""
+    """When root reloads or tests nginx, no file is created or changes its owner in the target of nginx's links"""
     host.run(TRAPS)
     try:
-        told = host.run(SPRING)
-        left, owner = told.stdout.split()[:-1], told.stdout.split()[-1]
+        command = host.run(SPRING)
+        left, owner = command.stdout.split()[:-1], command.stdout.split()[-1]
     finally:
         host.check_output(CLEAR + until("[ $(pgrep -cx nginx) -ge 2 ]", 10))
-    assert (left, owner) == ([], "root"), told.stderr
+    assert (left, owner) == ([], "root"), command.stderr

@@ -1,7 +1,7 @@
-"""The path that the web server decides on is the path that the application gets: two hundred ways to write another one.
+"""The path that the web server checks is the path that the application gets: two hundred forms of ambiguous paths.
 
-A request whose path two programs may read in two ways is refused before a location is chosen. What is not refused reaches
-the application in the form that was decided on.
+A request with a path that programs may interpret differently is refused before a location is chosen. Other requests reach
+the application with the path that the web server has checked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .wire import Reply, send, wire
 
 pytestmark = pytest.mark.story
 
-# A dot: plain, encoded once, twice and three times, with an encoded digit, overlong in UTF-8, as other encodings and letters
-# that are turned into it.
+# A dot: plain, encoded once, twice and three times, with an encoded digit, overlong in UTF-8, in other encodings, and
+# letters that are normalized to it.
 DOTS = [
     ".", "%2e", "%2E", "%252e", "%25252e", "%%32%65", "%c0%ae", "%c0%2e", "%e0%80%ae", "%f0%80%80%ae", "%u002e",
     "%ef%bc%8e", "%e2%80%a4",
@@ -30,7 +30,7 @@ SLASHES = [
     "/", "%2f", "%2F", "\\", "%5c", "%5C", "%252f", "%255c", "%c0%af", "%c1%9c", "%e0%80%af", "%u2215", "%ef%bc%8f",
     "%ef%bc%bc", "%e2%88%95",
 ]  # fmt: skip
-# Everything else that was tried against servers and applications.
+# Other known attacks on servers and applications.
 FORMS = [
     # Dot segments, also at the end, with parameters, and more of them than there are directories.
     "/..", "/.", "/admin/..", "/admin/.", "/./admin/", "/../admin/", "/health/./../admin/", "/health/.../admin/",
@@ -49,7 +49,7 @@ FORMS = [
     # Not ASCII, not UTF-8, malformed.
     "/\xe4", "/\xc0\xae\xc0\xae/admin/", "/\xff", "/%ff", "/%fe", "/%c0%80", "/%f8%80%80%80%ae", "/%fc%80%80%80%80%ae",
     "/%f4%90%80%80", "/%", "/%2", "/%zz", "/%u0041", "/health%", "/%g0/admin/", "/%-1",
-    # A fragment is never sent; what follows it would be read by one program and not by the other.
+    # Clients never send a fragment; some programs would use the text after it and others would not.
     "/health#/../admin/", "/health#", "/#/admin/", "/health?x#/admin/",
     # Not a path.
     "health", "admin/", "", "*", "/health /admin/", "http:/admin/", "//", "file:///etc/passwd",
@@ -65,7 +65,7 @@ REFUSED = list(
         ]
     )
 )
-# Forms that say the same in another way: the application gets the one that was decided on.
+# Equivalent forms of a path: the application gets the form that the web server has checked.
 PASSED = {
     "/no-such": "/no-such",
     "/no-such//x": "/no-such/x",
@@ -92,14 +92,14 @@ PASSED = {
     "/no-such?x=../../%2e%2e%2f%00&y=%25": "/no-such",
     "/ADMIN/": "/ADMIN/",
     "/health/admin/": "/health/admin/",
-    # The application's own: names that only begin as others do, suffixes of data, and what RFC 8615 defines.
+    # Paths of the application: names that only start like others, suffixes of data files, and names of RFC 8615.
     "/administration-guide/": "/administration-guide/",
     "/administrator": "/administrator",
     "/api/openapi.yaml": "/api/openapi.yaml",
     "/exports/list.toml": "/exports/list.toml",
     "/.well-known/security.txt": "/.well-known/security.txt",
 }
-# The administration is closed, however its name is written; nothing of it reaches the application.
+# The administration is closed with any spelling of its name; these requests do not reach the application.
 CLOSED = [
     "/admin", "/admin/", "//admin/", "/%61dmin/", "/%61%64%6d%69%6e/", "/admin//login/", "/admin;x/", "/admin%3b/",
     "/admin%3f", "/admin%23", "/admin%20/", "/admin.", "/admin..", "/admin...", "/django-admin",
@@ -108,13 +108,13 @@ CLOSED = [
 
 
 def get(path: str, name: str) -> str:
-    """Return a request for a path as it is."""
+    """Return a request for a path without changing it."""
     return f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def replies(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
-    """What each form is answered, over TLS and in clear, each from an address of its own: the limits are another test's."""
+    """Responses to each form, over TLS and HTTP, each from a separate address: other tests test the limits."""
     name = spec.application.server_name
     forms = [*((form, True) for form in [*REFUSED, *PASSED, *CLOSED]), *((form, False) for form in REFUSED)]
     connections = {
@@ -132,7 +132,7 @@ def replies(host: Host, spec: SimpleNamespace) -> dict[str, Reply]:
 
 @pytest.fixture(scope="module")
 def handled(host: Host, replies: dict[str, Reply]) -> dict[str, str]:
-    """The path that the application has seen, by the request's identity."""
+    """The path that the application has logged, by the request id."""
     last = identity(replies[f"TLS {list(PASSED)[-1]}"])
     log = "journalctl -b -u gunicorn -o cat"
     output = host.check_output(f"journalctl --sync; {until(f'{log} | grep -q {last}', 10, pause=0.5)}; {log}")
@@ -141,14 +141,14 @@ def handled(host: Host, replies: dict[str, Reply]) -> dict[str, str]:
 
 
 def identity(reply: Reply) -> str:
-    """Return the identity that the web server gave the request."""
+    """Return the request id that the web server assigned."""
     found = reply.header("X-Request-ID")
     assert len(found) == 1, reply
     return found[0]
 
 
 def test_table_is_long() -> None:
-    """More than two hundred forms are tried"""
+    """At least two hundred forms are tested"""
     assert len(REFUSED) >= 200
     assert all("\r" not in form and "\n" not in form for form in [*REFUSED, *PASSED, *CLOSED])
 
@@ -156,7 +156,7 @@ def test_table_is_long() -> None:
 @pytest.mark.req("R67", "R84", "F25", "F28")
 @pytest.mark.parametrize("form", REFUSED)
 def test_refused_before_anything_is_decided(replies: dict[str, Reply], handled: dict[str, str], form: str) -> None:
-    """A path that can be read in two ways is refused by the web server itself, over TLS and in clear"""
+    """An ambiguous path is refused by the web server itself, over TLS and HTTP"""
     for way in ("TLS", "clear"):
         reply = replies[f"{way} {form}"]
         assert reply.statuses == [400], reply
@@ -169,7 +169,7 @@ def test_refused_before_anything_is_decided(replies: dict[str, Reply], handled: 
 @pytest.mark.req("R67", "R49")
 @pytest.mark.parametrize("form", PASSED)
 def test_passed_on_as_it_was_decided_on(replies: dict[str, Reply], handled: dict[str, str], form: str) -> None:
-    """A path that is only written in another way reaches the application as the web server has read it"""
+    """An equivalent form of a path reaches the application as the web server has decoded it"""
     assert replies[f"TLS {form}"].statuses == [404]
     assert handled[identity(replies[f"TLS {form}"])] == PASSED[form]
 
@@ -177,7 +177,7 @@ def test_passed_on_as_it_was_decided_on(replies: dict[str, Reply], handled: dict
 @pytest.mark.req("R67")
 @pytest.mark.parametrize("form", CLOSED)
 def test_administration_stays_closed(replies: dict[str, Reply], handled: dict[str, str], form: str) -> None:
-    """No way to write the administration's name gets past its lock"""
+    """No spelling of the administration's path gets past its access check"""
     reply = replies[f"TLS {form}"]
     assert reply.statuses == [404], reply
     assert "<h1>Error 404</h1>" in reply.text
@@ -186,13 +186,13 @@ def test_administration_stays_closed(replies: dict[str, Reply], handled: dict[st
 
 @pytest.fixture(scope="module")
 def configuration(host: Host) -> Fact:
-    """What nginx reads."""
+    """The complete configuration of nginx."""
     return gather(host, {"all": "nginx -T 2>/dev/null"})["all"]
 
 
 @pytest.mark.req("R57", "R67")
 def test_every_location_passes_on_its_own_path(configuration: Fact) -> None:
-    """Each server refuses such paths, and each way to the application passes on the path of its location"""
+    """Each server refuses such paths, and each location passes its own path to the application"""
     text = configuration.text
     site = text[text.index("# configuration file /etc/nginx/sites-enabled/10-app:") :]
     site = site[: site.find("\n# configuration file ", 1)]

@@ -1,4 +1,4 @@
-"""Proxies in front: they alone name the client, nobody is counted or banned for another, and nobody else is believed."""
+"""Proxies: only they can name the client, each client is counted and banned separately, and others are not trusted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .wire import Reply, send, wire
 
 pytestmark = [pytest.mark.story, pytest.mark.layers("application", "25-firewall", "26-bans")]
 
-# Addresses of the loopback interface play the proxies and somebody else; the clients are addresses for documentation.
+# The proxies and a stranger have addresses of the loopback interface; the clients have addresses for documentation.
 PROXY, SECOND, STRANGER = "127.0.7.1", "127.0.7.2", "127.0.7.9"
 CLIENT, OTHER, SCANNER = "198.51.100.77", "198.51.100.78", "198.51.100.79"
-# What a proxy's request says, and which client counts: the last address that is not a proxy's.
+# Headers of requests, and the client that is counted: the last address that is not a proxy's.
 NAMED = {
     "one": (PROXY, [f"X-Forwarded-For: {CLIENT}"], CLIENT),
     "IPv6": (PROXY, ["X-Forwarded-For: 2001:db8:9::77"], "2001:db8:9::77"),
@@ -31,14 +31,14 @@ NAMED = {
     "nonsense": (PROXY, ["X-Forwarded-For: unknown"], PROXY),
     "nothing": (PROXY, [], PROXY),
     "another header": (PROXY, [f"X-Real-IP: {CLIENT}", f"Forwarded: for={CLIENT}"], PROXY),
-    "somebody else": (STRANGER, [f"X-Forwarded-For: {CLIENT}"], STRANGER),
-    "somebody else as a proxy": (STRANGER, [f"X-Forwarded-For: {CLIENT}, {PROXY}"], STRANGER),
-    "somebody else with the PROXY protocol": (STRANGER, ["PROXY"], ""),
+    "a stranger": (STRANGER, [f"X-Forwarded-For: {CLIENT}"], STRANGER),
+    "a stranger as a proxy": (STRANGER, [f"X-Forwarded-For: {CLIENT}, {PROXY}"], STRANGER),
+    "a stranger with the PROXY protocol": (STRANGER, ["PROXY"], ""),
 }  # fmt: skip
 SITE = "/etc/golden/site.yaml"
 KEPT = "/root/golden-test-site.yaml"
 SETTINGS = "proxies: {{addresses: [{addresses}], client: {client}}}\n"
-# With the settings of the clone, and back to them.
+# Adds to the settings of the clone, and restores them.
 APPLY = (
     f"test -e {KEPT} || {{ test -e {SITE} && cp -p {SITE} {KEPT} || : >{KEPT}; }}; "
     f"umask 077; {{ grep -v ^proxies: {KEPT}; printf %s '@SETTINGS@'; }} >{SITE}; golden-site apply --json"
@@ -50,7 +50,7 @@ import ssl
 HEADER = "PROXY TCP4 %s 198.51.100.1 4711 443\r\n"
 
 def request(who, name, header):
-    # Whatever is wrong with a connection is its outcome.
+    # Any error of a connection is its result.
     try:
         with there():
             plain = socket.create_connection((HERE[who], 443), timeout=10 * PACE, source_address=(THERE[who], 0))
@@ -73,11 +73,11 @@ def crowd(who, count):
 
 def scene(questions, facts):
     name, client = questions["name"], questions["client"]
-    # As golden-firewall does for the site's proxies; the neighbour's table of administrators is put back at the end.
+    # As golden-firewall does for the site's proxies; the sets of administrators are restored at the end.
     facts["proxy"] = request("stranger", name, (HEADER % client).encode())
     facts["proxy without"] = request("stranger", name, b"")
-    facts["somebody else"] = request("admin", name, (HEADER % client).encode())
-    facts["somebody else without"] = request("admin", name, b"")
+    facts["other"] = request("admin", name, (HEADER % client).encode())
+    facts["other without"] = request("admin", name, b"")
     facts["crowds"] = {who: crowd(who, 140) for who in ("stranger", "admin")}
 """
 
@@ -88,7 +88,7 @@ def settings(addresses: str, client: str) -> str:
 
 
 def get(path: str, name: str, *headers: str) -> str:
-    """Return a request that ends its connection; one of the PROXY protocol begins with its line."""
+    """Return a request that ends its connection; one with the PROXY protocol starts with its line."""
     first = f"PROXY TCP4 {CLIENT} 127.0.0.1 4711 443\r\n" if headers == ("PROXY",) else ""
     lines = [f"GET {path} HTTP/1.1", f"Host: {name}", "Connection: close", *(line for line in headers if line != "PROXY")]
     return first + "\r\n".join([*lines, "", ""])
@@ -96,7 +96,7 @@ def get(path: str, name: str, *headers: str) -> str:
 
 @pytest.fixture(scope="module")
 def story(host: Host, spec: SimpleNamespace) -> Iterator[dict[str, Any]]:
-    """What happens with proxies of both forms in the site's settings; afterwards they are as before."""
+    """Responses with proxies of both kinds in the site settings; afterwards the settings are restored."""
     name = spec.application.server_name
     facts: dict[str, Any] = {}
     try:
@@ -129,7 +129,7 @@ def story(host: Host, spec: SimpleNamespace) -> Iterator[dict[str, Any]]:
         send(host, probes)
         banned = f"grep -qsx '{SCANNER} 1;' /run/golden/banned.conf"
         facts["bans"] = gather(host, {"written": until(banned, 40, pause=0.5), "held": "cat /run/golden/banned.conf"})
-        # The web server has read it when it refuses.
+        # The web server has loaded the file when it refuses the client.
         host.run(until("! systemctl is-active --quiet golden-bans.service && sleep 1", 20, pause=0.5))
         facts["after the ban"] = send(
             host,
@@ -162,7 +162,7 @@ def story(host: Host, spec: SimpleNamespace) -> Iterator[dict[str, Any]]:
 
 
 def logged(story: dict[str, Any], mark: str) -> dict[str, Any]:
-    """Return the line of the access log about a request."""
+    """Return the access log entry of a request."""
     lines = [json.loads(line) for line in story["log"].splitlines() if mark in line]
     assert lines, mark
     found: dict[str, Any] = lines[-1]
@@ -172,7 +172,7 @@ def logged(story: dict[str, Any], mark: str) -> dict[str, Any]:
 @pytest.mark.req("R9", "R47")
 @pytest.mark.parametrize("case", [case for case, (_source, _headers, client) in NAMED.items() if client])
 def test_the_client_is_the_one_that_a_proxy_names(story: dict[str, Any], case: str) -> None:
-    """Of X-Forwarded-For the last address that is not a proxy's counts, and only on a connection of a proxy"""
+    """The last address in X-Forwarded-For that is not a proxy's is the client, only on a connection from a proxy"""
     number = list(NAMED).index(case)
     source, _headers, client = NAMED[case]
     event = logged(story, f'proxies-{number}"')
@@ -181,7 +181,7 @@ def test_the_client_is_the_one_that_a_proxy_names(story: dict[str, Any], case: s
 
 @pytest.mark.req("R9")
 def test_settings_are_applied(story: dict[str, Any]) -> None:
-    """golden-site apply puts proxies into force, of both forms"""
+    """golden-site apply configures proxies of both kinds"""
     for case in ("applied", "protocol applied"):
         fact: Fact = story[case]
         assert fact.status == 0, fact.text
@@ -189,8 +189,8 @@ def test_settings_are_applied(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R49", "R67")
 def test_nobody_else_is_believed(story: dict[str, Any]) -> None:
-    """The PROXY protocol from somebody else is no request, and no header opens the administration"""
-    reply: Reply = story["named"]["somebody else with the PROXY protocol"]
+    """The PROXY protocol from another address is refused, and no header gives access to the administration"""
+    reply: Reply = story["named"]["a stranger with the PROXY protocol"]
     assert 200 not in reply.statuses
     assert 404 not in reply.statuses
     assert story["administration"].statuses == [404]
@@ -198,7 +198,7 @@ def test_nobody_else_is_believed(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R14", "R50")
 def test_clients_behind_a_proxy_are_limited_each(story: dict[str, Any]) -> None:
-    """One client that asks too often is refused; another one behind the same proxy has its answer"""
+    """A client with too many requests is refused; another one behind the same proxy is served"""
     assert set(story["limits"]["crowd"].statuses) == {200, 429}
     assert story["limits"]["beside"].statuses == [200]
 
@@ -207,7 +207,7 @@ def test_clients_behind_a_proxy_are_limited_each(story: dict[str, Any]) -> None:
 def test_bans_hit_the_client_and_not_the_proxy(story: dict[str, Any]) -> None:
     """A scanner behind a proxy is refused by the web server, while the proxy and its other clients are served"""
     assert story["bans"]["written"].status == 0
-    # The one that asked too often may be among them.
+    # The client with too many requests may be in the list too.
     assert f"{SCANNER} 1;" in story["bans"]["held"].lines
     assert not {f"{PROXY} 1;", f"{SECOND} 1;", f"{OTHER} 1;"} & set(story["bans"]["held"].lines)
     assert story["after the ban"][SCANNER].statuses == [403]
@@ -222,20 +222,20 @@ def test_bans_hit_the_client_and_not_the_proxy(story: dict[str, Any]) -> None:
 
 @pytest.mark.req("R9", "R47", "R49")
 def test_proxy_protocol(story: dict[str, Any]) -> None:
-    """With the PROXY protocol a proxy names the client; somebody else's line is read and not believed, headers never are"""
+    """With the PROXY protocol a proxy names the client; the line of another sender and all headers are not trusted"""
     seen = story["protocol"]
     assert seen["proxy"] == "HTTP/1.1 404 Not Found"
     assert (logged(story, "stranger-protocol")["ip"], logged(story, "stranger-protocol")["peer"]) == (CLIENT, "198.51.100.2")
     assert logged(story, "admin-protocol")["ip"] == "203.0.113.2"
     assert not seen["proxy without"].startswith("HTTP")
-    assert not seen["somebody else without"].startswith("HTTP")
-    # The machine's own checks do not speak it.
+    assert not seen["other without"].startswith("HTTP")
+    # The checks of the machine itself do not use the protocol.
     assert story["local"].statuses == [200]
 
 
 @pytest.mark.req("R14")
 def test_connections_of_a_proxy_are_not_counted(story: dict[str, Any]) -> None:
-    """A proxy holds the connections of all its clients; somebody else has a hundred"""
+    """The connections of a proxy are not limited; another address is limited to a hundred"""
     crowds = story["protocol"]["crowds"]
     assert crowds["stranger"] == 140
     assert 95 <= crowds["admin"] <= 101

@@ -1,6 +1,6 @@
-"""Something happens on the clone while its web server is under load: what "no request is lost" is measured with.
+"""Runs an action on the clone while its web server is under load, to test that no request is lost.
 
-The clients of load.py run on the clone itself, so that nothing but the web server's own path is measured.
+The clients of load.py run on the clone itself, so that only the web server and its backends are measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from testinfra.host import Host
 
 @dataclass(frozen=True)
 class Load:
-    """What the requests met, and what the action said. Every request's query is ``mark``: the logs know them by it."""
+    """The results of the requests, and the action's output. Every request has the query ``mark``, to find it in the logs."""
 
     mark: str
     sent: int
@@ -30,11 +30,11 @@ class Load:
 
     @property
     def lost(self) -> int:
-        """How many requests had no answer, or another than 200."""
+        """The number of requests without a response 200."""
         return self.sent - self.good
 
 
-# Runs on the clone: argv is the program of the clients, and a JSON object. A second of load before the action.
+# Runs on the clone: argv is the program of the clients, and a JSON object. The action starts after the first responses.
 RUNNER = r"""
 import json, os, pathlib, subprocess, sys, tempfile, time
 
@@ -65,7 +65,7 @@ with tempfile.TemporaryDirectory() as name:
 def under_load(
     host: Host, name: str, action: str, *, paths: Sequence[str] = ("/health", "/"), clients: int = 4, after: float = 2.0
 ) -> Load:
-    """Run a shell command on the clone while ``clients`` ask for ``paths`` in turn, and ``after`` seconds longer."""
+    """Run a shell command on the clone while ``clients`` request ``paths`` in turn, and for ``after`` more seconds."""
     mark = f"mark={secrets.token_hex(8)}"
     load = {"name": name, "paths": [f"{path}?{mark}" for path in paths], "clients": clients}
     program = Path(__file__).with_name("load.py").read_text()

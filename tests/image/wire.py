@@ -1,4 +1,4 @@
-"""Bytes on the wire: requests that no HTTP library would send, all at once, from inside the clone."""
+"""Raw requests that no HTTP library would send, all at once, from inside the clone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .remote import until
 
 @dataclass(frozen=True)
 class Reply:
-    """Everything that came back on one connection until it was closed, or was silent for a time."""
+    """All data received on one connection until it was closed or idle for a time."""
 
     error: str
     text: str
@@ -22,17 +22,17 @@ class Reply:
 
     @property
     def statuses(self) -> list[int]:
-        """The status of each answer on the connection."""
+        """The status of each response on the connection."""
         return [int(code) for code in re.findall(r"^HTTP/1\.[01] (\d{3})", self.text, re.MULTILINE)]
 
     def header(self, name: str) -> list[str]:
-        """Return every value of a header of the first answer."""
+        """Return every value of a header of the first response."""
         head = self.text.split("\r\n\r\n", 1)[0]
         return re.findall(rf"^{re.escape(name)}: (.*?)\r?$", head, re.MULTILINE | re.IGNORECASE)
 
 
 def wire(data: str, *, name: str = "", **changes: object) -> dict[str, object]:
-    """Return one connection for :func:`send`: TLS to ``name`` when it is given, else plain HTTP.
+    """Return one connection for :func:`send`: TLS to ``name`` if it is given, else plain HTTP.
 
     Keys: ``source`` (the client's address), ``certificate`` (a file on the clone with a client's certificate and key).
     """
@@ -43,7 +43,7 @@ CLIENT = r"""
 import concurrent.futures, json, os, socket, ssl, sys
 
 PACE = int(os.environ["PACE"])
-# Seconds before the first byte of an answer, and then seconds without a byte, that end a connection.
+# Timeouts in seconds for the first byte of a response, and between its bytes.
 FIRST, SILENCE = 10 * PACE, max(4, PACE / 2)
 
 def talk(one):
@@ -72,24 +72,24 @@ def talk(one):
         closed, error = True, type(failure).__name__
     return {"error": error, "text": b"".join(parts).decode("latin-1"), "closed": closed}
 
-# The web server gives each handshake 10 s, and a slow machine cannot do many of them in that time.
+# The web server's timeout for a handshake is 10 s, and a slow machine cannot do many of them in that time.
 with concurrent.futures.ThreadPoolExecutor(max(2, 16 // PACE)) as pool:
     print(json.dumps(list(pool.map(talk, json.loads(sys.argv[1])))))
 """
 
 
 def send(host: Host, connections: Mapping[str, Mapping[str, object]]) -> dict[str, Reply]:
-    """Open the connections, several at a time; return what came back, by their names."""
+    """Open the connections, several at a time; return the replies by name."""
     output = host.check_output("python3 -c %s %s", CLIENT, json.dumps(list(connections.values())))
     found = json.loads(output.splitlines()[-1])
     return {name: Reply(**one) for name, one in zip(connections, found, strict=True)}
 
 
 def reloading(command: str) -> str:
-    """Return a command that reloads nginx, with a wait for the last worker of the former configuration."""
+    """Return a command that reloads nginx, and waits for the last worker of the previous configuration."""
     return (
         f"main=$(systemctl show -p MainPID --value nginx); old=$(pgrep -P $main); {command}; status=$?; "
-        # What failed has reloaded nothing, and its workers stay.
+        # A failed command has not reloaded nginx, and the workers stay.
         + until('test $status -ne 0 || ! pgrep -P $main | grep -qxF "$old"', 20, pause=0.2)
         + "; (exit $status)"
     )
