@@ -164,7 +164,7 @@ def test_mounts(verify: Any, machine: Machine) -> None:
     machine.write("/proc/1/mountinfo", "1 1 8:1 / /var/log rw,nodev shared:1 - ext4 /dev/sda1 rw\n")
     assert verify.mounts(machine, check) == ["/var/log lacks noexec"]
     machine.write("/proc/1/mountinfo", "1 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n")
-    assert verify.mounts(machine, check) == ["/var/log is no mount"]
+    assert verify.mounts(machine, check) == ["/var/log is not a mount point"]
 
 
 def test_what_a_container_cannot_show_is_skipped(verify: Any, machine: Machine) -> None:
@@ -222,7 +222,7 @@ def test_programs(verify: Any, machine: Machine) -> None:
     machine.said["sshd"] = (0, "port 22\npermitrootlogin no\n")
     assert verify.programs(machine, check) == []
     machine.said["sshd"] = (0, "permitrootlogin yes\ngatewayports yes\n")
-    assert verify.programs(machine, check) == ["sshd does not say ^permitrootlogin no$", "sshd says gatewayports yes"]
+    assert verify.programs(machine, check) == ["sshd does not print ^permitrootlogin no$", "sshd prints gatewayports yes"]
     machine.said["sshd"] = (255, "permitrootlogin no\nbad key\n")
     assert verify.programs(machine, check) == ["sshd ended with 255: bad key"]
 

@@ -1,6 +1,6 @@
-"""What the packet filter is told on a clone: rules in nft's language, made from the site settings.
+"""The rules of the packet filter on a clone, in nft's language, generated from the site settings.
 
-Each key of the site settings names the networks and the addresses outside that it needs (golden.site_table.Key).
+Each key of the site settings lists the networks and the outside addresses that it needs (golden.site_table.Key).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from golden import site as site_settings
 
 TABLE = "inet golden"
 PORTS = {"http": 80, "https": 443, "scp": 22, "smtp": 587}
-# As long as one of these lies in the directory that /etc/nftables.conf includes, the machine starts fenced.
+# The machine boots isolated while a file with the rules of ISOLATE is included by /etc/nftables.conf.
 ISOLATE = (
     f"flush chain {TABLE} gate_in\n"
     f"flush chain {TABLE} gate_out\n"
@@ -25,9 +25,9 @@ RELEASE = f"flush chain {TABLE} gate_in\nflush chain {TABLE} gate_out\n"
 
 
 def site_rules(site: Mapping[str, Any], *, default_cidrs: Sequence[str], users: Container[str]) -> str:
-    """Return the rules that fill the sets of the packet filter, in place of what they held.
+    """Return the rules that replace the elements of the packet filter's sets.
 
-    A user who is not among the machine's ``users`` calls nobody. Raises ValueError for a network that is none.
+    Destinations of a user who is not in ``users`` are left out. Raises ValueError for an invalid network.
     """
     networks = {"admin": site.get("admin_cidrs") or default_cidrs}
     destinations: dict[str, Iterable[tuple[str, str, int]]] = {}
@@ -62,14 +62,14 @@ def _fill(name: str, elements: Iterable[str]) -> str:
 
 
 def site_out(site: Mapping[str, Any]) -> set[tuple[str, int]]:
-    """Return who may open connections to which TCP port outside: only what the site settings ask for."""
+    """Return the users and the outside TCP ports to which they may connect: only those in the site settings."""
     named = (known.outgoing(site[key]) for key, known in site_settings.keys().items() if site.get(key))
     wanted = ((user, _port(address)) for addresses in named for user, address in addresses if address)
     return {(user, port) for user, port in wanted if port}
 
 
 def _port(address: str) -> int | None:
-    """Return the TCP port that an address names or means; None for a path or nothing."""
+    """Return the TCP port of an address, or the default port of its scheme; None for a path or an empty address."""
     if address.startswith("rclone:"):
         return PORTS["https"]
     parts = urlsplit(address)
@@ -77,7 +77,7 @@ def _port(address: str) -> int | None:
 
 
 def describe(ruleset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `nft -j list table` says about the sets, the counters, and whether the machine is fenced."""
+    """Return the sets, the counters and whether the machine is isolated, from the output of `nft -j list table`."""
     items = ruleset["nftables"]
     sets = {one["set"]["name"]: one["set"].get("elem", []) for one in items if "set" in one}
     return {

@@ -1,7 +1,7 @@
-"""The list of golden-verify's checks: each layer has a part of it in /usr/lib/golden/verify.d, and the parts are one list.
+"""The list of golden-verify's checks: each layer has a part in /usr/lib/golden/verify.d, and the parts form one list.
 
-An entry of a part is a check, or an addition to a check with a name: ``adds_to: NAME``. The lists of an addition follow
-those of the check, its mappings join the check's; what both have is there once.
+An entry of a part is a check, or an addition to a check with a name: ``adds_to: NAME``. The lists of an addition are
+appended to those of the check, its mappings are merged with the check's; duplicate items are added once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ NEEDED = ("check", "title", "ids")
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """Return the checks of all parts, in the order of the parts' names, each with what other parts add to it.
+    """Return the checks of all parts, in the order of the parts' names, with the additions of other parts.
 
-    Raises Problem for an entry that is neither a check nor an addition, and for additions that fit no check.
+    Raises Problem for an entry that is neither a check nor an addition, and for additions without a matching check.
     """
     checks: list[dict[str, Any]] = []
     additions: list[tuple[str, dict[str, Any]]] = []
@@ -46,7 +46,7 @@ def read(directory: Path) -> list[dict[str, Any]]:
             raise core.Problem(f"{where}: adds_to: {entry['adds_to']!r}: no check has this name", hint=f"known are {known}")
         _join(names[entry["adds_to"]], {key: value for key, value in entry.items() if key != "adds_to"}, where)
     if not checks:
-        raise core.Problem(f"{directory} has no check", hint="each layer brings its checks there as NN-layer.yaml")
+        raise core.Problem(f"{directory} has no check", hint="each layer installs its checks there as NN-layer.yaml")
     return checks
 
 
@@ -57,7 +57,7 @@ def _entries(part: Path) -> list[dict[str, Any]]:
         raise core.Problem(f"{part}: {' '.join(str(error).split())}", hint="correct the YAML") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise core.Problem(f"{part} is not a list of checks", hint="write a list of {check, title, ids, ...}")
-    # Entries may share a value by an anchor of YAML; what is added to one must not show in the other.
+    # Entries may share a value by a YAML anchor; an addition to one must not change the other.
     return [copy.deepcopy(entry) for entry in entries]
 
 
@@ -76,5 +76,5 @@ def _join(check: dict[str, Any], addition: Mapping[str, Any], where: str) -> Non
             here.update(value)
         else:
             raise core.Problem(
-                f"{where}: {key}: {value!r}: only lists and mappings can be added", hint="write the check anew"
+                f"{where}: {key}: {value!r}: only lists and mappings can be added", hint="write a separate check"
             )

@@ -1,8 +1,8 @@
-"""The checks of golden-verify: each kind is a function from the machine and a check's data to what is wrong.
+"""The checks of golden-verify: each kind is a function of the machine and a check's data that returns problems.
 
-An empty answer is a pass. The machine is behind ``System``, so that every check can be shown a machine on which it must
-fail. What the checks expect is in the parts of the layers (golden.check_list); a layer may add a kind of check: the module
-``golden.verify_kinds.NAME`` with the function ``find``.
+A check without problems has passed. The machine is accessed through ``System``, so that unit tests can run every check on a
+machine on which it must fail. The expected values are in the parts of the layers (golden.check_list); a layer may add a
+kind of check: the module ``golden.verify_kinds.NAME`` with the function ``find``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from golden import web as web_client
 Check = Mapping[str, Any]
 SECONDS = 120
 KINDS_OF_LAYERS = "golden.verify_kinds"
-# The unit's sandbox has no network and hardly a right: what needs more is a unit of its own for a moment.
+# The unit's sandbox has no network and few privileges: commands that need more run in a separate transient unit.
 ELSEWHERE = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect")
 ASKER = ("--property=DynamicUser=yes", "--property=IPAddressDeny=any", "--property=IPAddressAllow=localhost")
 IN_MEMORY = ("tmpfs", "ramfs", "proc", "devpts", "mqueue", "hugetlbfs")
-# A unit's own /var/tmp, the file in which systemd tells about memory, and the files of systemd-nspawn in a container.
+# The private /var/tmp of a unit, systemd's memory pressure file, and the files of systemd-nspawn in a container.
 ALWAYS_WRITABLE = ("/var/tmp", "/sys/fs/cgroup/system.slice/*/memory.pressure", "/run/host/*")
 
 
 class Skip(Exception):
-    """The machine cannot show what the check asks for."""
+    """The check cannot be made on this machine."""
 
 
 class System:
@@ -48,26 +48,26 @@ class System:
         self._answers: dict[str, web_client.Answer] = {}
 
     def path(self, name: str) -> Path:
-        """Return where a file of the machine lies."""
+        """Return the path of a file of the machine."""
         return self.root / name.lstrip("/")
 
     def run(self, argv: Sequence[str]) -> tuple[int, str]:
-        """Run a program; return its exit status and everything it said."""
+        """Run a program; return its exit status and its output, stdout and stderr together."""
         done = core.run(argv, timeout=SECONDS, check=False, env={"LC_ALL": "C.UTF-8"})
         return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
     def expect(self, requests: Iterable[Mapping[str, Any]]) -> None:
-        """Say which requests will be asked: they go out together, in one unit, with the first of them."""
+        """Register the requests of all checks: they are sent together, in one unit, with the first of them."""
         self._expected = list(requests)
 
     def browse(self, requests: Iterable[Mapping[str, Any]]) -> list[web_client.Answer]:
-        """Ask the web server, as a user that nobody else is."""
+        """Send requests to the web server as a dynamic user."""
         wanted = [json.dumps(one, sort_keys=True) for one in requests]
         if missing := {*wanted} - {*self._answers}:
             asked = sorted(missing | {json.dumps(one, sort_keys=True) for one in self._expected})
             status, text = self.run([*ELSEWHERE, *ASKER, "python3", "-I", "-m", web_client.__name__, f"[{','.join(asked)}]"])
             if status:
-                raise ValueError(f"the requests could not be sent: {(text.strip().splitlines() or ['nothing said'])[-1]}")
+                raise ValueError(f"the requests could not be sent: {(text.strip().splitlines() or ['no output'])[-1]}")
             answers = [web_client.Answer(**one) for one in json.loads(text.splitlines()[-1])]
             self._answers |= dict(zip(asked, answers, strict=True))
         return [self._answers[one] for one in wanted]
@@ -86,7 +86,7 @@ class System:
 
 
 def verify(checks: Sequence[Check], system: System) -> dict[str, Any]:
-    """Run the checks; a check that itself breaks has failed."""
+    """Run the checks; a check that raises an error has failed."""
     system.expect(one["ask"] for check in checks if check["check"] == web.__name__ for one in check["requests"])
     results = [_result(check, system) for check in checks]
     counts = {word: sum(one["result"] == word for one in results) for word in ("PASS", "FAIL", "SKIP")}
@@ -101,26 +101,26 @@ def _result(check: Check, system: System) -> dict[str, Any]:
         if check.get("own_kernel") and system.run(["systemd-detect-virt", "--container", "--quiet"])[0] == 0:
             raise Skip("a container has the kernel and the file systems of its host")  # noqa: TRY301
         problems = kind(check["check"])(system, check)
-        verdict = "FAIL" if problems else "PASS"
+        outcome = "FAIL" if problems else "PASS"
     except Skip as reason:
-        problems, verdict = [str(reason)], "SKIP"
+        problems, outcome = [str(reason)], "SKIP"
     except (OSError, ValueError, LookupError, core.Problem) as error:
-        problems, verdict = [f"the check could not be made: {type(error).__name__}: {error}"], "FAIL"
-    return {"ids": check["ids"], "title": check["title"], "result": verdict, "problems": problems}
+        problems, outcome = [f"the check could not be made: {type(error).__name__}: {error}"], "FAIL"
+    return {"ids": check["ids"], "title": check["title"], "result": outcome, "problems": problems}
 
 
 # --- services ---------------------------------------------------------------------------------------------------------
 
 
 def failed_units(system: System, check: Check) -> list[str]:
-    """Find units that failed; ``but`` has the patterns of those that may."""
+    """Find units that failed; ``but`` has patterns of units that may fail."""
     _, text = system.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager"])
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     return [f"{name} failed" for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in check["but"])]
 
 
 def units(system: System, check: Check) -> list[str]:
-    """Find units whose properties have other values."""
+    """Find units whose properties differ from the expected values."""
     found = []
     for unit, wanted in check["units"].items():
         have = system.properties(unit, wanted)
@@ -144,7 +144,7 @@ def presets(system: System, check: Check) -> list[str]:
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
     return [
         f"{block['Id']} is {block['ActiveState']} ({block['LoadState']})" for block in blocks
-        # A unit whose condition does not hold on this machine rests, and says so.
+        # A unit may be inactive if its condition is not met on this machine.
         if block["ActiveState"] != "active" and not (block["LoadState"] == "loaded" and block["ConditionResult"] == "no")
     ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def presets(system: System, check: Check) -> list[str]:
 
 
 def processes(system: System, check: Check) -> list[str]:
-    """Find processes of a unit with another user, more capabilities than named, ways to privileges, or no seccomp."""
+    """Find processes of a unit with another user, more capabilities than listed, new privileges, or no seccomp filter."""
     found, running = [], system.processes(check["unit"])
     if len(running) < check["at_least"]:
         found.append(f"{check['unit']} has {len(running)} processes, should have {check['at_least']}")
@@ -172,7 +172,7 @@ def processes(system: System, check: Check) -> list[str]:
 
 
 def read_only(system: System, check: Check) -> list[str]:
-    """Find file systems that a unit's processes can write to, but for the mounts that are named, and kinds in memory."""
+    """Find file systems that a unit's processes can write to, except listed mounts and file systems in memory."""
     found, writable = [], (*ALWAYS_WRITABLE, *check["but"])
     for process in system.processes(check["unit"]):
         for line in (process / "mountinfo").read_text().splitlines():
@@ -202,7 +202,7 @@ def confined(system: System, check: Check) -> list[str]:
 
 
 def secrets(system: System, check: Check) -> list[str]:
-    """Find processes that have a secret of the files in their environment or arguments."""
+    """Find processes that have a secret from the files in their environment or arguments."""
     values = [
         value for name in check["files"] if system.path(name).exists()
         for value in [system.path(name).read_bytes().strip()] if len(value) >= 16
@@ -245,7 +245,7 @@ def _access(path: Path) -> str:
 
 
 def access(system: System, check: Check) -> list[str]:
-    """Find paths with other owners or modes; a pattern may name several, and must name one."""
+    """Find paths with other owners or modes; a pattern may match several, and must match one."""
     found = []
     for pattern, wanted in check["paths"].items():
         matches = sorted(system.root.glob(pattern.lstrip("/")))
@@ -256,7 +256,7 @@ def access(system: System, check: Check) -> list[str]:
 
 
 def absent(system: System, check: Check) -> list[str]:
-    """Find what must not be there."""
+    """Find paths that must not exist."""
     return [str(path) for pattern in check["paths"] for path in sorted(system.root.glob(pattern.lstrip("/")))]
 
 
@@ -266,11 +266,11 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def trees(system: System, check: Check) -> list[str]:
-    """Find what belongs to one of ``not_of`` below the directories, or has one of the bits of ``not_mode``."""
+    """Find paths below the directories that belong to a user in ``not_of``, or have a bit of ``not_mode``."""
     bits, found = int(str(check["not_mode"]), 8), []
     for name in check["trees"]:
         if not system.path(name).is_dir():
-            raise LookupError(f"{name} is no directory")
+            raise LookupError(f"{name} is not a directory")
         for path in _below(system.path(name)):
             state = path.lstat()
             if stat.S_ISLNK(state.st_mode):
@@ -281,7 +281,7 @@ def trees(system: System, check: Check) -> list[str]:
 
 
 def mounts(system: System, check: Check) -> list[str]:
-    """Find directories that are no mount of their own, or lack options. Process 1 sees them whatever we are shut out of."""
+    """Find directories that are not mount points, or lack options, in the mounts of process 1, which sees all of them."""
     table = {}
     for line in system.path("/proc/1/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
@@ -289,7 +289,7 @@ def mounts(system: System, check: Check) -> list[str]:
     found = []
     for name, wanted in check["mounts"].items():
         options, _ = table.get(name, (set(), ""))
-        found += [f"{name} is no mount"] if name not in table else []
+        found += [f"{name} is not a mount point"] if name not in table else []
         found += [f"{name} lacks {', '.join(sorted(missing))}"] if name in table and (missing := {*wanted} - options) else []
     return found
 
@@ -298,7 +298,7 @@ def mounts(system: System, check: Check) -> list[str]:
 
 
 def accounts(system: System, check: Check) -> list[str]:
-    """Find a second root, passwords, and shells of accounts that are no person's and not among ``shells``."""
+    """Find other accounts with number 0, passwords, and shells of system accounts that are not in ``shells``."""
     found = []
     for line in system.path("/etc/passwd").read_text().splitlines():
         name, _, number, _, _, _, shell = line.split(":")
@@ -313,7 +313,7 @@ def accounts(system: System, check: Check) -> list[str]:
 
 
 def sysctl(system: System, check: Check) -> list[str]:
-    """Find settings that differ from what the files of /etc/sysctl.d ask for; the last file has the last word."""
+    """Find settings that differ from the files of /etc/sysctl.d; the last file has precedence."""
     wanted: dict[str, str] = {}
     for path in sorted(path for name in check["files"] for path in system.path("/etc/sysctl.d").glob(name)):
         for line in path.read_text().splitlines():
@@ -321,10 +321,10 @@ def sysctl(system: System, check: Check) -> list[str]:
             if value and not line.lstrip().startswith(("#", ";")):
                 wanted[key.strip().lstrip("-")] = " ".join(value.split())
     if not wanted:
-        raise LookupError("no setting is asked for")
+        raise LookupError("the files contain no setting")
     names = {f"/proc/sys/{key if '/' in key else key.replace('.', '/')}": key for key in wanted if "*" not in key}
-    # Each network name space has settings of its own, and some are closed to all but the whole of root. A setting of a
-    # feature that this kernel does not have cannot be wrong: no file, no line.
+    # Each network namespace has separate settings, and only root with all capabilities can read some of them. A setting
+    # of a feature that this kernel does not have has no file, and is not checked.
     _status, text = system.run([*ELSEWHERE, "grep", "-sH", "", "--", *names])
     lines = [line.partition(":") for line in text.splitlines()]
     kept = {names[name]: " ".join(value.split()) for name, _, value in lines if name in names}
@@ -334,7 +334,7 @@ def sysctl(system: System, check: Check) -> list[str]:
 
 
 def listeners(system: System, check: Check) -> list[str]:
-    """Find ports that listen beyond the loopback interface and are not named, and named ones that do not listen."""
+    """Find ports that listen outside the loopback interface and are not listed, and listed ones that do not listen."""
     status, text = system.run([*ELSEWHERE, "ss", "-Hltnu"])
     if status:
         raise ValueError(text.strip())
@@ -351,24 +351,24 @@ def listeners(system: System, check: Check) -> list[str]:
 
 
 def programs(system: System, check: Check) -> list[str]:
-    """Find programs that do not end well, do not say what they must, or say what they must not (regular expressions).
+    """Find programs that fail, do not print what they must, or print what they must not (regular expressions).
 
-    ``with``: in a unit of its own with these properties (``[]``: outside this one's sandbox).
+    ``with``: run in a separate unit with these properties (``[]``: outside the sandbox of this unit).
     """
     found = []
     for one in check["programs"]:
         name = one["run"][0]
         outside = [*ELSEWHERE, *(f"--property={setting}" for setting in one["with"])] if "with" in one else []
         status, text = system.run([*outside, *one["run"]])
-        last = (text.strip().splitlines() or ["nothing said"])[-1]
+        last = (text.strip().splitlines() or ["no output"])[-1]
         found += [f"{name} ended with {status}: {last}"] if status else []
-        found += [f"{name} does not say {want}" for want in one.get("says", ()) if not re.search(want, text, re.MULTILINE)]
-        found += [f"{name} says {said[0]}" for bad in one.get("never", ()) if (said := re.search(bad, text, re.MULTILINE))]
+        found += [f"{name} does not print {want}" for want in one.get("says", ()) if not re.search(want, text, re.MULTILINE)]
+        found += [f"{name} prints {seen[0]}" for bad in one.get("never", ()) if (seen := re.search(bad, text, re.MULTILINE))]
     return found
 
 
 def web(system: System, check: Check) -> list[str]:
-    """Find requests that the web server answers otherwise than it must; ``every``: what holds for each of them."""
+    """Find requests with unexpected responses of the web server; ``every``: the expectations for each response."""
     found: list[str] = []
     answers = system.browse([one["ask"] for one in check["requests"]])
     for one, answer in zip(check["requests"], answers, strict=True):

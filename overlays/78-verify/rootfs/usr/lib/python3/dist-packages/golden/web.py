@@ -1,6 +1,6 @@
-"""Requests to this machine's own web server over the loopback interface, and what is wrong with the answers.
+"""Requests to this machine's web server over the loopback interface, and checks of the responses.
 
-As a program: takes a list of requests as JSON, prints the list of answers.
+As a program: takes a list of requests as JSON, prints the list of responses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = 30
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: ``error`` says why there is none."""
+    """One response; ``error`` is the reason if there is none."""
 
     error: str = ""
     status: int = 0
@@ -59,7 +59,7 @@ def _send(name: str, request: Mapping[str, Any]) -> Answer:
 
 
 def _wrap(connection: socket.socket, name: str, newest: str) -> ssl.SSLSocket:
-    # Whose certificate it is, golden-certificate judges: a clone's first one signs itself.
+    # golden-certificate checks the certificate: the first one of a clone is self-signed.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -73,7 +73,7 @@ def _wrap(connection: socket.socket, name: str, newest: str) -> ssl.SSLSocket:
 
 
 def judge(answer: Answer, wanted: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with an answer; without ``status`` among the wishes, there must be none."""
+    """Return the problems of a response; without ``status`` in ``wanted`` there must be no response."""
     if "status" not in wanted:
         return [] if answer.error else [f"answered {answer.status}"]
     if answer.error:
@@ -84,9 +84,9 @@ def judge(answer: Answer, wanted: Mapping[str, Any]) -> list[str]:
         if len(values) != 1 or not re.search(pattern, values[0]):
             found.append(f"{name} is {' and '.join(values) or 'missing'}")
     found += [f"{name} is sent: {answer.values(name)[0]}" for name in wanted.get("no_headers", ()) if answer.values(name)]
-    found += [f"Server tells a version: {value}" for value in answer.values("Server") if re.search(r"\d", value)]
+    found += [f"Server contains a version: {value}" for value in answer.values("Server") if re.search(r"\d", value)]
     if "body" in wanted and not re.search(wanted["body"], answer.body):
-        found.append(f"the body does not say {wanted['body']}")
+        found.append(f"the body does not contain {wanted['body']}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Tells the packet filter who administers this clone, fences the machine off in an incident, and shows its state."""
+"""Sets the networks of administrators in the packet filter, isolates the machine in an incident, and shows its state."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from golden import core
 from golden import firewall as rules
 
 NFT = "/usr/sbin/nft"
-# /etc/nftables.conf includes both. The first is of this boot; the second outlives a reboot.
+# /etc/nftables.conf includes both. The first is for the current boot; the second persists across reboots.
 SITE_RULES = Path("/run/golden-firewall/site.nft")
 ISOLATION = Path("/etc/golden/isolation.nft")
 
 
 def _apply(text: str) -> None:
-    """Change the packet filter in one step: all of it or nothing."""
+    """Change the packet filter atomically."""
     core.run([NFT, "-f", "-"], stdin=text.encode())
 
 
 def load() -> dict[str, Any]:
-    """Fill the sets from the site settings; without them, from the spec of the image."""
+    """Fill the sets from the site settings, or else from the spec of the image."""
     site = core.site() if core.SITE.exists() else {}
     cidrs = os.environ.get("ADMIN_CIDRS", "").split()
     try:
@@ -38,7 +38,7 @@ def load() -> dict[str, Any]:
 
 
 def isolate() -> dict[str, Any]:
-    """Cut every connection but those of administrators to port 22, now and after a reboot."""
+    """Drop all connections except those of administrators to port 22, now and after a reboot."""
     _apply(rules.ISOLATE)
     ISOLATION.parent.mkdir(mode=0o755, exist_ok=True)
     core.write_whole(ISOLATION, rules.ISOLATE.encode())
@@ -53,7 +53,7 @@ def release() -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """Say what the packet filter holds now."""
+    """Show the current state of the packet filter."""
     listed = core.run([NFT, "-j", "list", "table", *rules.TABLE.split()])
     return rules.describe(json.loads(listed.stdout))
 

@@ -1,4 +1,4 @@
-"""admin_cidrs of site.yaml: who may reach SSH."""
+"""admin_cidrs of site.yaml: the networks that may reach SSH."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from golden.site_values import network
 
 @kind("A network such as 192.0.2.0/24 or 2001:db8::/64, and not everybody.")
 def cidr(value: object) -> str:
-    """Return a network of administrators: everybody is none."""
+    """Return a network of administrators; a network of all addresses is refused."""
     found = str(network(value))
     if found.endswith("/0"):
         raise Wrong("this is everybody; name the networks that you mean")

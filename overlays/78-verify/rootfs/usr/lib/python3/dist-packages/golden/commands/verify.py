@@ -1,6 +1,6 @@
-"""Checks this machine against the requirements that a running machine can prove, and says PASS, FAIL or SKIP for each.
+"""Checks this machine against the requirements that it can test by itself, and prints PASS, FAIL or SKIP for each check.
 
-Exit codes: 0 every check passed, 3 one failed. A skipped check says why; it proves nothing.
+Exit codes: 0 all checks passed, 3 a check failed. A skipped check prints its reason; it is not counted as passed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def main() -> None:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(prog="golden-verify", description=__doc__, formatter_class=raw)
     parser.add_argument("only", nargs="*", metavar="ID", help="only checks of these requirements, such as R39")
-    parser.add_argument("--list", action="store_true", help="say what would be checked")
-    parser.add_argument("--last", action="store_true", help="show the last result that was kept instead of checking")
-    parser.add_argument("--save", action="store_true", help=f"keep the result in {SAVED}")
+    parser.add_argument("--list", action="store_true", help="list the checks without running them")
+    parser.add_argument("--last", action="store_true", help="show the last stored result instead of running the checks")
+    parser.add_argument("--save", action="store_true", help=f"store the result in {SAVED}")
     core.run_command(parser, act, show)
 
 
 def act(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    """Return the results of the checks that were asked for."""
+    """Return the results of the selected checks."""
     core.need_root()
     if arguments.last:
         if not SAVED.exists():
-            raise core.Problem("no result was kept yet", hint="systemctl start golden-verify.service")
+            raise core.Problem("no result is stored yet", hint="systemctl start golden-verify.service")
         kept: dict[str, Any] = json.loads(SAVED.read_text())
         return kept
     checks = [check for check in check_list.read(CHECKS) if not arguments.only or {*check["ids"]} & {*arguments.only}]
@@ -48,7 +48,7 @@ def act(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def show(result: Mapping[str, Any]) -> str:
-    """Return one line for each check, and what was found below those that failed."""
+    """Return one line for each check, and the problems below those that failed."""
     lines = [f"{result['time']}"] if "time" in result else []
     for check in result["checks"]:
         lines.append(f"{check['result']:4} {' '.join(check['ids']):20} {check['title']}".strip())
