@@ -30,6 +30,9 @@ PAGES = sorted(
         "docs/**/*.md",
         "docs/**/*.yml",
         "packer/**/*.md",
+        "overlays/README.md",
+        "overlays/*/README.md",
+        "tests/image/planes.md",
         "golden.yaml",
         "noxfile.py",
     )
