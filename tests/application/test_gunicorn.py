@@ -63,10 +63,10 @@ def test_half_files_of_a_worker_go_with_it(configuration: ModuleType, tmp_path: 
 
 @pytest.mark.req("R13", "R23")
 def test_line_is_json_with_the_requests_identity(configuration: ModuleType) -> None:
-    record = logging.LogRecord("app", logging.INFO, __file__, 1, "said %s", ("ü",), None)
+    record = logging.LogRecord("app", logging.INFO, __file__, 1, "text %s", ("ü",), None)
     record.rid, record.fields = "0" * 32, {"status": 200}
     line = json.loads(configuration.JsonFormatter().format(record))
-    assert (line["msg"], line["rid"], line["status"], line["level"]) == ("said ü", "0" * 32, 200, "INFO")
+    assert (line["msg"], line["rid"], line["status"], line["level"]) == ("text ü", "0" * 32, 200, "INFO")
 
 
 def test_trace_is_in_the_line_and_not_below_it(configuration: ModuleType) -> None:

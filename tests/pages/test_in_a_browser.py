@@ -105,7 +105,7 @@ def busy() -> tuple[Side, list[Side], Comparison]:
 @pytest.fixture(scope="module", params=["report", "first report", "comparison"])
 def page(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:
     new, earlier, changes = busy()
-    listed = [requirement(f"R{number}", "A requirement, told in a line or two; " * 4) for number in range(1, 60)]
+    listed = [requirement(f"R{number}", "A requirement, in a line or two of text; " * 4) for number in range(1, 60)]
     text = {
         "report": lambda: report.render(new, earlier=earlier, comparison=changes, requirements=listed),
         "first report": lambda: report.render(make_side(), earlier=[], comparison=None, requirements=listed),

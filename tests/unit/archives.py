@@ -49,7 +49,7 @@ class Lists:
         suite, component = next(iter(SUITES[made.archive])), "main/debian-installer" if udeb else "main"
         self.stanzas.setdefault((made.archive, suite, component), []).append(
             f"Package: {made.package}\nVersion: {made.version}\nArchitecture: amd64\n"
-            f"Maintainer: Nobody <nobody@example.org>\n{fields}Description: for tests\n"
+            f"Maintainer: Test <test@example.org>\n{fields}Description: for tests\n"
             f"Filename: {made.path}\nSize: {made.size}\nSHA256: {made.sha256}\n"
         )
 

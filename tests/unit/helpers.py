@@ -241,7 +241,7 @@ def make_deb(directory: Path, package: str, *, version: str = "1.0-1", fields: s
     tree = directory / f"deb-{package}"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN" / "control").write_text(
-        f"Package: {package}\nVersion: {version}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
+        f"Package: {package}\nVersion: {version}\nArchitecture: amd64\nMaintainer: Test <test@example.org>\n"
         f"{fields}Description: a package for tests\n"
     )
     run.run(["dpkg-deb", "--root-owner-group", "--build", tree, directory / f"{package}.deb"], timeout=60)

@@ -65,7 +65,7 @@ def write_package(directory: Path, name: str, files: Mapping[str, bytes], contro
     """Make a package with the real dpkg-deb; files that begin with ``#!`` are programs."""
     tree, path = directory / f"tree-{name}", directory / name
     package = name.partition("_")[0]
-    fields = f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: x\n"
+    fields = f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: Test <test@example.org>\nDescription: x\n"
     (tree / "DEBIAN").mkdir(parents=True)
     for where, content in {**{f"DEBIAN/{key}": text for key, text in control.items()}, **files}.items():
         target = tree / where

@@ -117,7 +117,7 @@ def test_it_is_reached_and_recognised(field: Field) -> None:
 
 def test_another_certificate_is_not_spoken_to(field: Field) -> None:
     """A machine in between has another certificate than the guest agent reports: it gets no request."""
-    other = base64.b64encode(b"another certificate, as long as nobody looks").decode()
+    other = base64.b64encode(b"another certificate, unless it is compared").decode()
     field.proxmox.certificate = f"-----BEGIN CERTIFICATE-----\n{other}\n-----END CERTIFICATE-----\n"
     before = field.proxmox.inventory()
     with pytest.raises(StepFailed, match="did not appear in time") as caught:
@@ -280,7 +280,7 @@ def test_a_clone_of_another_version_is_refused(field: Field) -> None:
 
 @pytest.mark.parametrize("name", ["web1", NAME])
 def test_a_name_that_is_taken(field: Field, name: str) -> None:
-    field.proxmox.add_vm(300, "web1", config={"description": "somebody's"})
+    field.proxmox.add_vm(300, "web1", config={"description": "another team's"})
     before = field.proxmox.inventory()
     with pytest.raises(SpecError, match=f"the name {name} is taken") as caught:
         field.clone(name=name)

@@ -251,7 +251,7 @@ def test_a_lock_is_told(bench: Bench) -> None:
 
 
 def test_nothing_published(bench: Bench) -> None:
-    bench.proxmox.add_vm(100, "somebody", config={"tags": "goldenrod"})
+    bench.proxmox.add_vm(100, "other", config={"tags": "goldenrod"})
     with pytest.raises(SpecError, match="no published template") as caught:
         look(bench)
     assert OPERATOR.identity in caught.value.brief

@@ -26,7 +26,7 @@ from tests.contract.conftest import TOKEN
 from tests.fakes.proxmox import Proxmox
 from tests.packers import TEMPLATES
 
-USER, PASSWORD = "builder@pve", "a-password-that-nobody-shows"
+USER, PASSWORD = "builder@pve", "a-password-that-is-not-printed"
 NAME, VMID = "golden-1.2.3-build-0123456789abcdef", 9000
 INSTALL_SECONDS, RUN_SECONDS = 3, 120
 

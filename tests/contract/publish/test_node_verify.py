@@ -39,8 +39,8 @@ def context(request):
 GOOD = """
 import pathlib
 def test_cloud_init_is_done():
-    said = pathlib.Path(__file__).parents[2].joinpath("cloud-init-status").read_text().splitlines()
-    assert said == ["0 done", "0 done"]
+    status = pathlib.Path(__file__).parents[2].joinpath("cloud-init-status").read_text().splitlines()
+    assert status == ["0 done", "0 done"]
 def test_two_clones(context):
     assert context["target"] == "proxmox"
     assert [one["address"] for one in context["clones"]] == ["192.0.2.10", "192.0.2.10"]

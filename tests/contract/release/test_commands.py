@@ -85,7 +85,7 @@ def test_a_life_of_releases(desk: Desk, capsys: pytest.CaptureFixture[str]) -> N
     facts = json.loads(capsys.readouterr().out)
     assert [one["number"] for one in facts["entries"]] == [1, 2, 3, 4, 5, 6]
     assert facts["channels"]["stable"]["version"] == FIRST
-    assert line(desk, "restore", SECOND, "--reason", "no CVE of ours") == 0
+    assert line(desk, "restore", SECOND, "--reason", "the CVE does not apply") == 0
     assert line(desk, "drift") == 0
     assert line(desk, "prune") == 0
     out = capsys.readouterr().out
@@ -163,7 +163,7 @@ def built(desk: Desk, commit: str, version: str = "1.4.0", **changes: Any) -> No
 def own_key(desk: Desk, version: str = "1.4.0") -> str:
     """Return the key of a published artifact; before it is published, a key of no artifact."""
     found = [one for one in artifact.committed(desk.bench.place / "artifacts") if f"-{version}-" in one.name]
-    return str(artifact.load(found[0]).manifest.inputs.artifact_key) if found else "nobody's"
+    return str(artifact.load(found[0]).manifest.inputs.artifact_key) if found else "none"
 
 
 def test_a_tag_promotes_the_artifact_of_its_commit(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -402,7 +402,7 @@ def rewritten(desk: Desk) -> str:
 
     lines, previous = [], NOTHING_BEFORE
     for one in desk.book.read().entries:
-        lines.append(dataclasses.replace(one, who="Nobody", previous=previous))
+        lines.append(dataclasses.replace(one, who="Jim", previous=previous))
         previous = lines[-1].hash
     return "".join(one.line() for one in lines)
 

@@ -19,7 +19,7 @@ from build.core.errors import SpecError, StepFailed
 from tests.unit.artifacts import committable, parsed
 from tests.unit.helpers import DATE
 
-IMAGE = b"the sealed disk"
+IMAGE = b"the pristine disk"
 
 
 def manifest(image: bytes = IMAGE, *, key: str = "key-1", **changes: Any) -> dict[str, Any]:

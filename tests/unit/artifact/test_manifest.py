@@ -56,8 +56,8 @@ def test_what_is_read_is_written_byte_for_byte(value: dict[str, Any], tmp_path: 
 
 
 def test_an_artifact_is_written_as_it_is_read(tmp_path: Path) -> None:
-    (tmp_path / "image").write_bytes(b"the sealed disk")
-    made = proven.make(tmp_path / "artifacts", tmp_path / "image", by="somebody")
+    (tmp_path / "image").write_bytes(b"the pristine disk")
+    made = proven.make(tmp_path / "artifacts", tmp_path / "image", by="another")
     files.write_json(tmp_path / "again", made.manifest.as_json())
     assert (tmp_path / "again").read_bytes() == (made.path / "manifest.json").read_bytes()
 

@@ -16,7 +16,7 @@ from tests import proven
 
 @pytest.fixture
 def made(tmp_path: Path) -> Artifact:
-    (tmp_path / "image").write_bytes(b"the sealed disk")
+    (tmp_path / "image").write_bytes(b"the pristine disk")
     return proven.make(tmp_path / "artifacts", tmp_path / "image")
 
 

@@ -34,7 +34,7 @@ WAIT_SECONDS = 120
 
 @pytest.fixture
 def found(tmp_path: Path) -> Artifact:
-    (tmp_path / "image").write_bytes(b"the sealed disk")
+    (tmp_path / "image").write_bytes(b"the pristine disk")
     return proven.make(tmp_path / "artifacts", tmp_path / "image")
 
 

@@ -31,7 +31,7 @@ ALICE, BOB = "alice@example.org", "bob@example.org"
 @pytest.fixture
 def found(tmp_path: Path) -> Artifact:
     image = tmp_path / "image"
-    image.write_bytes(b"the sealed disk")
+    image.write_bytes(b"the pristine disk")
     return proven.make(tmp_path / "artifacts", image)
 
 
@@ -120,7 +120,7 @@ def add_package(document: Any) -> None:
 
 AGE = "pool/main/a/age/age_1.2.1-1+b5_amd64.deb"
 TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a byte of the image": (lambda path: (path / "image.qcow2").write_bytes(b"the sealed disK"), "image"),
+    "a byte of the image": (lambda path: (path / "image.qcow2").write_bytes(b"the pristine disK"), "image"),
     "the manifest's version": (manifest("version", value="9.9.9"), "name"),
     "the manifest's image": (manifest("image", "sha256", value="0" * 64), "image"),
     "the manifest's commit": (manifest("inputs", "commit", value="f" * 40), "provenance"),

@@ -179,19 +179,19 @@ def test_long_work_tells_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target, "POLL_SECONDS", 0.05)
-    said = tmp_path / "said"
-    said.write_text("of the last time")
+    written = tmp_path / "output"
+    written.write_text("of the last time")
     status = here().watch(
         "echo one; sleep 2; echo two; exit 3", title="counting", tell=lambda text: f"{text.count(chr(10))} lines",
-        timeout=60, output=said,
+        timeout=60, output=written,
     )  # fmt: skip
-    assert (status, said.read_text()) == (3, "one\ntwo\n")
+    assert (status, written.read_text()) == (3, "one\ntwo\n")
     assert "counting: 1 lines" in capsys.readouterr().err
 
 
 def test_long_work_ends_when_its_time_is_up(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="counting did not end within") as caught:
-        here().watch("echo one; sleep 600", title="counting", tell=str.strip, timeout=0.1, output=tmp_path / "said")
+        here().watch("echo one; sleep 600", title="counting", tell=str.strip, timeout=0.1, output=tmp_path / "output")
     assert caught.value.details == "one"
 
 

@@ -49,14 +49,14 @@ def test_the_committed_file_is_read() -> None:
 
 def test_the_document_deselects_with_the_reason() -> None:
     document = tailoring.render(
-        {"rule_one": "a < b & c, says the reason"}, datastream="/x/ds.xml", time="2026-11-22T08:00:00+00:00"
+        {"rule_one": "a < b & c, as the reason"}, datastream="/x/ds.xml", time="2026-11-22T08:00:00+00:00"
     )
     profile = ElementTree.fromstring(document).find(f"{{{tailoring.XCCDF}}}Profile")
     assert profile is not None
     assert profile.get("extends") == tailoring.BASE_PROFILE
     (select,) = profile.findall(f"{{{tailoring.XCCDF}}}select")
     assert (select.get("idref"), select.get("selected")) == (f"{tailoring.PREFIX}rule_one", "false")
-    assert select.findtext(f"{{{tailoring.XCCDF}}}remark") == "a < b & c, says the reason"
+    assert select.findtext(f"{{{tailoring.XCCDF}}}remark") == "a < b & c, as the reason"
 
 
 @pytest.mark.skipif(shutil.which("oscap") is None, reason="the host has no oscap; the audit itself validates on the clone")

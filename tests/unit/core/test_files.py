@@ -72,16 +72,16 @@ def test_a_lock_makes_the_second_wait_and_say_so_once(tmp_path: Path, capsys: py
     entered = threading.Event()
 
     def second() -> None:
-        with files.lock(tmp_path / "x.lock", waiting="somebody has it"):
+        with files.lock(tmp_path / "x.lock", waiting="it is locked"):
             entered.set()
 
-    with files.lock(tmp_path / "x.lock", waiting="never said"):
+    with files.lock(tmp_path / "x.lock", waiting="never printed"):
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.2)
     thread.join(10)
     assert entered.is_set()
-    assert capsys.readouterr().err == "somebody has it\n"
+    assert capsys.readouterr().err == "it is locked\n"
 
 
 # --- scratch directories ----------------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ def plain(*, verbose: bool = False, json_lines: bool = False) -> io.StringIO:
 
 
 def test_diagnostics_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    log.info("said")
+    log.info("a line")
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "said\n")
+    assert (captured.out, captured.err) == ("", "a line\n")
 
 
 def test_a_step_nests_what_it_says_and_tells_its_duration() -> None:

@@ -54,8 +54,8 @@ def test_failure_tells_name_status_and_last_lines() -> None:
 
 def test_failure_without_a_word_on_standard_error_tells_standard_output() -> None:
     with pytest.raises(CommandFailed) as caught:
-        run.run(["sh", "-c", "echo said here; exit 1"], timeout=10)
-    assert caught.value.details == "said here"
+        run.run(["sh", "-c", "echo text here; exit 1"], timeout=10)
+    assert caught.value.details == "text here"
 
 
 def test_failure_can_be_asked_for_instead_of_raised() -> None:
@@ -180,8 +180,8 @@ def test_a_spawned_process_tells_its_status_and_output(tmp_path: Path) -> None:
 
 
 def test_contained_exit_status_and_output_are_the_commands_own() -> None:
-    done = run.run(["sh", "-c", "echo said; exit 9"], timeout=10, check=False, contained=True)
-    assert (done.returncode, done.stdout) == (9, "said\n")
+    done = run.run(["sh", "-c", "echo text; exit 9"], timeout=10, check=False, contained=True)
+    assert (done.returncode, done.stdout) == (9, "text\n")
 
 
 def test_a_contained_command_is_the_first_process_of_its_name_space() -> None:

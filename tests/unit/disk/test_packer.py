@@ -86,9 +86,9 @@ def test_without_packer_and_go_the_hint_tells_each_way(only_fakes: Fakes, tmp_pa
 
 
 def test_new_packer_uses_the_plugins_of_its_user(only_fakes: Fakes, tmp_path: Path) -> None:
-    fake = only_fakes.packer(version="1.16.0", plugins=[f"/home/somebody/.config/packer/plugins/{PLUGIN}"])
+    fake = only_fakes.packer(version="1.16.0", plugins=[f"/home/builder/.config/packer/plugins/{PLUGIN}"])
     found = packer.locate(tools=TOOLS, cache=tmp_path)
-    assert found == packer.Packer(fake.path, (1, 16, 0), Path("/home/somebody/.config/packer/plugins"))
+    assert found == packer.Packer(fake.path, (1, 16, 0), Path("/home/builder/.config/packer/plugins"))
 
 
 def test_new_packer_without_its_plugin_is_refused_with_the_command(only_fakes: Fakes, tmp_path: Path) -> None:

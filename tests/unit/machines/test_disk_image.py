@@ -129,7 +129,7 @@ def test_a_compact_image_is_unfolded(raw: Path, tmp_path: Path) -> None:
     compact = tmp_path / "image.qcow2"
     run.run(["qemu-img", "convert", "-c", "-O", "qcow2", raw, compact], timeout=60)
     before = compact.read_bytes()
-    image = disk_image.unfold(compact, tmp_path / "sealed.raw")
+    image = disk_image.unfold(compact, tmp_path / "pristine.raw")
     assert image.read("/etc/hostname") == b"golden\n"
     assert compact.read_bytes() == before, "the image itself is only read"
 

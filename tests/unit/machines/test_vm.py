@@ -183,8 +183,8 @@ def monitor(tmp_path: Path) -> Iterator[tuple[Path, list[bytes]]]:
 
 def test_events_between_the_answers_are_passed_over(monitor: tuple[Path, list[bytes]]) -> None:
     path, lines = monitor
-    lines += [b'{"event": "RESUME"}\n{"return": {}}\n', b'{"event": "A"}\n{"event": "B"}\n{"return": "said"}\n']
-    assert vm.monitor_command(path, "info usernet") == "said"
+    lines += [b'{"event": "RESUME"}\n{"return": {}}\n', b'{"event": "A"}\n{"event": "B"}\n{"return": "text"}\n']
+    assert vm.monitor_command(path, "info usernet") == "text"
 
 
 def test_a_refusal_is_told(monitor: tuple[Path, list[bytes]]) -> None:

@@ -288,11 +288,11 @@ def test_a_target_that_fails_ends_the_run_and_keeps_the_rest(fakes: Fakes, tmp_p
 
 
 def test_names_are_given_when_all_is_there(fakes: Fakes, tmp_path: Path, key: Path) -> None:
-    (fakes.directory / "sftp").write_text(f"#!/bin/sh\ncat >{tmp_path}/said\n")
+    (fakes.directory / "sftp").write_text(f"#!/bin/sh\ncat >{tmp_path}/commands\n")
     (fakes.directory / "sftp").chmod(0o755)
     archive = make_archive(tmp_path, days=0)
     targets.send_pending(tmp_path, TARGET)
-    commands = (tmp_path / "said").read_text().splitlines()
+    commands = (tmp_path / "commands").read_text().splitlines()
     put, remove, rename = commands[:3]
     assert [line.split("/")[-1] for line in commands if line.startswith("rename")] == [
         f'{archive.name}{end}"' for end in ("", ".sha256", ".sig")

@@ -10,7 +10,7 @@ from build.core import run
 from build.core.errors import StepFailed
 from build.packages import deb
 
-CONTROL = "Package: thing\nVersion: 1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: thing\n"
+CONTROL = "Package: thing\nVersion: 1\nArchitecture: all\nMaintainer: Test <test@example.org>\nDescription: thing\n"
 
 
 def package(directory: Path, *, compression: str = "xz") -> Path:

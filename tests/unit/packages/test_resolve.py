@@ -164,7 +164,7 @@ def test_a_new_committed_lock_or_another_mirror_forgets_the_refreshed_set(place:
     elsewhere = LockResolver(apt.Mirrors("http://other.example", "x"), place.resolver.store, place.resolver.cache, "trixie")
     assert elsewhere.choose(place.lock, "a-question", locked=False) is not None
     assert not elsewhere.choose(place.lock, "a-question", locked=False).refreshed  # type: ignore[union-attr]
-    write_lock(place.lock, place.mirror.add("nginx", b"committed anew", version="1.5"))
+    write_lock(place.lock, place.mirror.add("nginx", b"committed again", version="1.5"))
     assert settle(place)[1] == ()
 
 

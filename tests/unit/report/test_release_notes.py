@@ -25,14 +25,14 @@ CHANGELOG = """openssl (3.5.7-1~deb13u3) trixie-security; urgency=medium
     in a second line, CVE-2026-2222
   * Not about security
 
- -- Somebody <somebody@example.org>  Mon, 02 Nov 2026 10:00:00 +0000
+ -- Test <test@example.org>  Mon, 02 Nov 2026 10:00:00 +0000
 
 openssl (3.5.6-1) trixie; urgency=medium
 
   [ Another ]
   * New upstream version, fixes CVE-2025-9999
 
- -- Somebody <somebody@example.org>  Mon, 02 Feb 2026 10:00:00 +0000
+ -- Test <test@example.org>  Mon, 02 Feb 2026 10:00:00 +0000
 """
 
 

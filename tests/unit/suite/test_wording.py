@@ -17,10 +17,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = sorted(path.name for path in (ROOT / "build").iterdir() if (path / "__init__.py").is_file())
-# The image's own programs: their texts are checked, their variables are not.
-PROGRAMS = "overlays/**/dist-packages/golden"
-# The directories of the tests that are checked: tools, fakes, and the image tests.
-TOOLS = ("lab", "newcomer", "projects", "fakes", "reproducible", "image")
+# The image's own programs, and the application: their texts are checked, their variables are not.
+PROGRAMS = ("overlays/**/dist-packages/golden/**/*.py", "overlays/40-app/rootfs/**/*.py")
+# The tests; this file has the words themselves.
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve())
 # What people read: every page of docs/ and beside the code, and the files that they edit or copy.
 PAGES = sorted(
     path
@@ -83,6 +83,7 @@ ALLOWED = {
     '"says"': "a key of the checks of golden-verify: formats stay",
     '"nobody"': "the name of an account: image tests run commands without privileges",
     "runuser -u nobody": "the name of an account: image tests run commands without privileges",
+    '"judge"': "the name of a function of golden.certificates",
 }
 
 # Names of variables that name nothing.
@@ -162,7 +163,7 @@ def test_a_package_uses_standard_terms(package: str) -> None:
 
 def programs() -> list[Path]:
     """Return the modules of the image's own programs that are checked."""
-    return sorted(path for directory in ROOT.glob(PROGRAMS) for path in directory.rglob("*.py"))
+    return sorted({path for pattern in PROGRAMS for path in ROOT.glob(pattern)})
 
 
 def test_the_programs_of_the_image_use_standard_terms() -> None:
@@ -174,15 +175,9 @@ def test_the_programs_of_the_image_use_standard_terms() -> None:
     assert problems == []
 
 
-@pytest.mark.parametrize("directory", TOOLS)
-def test_the_tools_of_the_tests_use_standard_terms(directory: str) -> None:
-    modules = sorted((ROOT / "tests" / directory).rglob("*.py"))
-    assert modules
-    problems = [
-        f"{path.relative_to(ROOT)}, {problem}"
-        for path in modules for problem in mannered(path.read_text(encoding="utf-8"))
-    ]  # fmt: skip
-    assert problems == []
+@pytest.mark.parametrize("module", TESTS, ids=lambda path: str(path.relative_to(ROOT / "tests")))
+def test_a_module_of_the_tests_uses_standard_terms(module: Path) -> None:
+    assert mannered(module.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -192,8 +187,7 @@ def test_a_page_uses_standard_terms(page: Path) -> None:
 
 
 def test_every_exception_is_used() -> None:
-    tools = [path for directory in TOOLS for path in (ROOT / "tests" / directory).rglob("*.py")]
-    modules = [*(ROOT / "build").rglob("*.py"), *programs(), *tools, *PAGES]
+    modules = [*(ROOT / "build").rglob("*.py"), *programs(), *TESTS, *PAGES]
     text = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in modules)
     assert [phrase for phrase in ALLOWED if phrase not in text] == []
 

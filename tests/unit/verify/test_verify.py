@@ -355,7 +355,7 @@ def test_the_context_tells_the_tests_what_they_need(tmp_path: Path) -> None:
         ports = {"ssh": 1, "http": 2, "https": 3}
         clone = vm.Clone(vm.CloneConfig("uefi", vm.Firmware.UEFI), tmp_path, process, TCG, "admin", ports, 16384)
         path = verify.write_context(
-            tmp_path, spec=make_spec(tmp_path), clones=(clone,), raw=tmp_path / "sealed.raw", target="vm"
+            tmp_path, spec=make_spec(tmp_path), clones=(clone,), raw=tmp_path / "pristine.raw", target="vm"
         )
     content: dict[str, Any] = json.loads(path.read_text())
     assert content["clones"] == [
@@ -364,7 +364,7 @@ def test_the_context_tells_the_tests_what_they_need(tmp_path: Path) -> None:
             "ports": ports, "disk_mib": 16384, "console": f"{tmp_path}/console.log", "ready": f"{tmp_path}/ready",
         }
     ]  # fmt: skip
-    assert (content["target"], content["sealed"]) == ("vm", f"{tmp_path}/sealed.raw")
+    assert (content["target"], content["sealed"]) == ("vm", f"{tmp_path}/pristine.raw")
     assert content["spec"]["disk"]["partitions"][1]["options"] == ["noatime", "nodev", "nosuid"]
 
 

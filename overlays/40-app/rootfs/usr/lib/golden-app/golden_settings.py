@@ -29,7 +29,7 @@ def _secret() -> str:
     return path.read_text().strip() if path.is_file() else ""
 
 
-# What projects read from the environment, and stop without: the values are replaced afterwards, or are this machine's.
+# Variables that projects read and fail without: the settings are replaced afterwards, or the values are this machine's.
 _HOSTS = ",".join(os.environ.get("SITE_HOSTS", "").split())
 for _name, _value in {
     "SECRET_KEY": adapt.INSECURE, "DJANGO_SECRET_KEY": adapt.INSECURE, "ALLOWED_HOSTS": _HOSTS,

@@ -1,4 +1,4 @@
-"""What this machine adds to a Django project: settings that fit it, the client's address, an answer for the health check.
+"""Additions of this machine to a Django project: adapted settings, the client's address, a response for the health check.
 
-On the path of every process of the application (PYTHONPATH in its units). It needs Python and Django only.
+It is in the search path of every process of the application (PYTHONPATH in its units). It needs Python and Django only.
 """

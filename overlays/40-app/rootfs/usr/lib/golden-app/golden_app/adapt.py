@@ -1,7 +1,7 @@
-"""How a project's settings become those of this machine: a function from settings to settings.
+"""Adapts the settings of a project to this machine: a function from settings to settings.
 
-Replaced is what can have one value only here: where files and the database are, and that nobody sees a traceback. Filled in
-is what a project of `django-admin startproject` leaves open. Everything else stays as the project has it.
+It replaces settings that can have only one value here: the locations of files and of the database, and DEBUG, so that no
+traceback is shown. It adds settings that a project of `django-admin startproject` does not have. All others are unchanged.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import Any
 MIDDLEWARE = "golden_app.middleware.surroundings"
 STATIC_ROOT, MEDIA_ROOT = "/var/www/static", "/var/www/media"
 ZONES = Path("/usr/share/zoneinfo")
-# Django's own for uploads.
+# Django's default for uploads.
 FILE_MODE = 0o644
 # Settings with directories of the code.
 OF_THE_CODE = ("BASE_DIR", "STATICFILES_DIRS", "TEMPLATES", "LOCALE_PATHS", "FIXTURE_DIRS")
 POSTGRESQL = "django.db.backends.postgresql"
-# Settings of a database that say where it is and who asks; of SQLite, nothing else is worth keeping.
+# Settings of a database with its location and the user; for SQLite, the others are dropped too.
 PLACE = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
-# django-admin startproject begins its key so: it is in everybody's repository.
+# Keys of django-admin startproject start with this: they are committed to repositories.
 INSECURE = "django-insecure-"
 # HSTS and the redirection to HTTPS, which are nginx's.
 SILENCED = ("security.W004", "security.W008")
 MODULE = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
-# A module of this name beside one for development is what the project's authors mean to be served.
+# A module of this name beside one for development is the one for servers.
 DEVELOPMENT, PRODUCTION = ("dev", "develop", "development", "local"), ("production", "prod")
 
 
 def settings_module(code: Path) -> str:
     """Return the settings module that a server of the project uses; golden/contract.py (layer 72-deploy) has the same rule.
 
-    It is the one that wsgi.py names, otherwise asgi.py, otherwise manage.py; empty when none does. Where that is one for
-    development and one for production is beside it, the latter.
+    It is the one that wsgi.py names, otherwise asgi.py, otherwise manage.py; empty when none does. If that is one for
+    development, and one for production is in the same directory, it is the latter.
     """
     named = _named_in(code / "manage.py")
     parts = named.split(".")[:-1]
@@ -72,7 +72,7 @@ def _named_in(path: Path) -> str:
 def adapted(given: Mapping[str, Any], *, hosts: str = "", role: str = "", secret: str = "") -> dict[str, Any]:
     """Return a project's settings for this machine.
 
-    ``hosts``: its names, with blanks between; ``role``: of the database, by default the application's; ``secret``: its key.
+    ``hosts``: its names, separated by blanks; ``role``: of the database, by default the application's; ``secret``: its key.
     """
     settings = dict(given)
     settings["DEBUG"] = False
@@ -129,9 +129,9 @@ def _moved(value: Any, root: Path, target: str) -> Any:
 
 
 def storages(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the storages; the default one and that of static files keep nothing in a directory that is not there.
+    """Return the storages; the default one and that of static files store nothing in a directory that does not exist.
 
-    Others stay where they are: a directory below MEDIA_ROOT is sent to everybody.
+    Others stay where they are: a directory below MEDIA_ROOT is public.
     """
     found = dict(given)
     for alias, directory in (("default", MEDIA_ROOT), ("staticfiles", STATIC_ROOT)):
@@ -166,8 +166,8 @@ def time_zone(name: str, zones: Path = ZONES) -> str:
 def database(given: Mapping[str, Any], role: str = "") -> dict[str, Any]:
     """Return the settings of the default database: this machine's, reached as this role, with the project's options.
 
-    A backend for PostgreSQL stays (PostGIS, tenants, metrics); Django's own takes the place of SQLite, whose file nobody
-    could write. One for another server stays as it is, and cannot be reached.
+    A backend for PostgreSQL stays (PostGIS, tenants, metrics); Django's own replaces SQLite, whose file could not
+    be written. One for another server stays as it is, and cannot be reached.
     """
     own = dict((given.get("DATABASES") or {}).get("default") or {})
     engine = str(own.get("ENGINE", ""))
@@ -181,7 +181,7 @@ def database(given: Mapping[str, Any], role: str = "") -> dict[str, Any]:
 
 
 def logging(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the log, with the journal in the place of files, which the application cannot write."""
+    """Return the settings of the log, with the journal instead of files, which the application cannot write."""
     handlers = {}
     for name, handler in (given.get("handlers") or {}).items():
         if str(handler.get("class", "")).endswith("FileHandler"):

@@ -1,4 +1,4 @@
-"""Around every request: the client's address, and an answer for the health check of a project that has none."""
+"""Middleware: the client's address, and a response for the health check of a project that has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.decorators import sync_and_async_middleware
 
 HEALTH = "/health"
-# What a project without a page of this name answers: nothing, or the way to its log-in, or to another name.
+# Status codes of a project without a page of this name: an error, or a redirect to its login or to another name.
 NO_PAGE = (301, 302, 303, 307, 308, 401, 403, 404, 405)
 
 
@@ -37,7 +37,7 @@ def surroundings(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRe
 
 
 def take_address(request: HttpRequest) -> None:
-    """Put the client's address where Django has it: the peer of the socket is the web server, which names the client's."""
+    """Set the client's address in the request: the peer of the socket is the web server, which sends it in a header."""
     try:
         request.META["REMOTE_ADDR"] = str(ipaddress.ip_address(request.headers.get("X-Forwarded-For", "")))
     except ValueError:

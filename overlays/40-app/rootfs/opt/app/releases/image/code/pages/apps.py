@@ -9,5 +9,5 @@ class PagesConfig(AppConfig):
     name = "pages"
 
     def ready(self) -> None:
-        """Connect what happens at a login."""
+        """Connect the actions at a login."""
         from pages import logins  # noqa: F401, PLC0415

@@ -1,4 +1,4 @@
-"""A limit in time for a block of code that waits outside Python."""
+"""A time limit for a block of code that waits outside Python."""
 
 import signal
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ class DeadlineExceeded(Exception):
 def deadline(seconds: float) -> Iterator[None]:
     """Raise DeadlineExceeded inside the block once ``seconds`` have passed.
 
-    Works in the main thread only, where gunicorn's sync workers answer requests. PostgreSQL's own time-outs end at
-    the server, which may be the part that hangs.
+    Works in the main thread only, where gunicorn's sync workers answer requests. PostgreSQL's own timeouts are enforced
+    by the server, which may be the part that hangs.
     """
 
     def expire(_signal: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """Logging in: a name, a password and a one-time code, all at once.
 
-Whoever fails is not told at which of the three.
+A failed login does not report which of the three was wrong.
 """
 
 import logging
@@ -19,7 +19,7 @@ REFUSED = "Name, password and one-time code do not belong together, or the code 
 
 
 class LoginForm(AuthenticationForm):
-    """Admits a user whose confirmed device accepts the code; django-otp slows down whoever guesses."""
+    """Admits a user whose confirmed device accepts the code; django-otp throttles guesses."""
 
     token = forms.CharField(
         label="One-time code",
@@ -43,11 +43,11 @@ class LoginForm(AuthenticationForm):
 
 
 class StaffLoginForm(LoginForm, AdminAuthenticationForm):
-    """The same for the administration, which wants staff."""
+    """The same for the administration, which requires staff."""
 
 
 def _verified_device(user: Any, token: str) -> TOTPDevice | None:
-    """Return the device that accepts the code, each asked under a lock: a code is good once."""
+    """Return the device that accepts the code, each checked under a lock: a code is valid once."""
     with transaction.atomic():
         for device in TOTPDevice.objects.select_for_update().filter(user=user, confirmed=True):
             if device.verify_token(token):

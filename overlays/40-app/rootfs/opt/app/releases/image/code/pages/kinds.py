@@ -1,4 +1,4 @@
-"""What a file is, told by its content: its name is only what the sender says."""
+"""The kind of a file, recognized by its content: its name is chosen by the sender."""
 
 import re
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ SIGNATURES = (
 )
 # Tab, line feed and carriage return are text; no other control character is.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# Markup and scripts are text too, and nobody's business here.
+# Markup and scripts are text too, but are not accepted.
 ACTIVE = re.compile(r"\ufeff?\s*(?:<|#!)")
 
 
 def kind_of(content: bytes) -> Kind | None:
-    """Return what the content is, or None when it may not be stored."""
+    """Return the kind of the content, or None when it may not be stored."""
     for signature, kind in SIGNATURES:
         if signature.match(content):
             return kind
@@ -42,6 +42,6 @@ def kind_of(content: bytes) -> Kind | None:
 
 
 def accept(name: str, content: bytes) -> Kind | None:
-    """Return the kind of a file whose content is what its name says, or None."""
+    """Return the kind of a file whose content matches its name, or None."""
     kind = kind_of(content)
     return kind if kind and PurePath(name).suffix.lower() in kind.named else None

@@ -1,4 +1,4 @@
-"""What a login leaves: a line in the log, with the client's address, and no expired sessions."""
+"""Actions at a login: write a log line with the client's address, and remove expired sessions."""
 
 import logging
 from typing import Any
@@ -19,12 +19,12 @@ def address(request: HttpRequest | None) -> str:
 
 @receiver(user_login_failed)
 def log_failure(request: HttpRequest | None = None, **_kwargs: Any) -> None:
-    """Log that a password was refused; the name may be a password that somebody typed into the wrong field."""
+    """Log that a password was refused; not the name, which may be a password that was typed into the wrong field."""
     logger.warning("login refused", extra={"fields": {"ip": address(request)}})
 
 
 @receiver(user_logged_in)
 def log_success(request: HttpRequest, user: Any, **_kwargs: Any) -> None:
-    """Log who came in, and forget the sessions that are over."""
+    """Log who logged in, and remove expired sessions."""
     logger.info("login", extra={"fields": {"ip": address(request), "user": user.pk}})
     Session.objects.filter(expire_date__lt=timezone.now()).delete()

@@ -1,4 +1,4 @@
-"""What the database keeps."""
+"""The tables of the database."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ class Page(models.Model):
 
 
 class Upload(models.Model):
-    """A file that somebody has sent: the name it is stored under, and what is known of it."""
+    """An uploaded file: the name it is stored under, and its properties."""
 
     name = models.CharField(max_length=40, unique=True)
     original = models.CharField(max_length=200)
@@ -42,5 +42,5 @@ class Upload(models.Model):
 
 @receiver(post_delete, sender=Upload)
 def remove_file(instance: Upload, **_kwargs: object) -> None:
-    """Remove the file of a row that is gone, once it is gone for good."""
+    """Remove the file of a deleted row, once the deletion is committed."""
     transaction.on_commit(partial(uploads.remove, instance.name))

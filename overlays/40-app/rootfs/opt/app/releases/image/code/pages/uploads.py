@@ -1,4 +1,4 @@
-"""Uploads: taken into memory up to a limit, and written to the disk whole or not at all."""
+"""Uploads: read into memory up to a limit, and written to the disk completely or not at all."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from django.conf import settings
 from django.core.files.uploadedfile import InMemoryUploadedFile
 from django.core.files.uploadhandler import FileUploadHandler, StopUpload
 
-# Group www-data, which the directory hands down, is the web server's.
+# The group www-data, inherited from the directory, is that of the web server.
 FILE_MODE = 0o640
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -20,7 +20,7 @@ class NoRoom(Exception):
 
 
 class BoundedMemory(FileUploadHandler):
-    """Holds an upload in memory: no temporary file could be left behind. Ends it when it is too large."""
+    """Holds an upload in memory: no temporary file can be left behind. Aborts it when it is too large."""
 
     def new_file(self, *args: object, **kwargs: object) -> None:
         """Begin a file."""
@@ -28,14 +28,14 @@ class BoundedMemory(FileUploadHandler):
         self.stream = BytesIO()
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
-        """Take a piece of it."""
+        """Store a chunk of it."""
         if start + len(raw_data) > settings.UPLOAD_MAX_BYTES:
             self.request.upload_too_large = True
             raise StopUpload(connection_reset=True)
         self.stream.write(raw_data)
 
     def file_complete(self, file_size: int) -> InMemoryUploadedFile:
-        """Hand it over."""
+        """Return the complete file."""
         self.stream.seek(0)
         return InMemoryUploadedFile(
             file=self.stream, field_name=self.field_name, name=self.file_name, content_type=self.content_type,
@@ -44,17 +44,17 @@ class BoundedMemory(FileUploadHandler):
 
 
 def store(content: bytes, suffix: str) -> str:
-    """Write a file below a name that nobody can guess, and return the name.
+    """Write a file under a name that cannot be guessed, and return the name.
 
-    What a process leaves half written when it is killed starts with ``.incoming-`` and its number: the web server
-    serves no hidden name, and gunicorn.conf.py removes it. Raises NoRoom when the disk is full.
+    The incomplete file of a killed process has a name that starts with ``.incoming-`` and the process ID: the web server
+    serves no hidden names, and gunicorn.conf.py removes the file. Raises NoRoom when the disk is full.
     """
     root = Path(settings.MEDIA_ROOT)
     name = uuid4().hex + suffix
     part = root / f".incoming-{os.getpid()}-{name}"
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as stream:
-            # The unit's umask has closed it to the group.
+            # The unit's umask has removed the rights of the group.
             os.fchmod(stream.fileno(), FILE_MODE)
             stream.write(content)
             stream.flush()

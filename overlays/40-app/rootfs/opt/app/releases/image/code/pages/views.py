@@ -27,7 +27,7 @@ SHOWN_UPLOADS = 20
 
 @require_safe
 def index(request: HttpRequest) -> HttpResponse:
-    """Show the page that the database keeps."""
+    """Show the page from the database."""
     page = get_object_or_404(Page, slug="index")
     return render(request, "pages/index.html", {"page": page, "site_name": settings.SITE_NAME})
 
@@ -36,22 +36,22 @@ def index(request: HttpRequest) -> HttpResponse:
 @otp_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def upload(request: HttpRequest) -> HttpResponse:
-    """Show the user's uploads, and take a new one."""
-    status, said = _take(request) if request.method == "POST" else (200, "")
+    """Show the user's uploads, and accept a new one."""
+    status, message = _take(request) if request.method == "POST" else (200, "")
     shown = Upload.objects.filter(owner=request.user)[:SHOWN_UPLOADS]
-    context = {"site_name": settings.SITE_NAME, "said": said, "uploads": shown, "media": settings.MEDIA_URL}
+    context = {"site_name": settings.SITE_NAME, "message": message, "uploads": shown, "media": settings.MEDIA_URL}
     return render(request, "pages/upload.html", context, status=status)
 
 
 @never_cache
 @require_safe
 def upload_allowed(request: HttpRequest) -> HttpResponse:
-    """Say whether the sender of a request may upload: 204, or 401. The web server asks before it reads the file."""
+    """Return 204 if the sender of a request may upload, otherwise 401. The web server asks before it reads the file."""
     return HttpResponse(status=204 if request.user.is_verified() else 401)
 
 
 def _take(request: HttpRequest) -> tuple[int, str]:
-    """Store the file that the request brings; return the status and what to tell the sender."""
+    """Store the file of the request; return the status and the message for the sender."""
     sent = request.FILES.get("file")
     if getattr(request, "upload_too_large", False):
         return 413, f"The file is larger than {settings.UPLOAD_MAX_BYTES >> 20} MiB."
@@ -80,7 +80,7 @@ def _take(request: HttpRequest) -> tuple[int, str]:
 
 @require_safe
 def health(_request: HttpRequest) -> JsonResponse:
-    """Say whether the database answers: 200 and {"db": "ok"}, or 503 and {"db": "down"}."""
+    """Return 200 and {"db": "ok"} if the database answers, otherwise 503 and {"db": "down"}."""
     try:
         with _fresh_after_failure(), deadline(HEALTH_DEADLINE), connection.cursor() as cursor:
             cursor.execute("SELECT 1")

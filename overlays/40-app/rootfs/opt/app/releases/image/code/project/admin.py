@@ -6,23 +6,23 @@ from django.http import HttpRequest
 
 
 class SiteAdminConfig(AdminConfig):
-    """Puts the site below in the place of Django's."""
+    """Replaces Django's site with the one below."""
 
     default_site = "project.admin.VerifiedAdminSite"
 
 
 class VerifiedAdminSite(AdminSite):
-    """Demands a password and a one-time code (requirement R98)."""
+    """Requires a password and a one-time code (requirement R98)."""
 
     login_template = "pages/login.html"
 
     @property
     def login_form(self) -> type:
-        """The form with the code; imported late, because accounts are not ready while sites are made."""
+        """The form with the code; imported late, because accounts are not ready while sites are created."""
         from pages.forms import StaffLoginForm  # noqa: PLC0415
 
         return StaffLoginForm
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Say whether the user is staff, and verified in this session."""
+        """Return True if the user is staff, and verified in this session."""
         return super().has_permission(request) and request.user.is_verified()

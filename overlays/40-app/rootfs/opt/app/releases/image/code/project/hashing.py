@@ -1,7 +1,7 @@
-"""Passwords are hashed by all workers but one, so that whoever sends many of them cannot keep /health from its answer.
+"""Passwords are hashed by all workers but one, so that a client that sends many of them cannot block /health.
 
 scrypt keeps a processor busy for a quarter of a second. A worker takes a place before it hashes: a lock on a file,
-which ends with its process. When no place is free the client is answered 503 at once.
+which ends with its process. When no place is free the client gets a 503 at once.
 """
 
 import fcntl
@@ -14,11 +14,11 @@ from django.contrib.auth.hashers import ScryptPasswordHasher
 
 
 class NoPlace(Exception):
-    """As many workers hash passwords as may."""
+    """The maximum number of workers is hashing passwords."""
 
 
 class BoundedScrypt(ScryptPasswordHasher):
-    """Django's scrypt, in a place of its own. Checking a password hashes it as well."""
+    """Django's scrypt, limited by the number of places. Checking a password hashes it as well."""
 
     def encode(self, password: str, salt: str, n: int | None = None, r: int | None = None, p: int | None = None) -> str:
         """Return the encoded hash. Raises NoPlace."""

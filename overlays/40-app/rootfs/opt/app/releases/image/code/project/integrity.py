@@ -1,6 +1,6 @@
-"""Every script and style sheet in a page names the digest of what the browser must get (requirement R74).
+"""Every script and style sheet in a page has the digest of the file that the browser must get (requirement R74).
 
-Done on the answer and not in the templates, because the administration's templates are Django's.
+This is done in the response and not in the templates, because the administration's templates are Django's.
 """
 
 import json

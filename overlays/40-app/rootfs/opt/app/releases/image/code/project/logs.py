@@ -1,6 +1,6 @@
-"""The identity of the request that a log line belongs to.
+"""The ID of the request that a log line belongs to.
 
-Every record carries it as ``rid``; ``extra={"fields": {...}}`` adds to a record. gunicorn.conf.py writes both as JSON.
+Every record has it as ``rid``; ``extra={"fields": {...}}`` adds to a record. gunicorn.conf.py writes both as JSON.
 """
 
 import logging
@@ -10,7 +10,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
 def mark_records() -> None:
-    """Give every log record of this process the identity of the request in which it was made."""
+    """Give every log record of this process the ID of the request in which it was created."""
     make = logging.getLogRecordFactory()
 
     def make_marked(*args: object, **kwargs: object) -> logging.LogRecord:

@@ -1,4 +1,4 @@
-"""What surrounds every request: its line in the log, and the page for a database that is away."""
+"""Middleware: a log line for every request, and the page for a database that is down or too many logins."""
 
 import ipaddress
 import logging
@@ -14,7 +14,7 @@ from project.hashing import NoPlace
 from project.logs import request_id
 
 logger = logging.getLogger("app.request")
-# nginx's $request_id; anything else did not come from nginx.
+# nginx's $request_id; other values do not come from nginx.
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -28,7 +28,7 @@ def client_address(request: HttpRequest) -> str:
 
 
 class RequestLog:
-    """Logs each request under the identity that the web server gave it, and tells the application the client's address."""
+    """Logs each request with the ID that the web server gave it, and passes the client's address to the application."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -68,7 +68,7 @@ class DatabaseDown:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Turn a lost database into the page; leave every other exception to Django."""
+        """Return the page if the database is lost; leave every other exception to Django."""
         if not isinstance(exception, OperationalError | InterfaceError):
             return None
         logger.error("the database does not answer", extra={"fields": {"error": type(exception).__name__}})
@@ -76,7 +76,7 @@ class DatabaseDown:
 
 
 class HashingBusy:
-    """Answers 503 when as many workers hash passwords as may: the others have the rest of the site to answer."""
+    """Answers 503 when the maximum number of workers is hashing passwords: the others answer the rest of the site."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -86,7 +86,7 @@ class HashingBusy:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Turn the missing place into the page; leave every other exception to the others."""
+        """Return the page if there is no place; leave every other exception to the other middleware."""
         if not isinstance(exception, NoPlace):
             return None
         logger.warning("too many log-ins at once", extra={"fields": {"ip": request.META["REMOTE_ADDR"]}})

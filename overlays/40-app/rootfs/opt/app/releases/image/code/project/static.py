@@ -1,4 +1,4 @@
-"""Static files whose names carry the hash of their content, and the digests that browsers compare them with."""
+"""Static files with the hash of their content in the name, and the digests that browsers compare them with."""
 
 import base64
 import hashlib
@@ -17,13 +17,13 @@ def digest_of(content: bytes) -> str:
 
 
 class HashedStorage(ManifestStaticFilesStorage):
-    """Keeps the list of names, and the digests, beside the code: the application reads them, the web server need not."""
+    """Keeps the list of names, and the digests, next to the code: only the application reads them."""
 
     def __init__(self) -> None:
         super().__init__(manifest_storage=StaticFilesStorage(location=settings.BASE_DIR, base_url=None))
 
     def save_manifest(self) -> None:
-        """Write down the names, and the digest of every script and style sheet."""
+        """Save the names, and the digest of every script and style sheet."""
         # Django keeps the order in which the file system lists the files, which differs between ext4 and tmpfs.
         self.hashed_files = dict(sorted(self.hashed_files.items()))
         super().save_manifest()

@@ -1,4 +1,4 @@
-"""What the site answers to."""
+"""The URLs of the site."""
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView

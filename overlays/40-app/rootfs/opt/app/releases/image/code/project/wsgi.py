@@ -1,4 +1,4 @@
-"""What gunicorn calls."""
+"""The WSGI application for gunicorn."""
 
 import os
 

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 def write_first_page(apps, _schema_editor):
-    """Make the page that the site starts with."""
+    """Create the first page of the site."""
     apps.get_model("pages", "Page").objects.create(
         slug="index",
         title="It works",

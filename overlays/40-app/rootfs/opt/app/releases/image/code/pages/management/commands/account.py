@@ -1,4 +1,4 @@
-"""``manage.py account NAME``: make an account, or give it a new password and a new device. Answers as JSON."""
+"""``manage.py account NAME``: create an account, or give it a new password and a new device. Answers as JSON."""
 
 import json
 import sys
@@ -14,18 +14,18 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 
 class Command(BaseCommand):
-    """Reads the password from standard input, and says what to put into the one-time code application."""
+    """Reads the password from standard input, and prints the address for the one-time code application."""
 
     help = "Make an account with a password (read from standard input) and a device for one-time codes."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Say what can be asked for."""
+        """Declare the arguments."""
         parser.add_argument("name")
         parser.add_argument("--administrator", action="store_true", help="may use the administration, and do everything")
         parser.add_argument("--disable", action="store_true", help="close the account; nothing is read")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        """Do it, all or nothing."""
+        """Create or close the account, in one transaction."""
         with transaction.atomic():
             answer = self._disable(options["name"]) if options["disable"] else self._make(options)
         self.stdout.write(json.dumps(answer))

@@ -1,4 +1,4 @@
-"""``manage.py accounts``: every account, what it may do, and when it was used last. Answers as JSON."""
+"""``manage.py accounts``: every account, with its rights and its last login. Answers as JSON."""
 
 import json
 from typing import Any
