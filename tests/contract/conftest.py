@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web_app
 from fakepve.pytest_plugin import _Serving
 
 from build.clone import health, machine
@@ -52,6 +53,8 @@ def served(made: Proxmox, cafile: str) -> Iterator[None]:
         with warnings.catch_warnings():
             # The fake closes its loop while connections are open; this does not matter here.
             warnings.simplefilter("ignore")
+            # aiohttp keeps the handlers of every application, and each collection looked at those of all tests before.
+            web_app._cached_build_middleware.cache_clear()  # noqa: SLF001 (there is no public way)
             gc.collect()
 
 
