@@ -33,11 +33,11 @@ FIRST = ("test_sealed",)
 LAST = ("test_identity", "test_audit", "test_partitions", "test_ssh", "test_data")
 # Modules marked `story` that also run over SSH on an emulated clone, in every build, although a container runs them: one
 # module of each kind, the cheapest. A session over SSH has another umask, environment, and audit identity.
-# Load on a clone is tested by test_request_path, which rotates a log; test_firewall has separate neighbours; test_web_admin
-# changes settings and restores them (the changes in test_site took 256 s on an emulated clone).
+# Load on a clone is tested by test_request_path, which rotates a log; test_firewall has separate neighbours, and changes
+# settings. (Of test_web_admin the tests that change settings are marked `minutes`; those of test_site took 256 s.)
 EVERYWHERE = {
     "test_alerts": "services that the test starts, which read files that it made",
-    "test_web_admin": "a web server with other settings, and bytes on the wire",
+    "test_web_admin": "bytes on the wire that no HTTP library would send",
 }
 
 

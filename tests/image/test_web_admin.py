@@ -135,6 +135,7 @@ def test_claims_open_nothing(closed: dict[str, Reply], claim: str) -> None:
     assert closed[claim].statuses in ([404], [400]), closed[claim]
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R67", "R73")
 def test_certificate_and_address_open(opened: dict[str, Reply], facts: dict[str, Fact]) -> None:
     """A client with a certificate of the site's authority and an address of its network reaches the application"""
@@ -143,6 +144,7 @@ def test_certificate_and_address_open(opened: dict[str, Reply], facts: dict[str,
     assert (logged["client_certificate"], logged["ip"]) == ("SUCCESS", INSIDE)
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R67", "R73", "R49")
 @pytest.mark.parametrize(
     "case", ["no certificate", "certificate of another", "other address", "address by a header", "neither"]
@@ -152,6 +154,7 @@ def test_one_of_the_two_is_not_enough(opened: dict[str, Reply], case: str) -> No
     assert opened[case].statuses in ([404], [400]), opened[case]
 
 
+@pytest.mark.minutes
 @pytest.mark.req("R67", "R9")
 def test_half_a_setting_opens_nothing(facts: dict[str, Fact]) -> None:
     """Incomplete or invalid settings close the administration and report an error"""

@@ -95,10 +95,10 @@ def watched(sources):
         done.set()
         watcher.join()
 
-def burst(source, count):
+def burst(source, count, path):
     connection, data = connect(source), b""
     lines = "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\n\r\n"
-    connection.sendall((lines % (options["path"], name, options["agent"])).encode() * count)
+    connection.sendall((lines % (path, name, options["agent"])).encode() * count)
     while len(re.findall(rb"HTTP/1\.1 \d{3} ", data)) < count:
         part = connection.recv(65536)
         if not part:
@@ -114,11 +114,12 @@ try:
     found["one /56"] = guess(["2001:db8:2:%x::1" % (number + 1) for number in range(attempts)])
     found["everywhere"] = watched(["2001:db8:%x00::1" % (number + 16) for number in range(2 * attempts)])
     options["agent"] = "Mozilla/5.0"
+    # nginx answers this path itself: a slow machine's application answers fewer requests a second than the limits allow.
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        found["requests"] = sum(pool.map(lambda n: burst("2001:db8:3:1::%x" % (n + 1), 50), range(10)), [])
+        found["requests"] = sum(pool.map(lambda n: burst("2001:db8:3:1::%x" % (n + 1), 50, "/admin/"), range(10)), [])
         options["agent"] = "ExampleBot/1.0"
-        found["bots"] = sum(pool.map(lambda n: burst("2001:db8:4:1::%x" % (n + 1), 5), range(10)), [])
-    found["other"] = burst("2001:db8:3:2::1", 5)
+        found["bots"] = sum(pool.map(lambda n: burst("2001:db8:4:1::%x" % (n + 1), 5, "/admin/"), range(10)), [])
+    found["other"] = burst("2001:db8:3:2::1", 5, "/")
     for number, address in enumerate(options["addresses"]):
         ask(address, "GET", "/.env?network-%d" % number)
     found["method"] = ask("2001:db8:5::1", "PUT", "/.env?method")[0]
@@ -134,10 +135,7 @@ def played(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
     name = spec.application.server_name
     # Other tests use other addresses. Their password guesses count in the limit for all clients.
     host.check_output("systemctl restart nginx")
-    # A page: files have a separate limit.
-    options = {
-        "name": name, "path": "/", "attempts": ATTEMPTS, "prefix": PREFIX, "addresses": list(NETWORKS),
-    }  # fmt: skip
+    options = {"name": name, "attempts": ATTEMPTS, "prefix": PREFIX, "addresses": list(NETWORKS)}
     output = host.check_output("python3 -c %s %s", PLAYER, json.dumps(options))
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     host.check_output("systemctl restart nginx")
@@ -183,8 +181,8 @@ def test_guesses_do_not_keep_health_from_its_answer(host: Host, played: dict[str
 def test_requests_of_a_network_are_limited(played: dict[str, Any]) -> None:
     """Of 500 requests from ten addresses of a /64 some are refused; another network is served meanwhile"""
     assert len(played["requests"]) == 500
-    assert set(played["requests"]) == {200, 429}
-    assert set(played["bots"]) == {200, 429}
+    assert set(played["requests"]) == {404, 429}
+    assert set(played["bots"]) == {404, 429}
     assert played["other"] == [200] * 5
 
 

@@ -90,7 +90,7 @@ def bots():
     found["bot"] = burst("127.0.0.10", 60, lambda number: {"User_Agent": "ExampleBot/1.0"})
     # One address for each: a robot gets 11 responses at once, and no more.
     found["agents"] = {
-        agent: burst("127.0.9.%d" % (number + 1), 20, lambda _number: {"User_Agent": agent}).count(429)
+        agent: burst("127.0.9.%d" % (number + 1), 20, lambda _number: {"User_Agent": agent}, path="/admin/").count(429)
         for number, agent in enumerate(options["agents"])
     }
     found["beside the bot"] = burst("127.0.0.10", 5, lambda number: {"User_Agent": "Mozilla/5.0"})

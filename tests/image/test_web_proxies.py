@@ -111,8 +111,9 @@ def story(host: Host, spec: SimpleNamespace) -> Iterator[dict[str, Any]]:
         facts["administration"] = send(
             host, {"claimed": wire(get("/admin/", name, "X-Forwarded-For: 127.0.0.1"), name=name, source=STRANGER)}
         )["claimed"]
+        # nginx answers this path itself: a slow machine's application answers fewer requests a second than the limit allows.
         crowd = "".join(
-            f"GET /?crowd HTTP/1.1\r\nHost: {name}\r\nX-Forwarded-For: {CLIENT}\r\nUser-Agent: Mozilla/5.0\r\n\r\n"
+            f"GET /admin/?crowd HTTP/1.1\r\nHost: {name}\r\nX-Forwarded-For: {CLIENT}\r\nUser-Agent: Mozilla/5.0\r\n\r\n"
             for _ in range(400)
         )
         facts["limits"] = send(
@@ -199,7 +200,7 @@ def test_nobody_else_is_believed(story: dict[str, Any]) -> None:
 @pytest.mark.req("R14", "R50")
 def test_clients_behind_a_proxy_are_limited_each(story: dict[str, Any]) -> None:
     """A client with too many requests is refused; another one behind the same proxy is served"""
-    assert set(story["limits"]["crowd"].statuses) == {200, 429}
+    assert set(story["limits"]["crowd"].statuses) == {404, 429}
     assert story["limits"]["beside"].statuses == [200]
 
 
