@@ -54,7 +54,7 @@ def served(made: Proxmox, cafile: str) -> Iterator[None]:
             # The fake closes its loop while connections are open; this does not matter here.
             warnings.simplefilter("ignore")
             # aiohttp keeps the handlers of every application, and each collection looked at those of all tests before.
-            web_app._cached_build_middleware.cache_clear()  # noqa: SLF001 (there is no public way)
+            web_app._cached_build_middleware.cache_clear()
             gc.collect()
 
 
