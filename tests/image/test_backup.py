@@ -29,7 +29,9 @@ MEDIA = pathlib.Path("/var/www/media")
 WORK = pathlib.Path("/run/golden-test-backup")
 TARGET = WORK / "target"
 PORT = "2222"
-results = {}
+# On a database server there are neither an application nor its media.
+APPLICATION = pathlib.Path("/opt/app/current").exists()
+results = {"application": APPLICATION}
 
 def run(*argv, stdin=b""):
     done = subprocess.run([str(word) for word in argv], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,7 +70,7 @@ def prints():
         body = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         files[str(path)] = [oct(found.st_mode), path.owner(), path.group(), body]
     return {"rows": sql(asked)["text"], "rights": sql(rights)["text"], "files": files,
-            "beside": sorted(p.name for p in MEDIA.parent.iterdir())}
+            "beside": sorted(p.name for p in MEDIA.parent.iterdir()) if APPLICATION else []}
 
 def upload(path, content):
     path.write_bytes(content)
@@ -101,15 +103,16 @@ try:
     # The data to back up.
     sql("CREATE TABLE public.golden_test (id int PRIMARY KEY, text text);"
         f"INSERT INTO public.golden_test SELECT i, '{MARK} ' || i || E'\\t\\n\\\\ä' FROM generate_series(1, {ROWS}) AS i;")
-    (MEDIA / "golden-test").mkdir(parents=True)
-    run("chown", "-R", "gunicorn:www-data", MEDIA)
-    run("chmod", "2750", MEDIA, MEDIA / "golden-test")
-    upload(MEDIA / "golden-test" / "one.bin", os.urandom(5 << 20))
-    upload(MEDIA / "golden-test" / "a name with spaces \u00e4.txt", b"text")
-    upload(MEDIA / "golden-test" / "empty", b"")
-    upload(MEDIA / "golden-test" / ".incoming", b"not complete")
-    (MEDIA / "golden-test" / "link").symlink_to("/etc/shadow")
-    run("chown", "-Rh", "gunicorn:www-data", MEDIA)
+    if APPLICATION:
+        (MEDIA / "golden-test").mkdir(parents=True)
+        run("chown", "-R", "gunicorn:www-data", MEDIA)
+        run("chmod", "2750", MEDIA, MEDIA / "golden-test")
+        upload(MEDIA / "golden-test" / "one.bin", os.urandom(5 << 20))
+        upload(MEDIA / "golden-test" / "a name with spaces \u00e4.txt", b"text")
+        upload(MEDIA / "golden-test" / "empty", b"")
+        upload(MEDIA / "golden-test" / ".incoming", b"not complete")
+        (MEDIA / "golden-test" / "link").symlink_to("/etc/shadow")
+        run("chown", "-Rh", "gunicorn:www-data", MEDIA)
     # These two are not uploads: they are not backed up.
     original = prints()
     original["files"] = {name: of for name, of in original["files"].items() if not name.endswith(("/link", "/.incoming"))}
@@ -156,8 +159,10 @@ try:
         step("two at once", "golden-backup")
 
     # All data is lost.
-    sql("DROP TABLE public.golden_test; DELETE FROM public.pages_page;")
-    run("rm", "-rf", MEDIA)
+    sql("DROP TABLE public.golden_test;")
+    if APPLICATION:
+        sql("DELETE FROM public.pages_page;")
+        run("rm", "-rf", MEDIA)
     results["lost"] = lost = prints()
 
     # Backups that must be refused, and change nothing.
@@ -196,13 +201,14 @@ try:
     step("named unsigned", "golden-restore", "--check", unsigned, "--identity", WORK / "right", "--unsigned")
 
     # The application is not healthy afterwards: everything is rolled back.
-    step("rollback", "python3", "-c", "import pathlib, sys\n"
-         "from golden import core, restore\n"
-         "restore.wait_healthy = lambda: 'set by the test'\n"
-         "archive, identity = map(pathlib.Path, sys.argv[1:])\n"
-         "try: restore.restore(restore.source(archive, identity, signers=[]))\n"
-         "except core.Problem as problem: print(problem)", archive, WORK / "right")
-    results["after rollback"] = prints()
+    if APPLICATION:
+        step("rollback", "python3", "-c", "import pathlib, sys\n"
+             "from golden import application_data, core, restore\n"
+             "application_data.wait_healthy = lambda: 'set by the test'\n"
+             "archive, identity = map(pathlib.Path, sys.argv[1:])\n"
+             "try: restore.restore(restore.source(archive, identity, signers=[]))\n"
+             "except core.Problem as problem: print(problem)", archive, WORK / "right")
+        results["after rollback"] = prints()
 
     step("restore", "golden-restore", archive, "--identity", WORK / "right", "--json")
     results["restored"] = prints()
@@ -218,7 +224,7 @@ finally:
         sshd.terminate()
     sql("DROP TABLE IF EXISTS public.golden_test")
     run("rm", "-rf", WORK, MEDIA / "golden-test", ETC / "backup_key", ETC / "backup_known_hosts", *BACKUPS.iterdir())
-    if not had_media:
+    if APPLICATION and not had_media:
         run("rm", "-rf", MEDIA)
     if not had_etc:
         run("rmdir", ETC)
@@ -379,6 +385,7 @@ def _files(state: dict[str, Any]) -> int:
     return sum(1 for *_rights, body in state["files"].values() if body)
 
 
+@pytest.mark.layers("40-app")
 @pytest.mark.req("F20")
 def test_unhealthy_restore_goes_back(story: dict[str, Any]) -> None:
     """If the application is not healthy after a restore, the database and media are rolled back"""
@@ -396,7 +403,9 @@ def test_restore_gives_everything_back(story: dict[str, Any]) -> None:
     result = json.loads(story["restore"]["text"])["restored"]
     assert result["tables"]["public.golden_test"] == ROWS
     assert result["media_files"] == _files(story["original"])
-    assert 0 < result["downtime_seconds"] <= result["rto_seconds"]
+    # A database server only changes two names: that takes less than the tenth of a second that is shown.
+    assert result["downtime_seconds"] <= result["rto_seconds"]
+    assert result["downtime_seconds"] > 0 or not story["application"]
 
 
 @pytest.mark.req("F20")

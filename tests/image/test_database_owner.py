@@ -27,7 +27,7 @@ def run(*argv, stdin=b""):
     return {"code": done.returncode, "text": done.stdout.decode(errors="replace")}
 
 def owner(statements):
-    argv = ["runuser", "-u", "app-migrate", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql",
+    argv = ["runuser", "-u", "golden-backup", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql",
             "-U", "app_owner", "app"]
     return run(*argv, stdin=statements.encode())
 

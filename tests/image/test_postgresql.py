@@ -76,7 +76,7 @@ def needed(user: str, role: str, database: str) -> pytest.MarkDecorator:
     """Return the mark of the layers that create the users, roles and databases."""
     owners = {
         "nginx": "50-nginx", "gunicorn": "40-app", "app-migrate": "40-app", "golden-backup": "70-backup",
-        "golden-restore": "70-backup", "app": "40-app", "app_owner": "40-app", "app_restored": "70-backup",
+        "golden-restore": "70-backup", "app": "35-app-database", "app_owner": "35-app-database", "app_restored": "70-backup",
     }  # fmt: skip
     return pytest.mark.layers(*sorted({owners[word] for word in (user, role, database) if word in owners}))
 
@@ -177,14 +177,14 @@ def test_refused(facts: dict[str, Fact], user: str, role: str, database: str) ->
     assert re.search(r"authentication failed|rejects connection", fact.text)
 
 
-@pytest.mark.layers("40-app")
+@pytest.mark.layers("35-app-database")
 @pytest.mark.req("R89")
 def test_roles(facts: dict[str, Fact]) -> None:
     """There are three roles, and only the administrator's has privileged attributes"""
     assert facts["roles"].lines == ["app|t|f", "app_owner|t|f", "postgres|t|t"]
 
 
-@pytest.mark.layers("40-app")
+@pytest.mark.layers("35-app-database")
 @pytest.mark.req("R89")
 def test_databases(facts: dict[str, Fact]) -> None:
     """The application's database belongs to the migrations' role, and sorts text the same on every system"""

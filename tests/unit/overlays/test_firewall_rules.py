@@ -151,4 +151,5 @@ def test_the_packet_filter_accepts_the_rules_of_all_layers(tmp_path: Path) -> No
 def test_the_packet_filter_accepts_the_rules_without_a_layer(tmp_path: Path, name: str) -> None:
     found = ruleset(every_layer(without=name), tmp_path)
     assert ("80, 443 }" in found.partition("chain output")[0]) is (name != "50-nginx")
-    assert ("application_out4" in found) is (name not in ("30-postgresql", "40-app", "50-nginx", "72-deploy"))
+    needed = ("30-postgresql", "35-app-database", "40-app", "50-nginx", "72-deploy")
+    assert ("application_out4" in found) is (name not in needed)

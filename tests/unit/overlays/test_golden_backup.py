@@ -17,6 +17,7 @@ targets = golden_module("golden.targets")
 stream = golden_module("golden.stream")
 postgres = golden_module("golden.postgres")
 signature = golden_module("golden.signature")
+application = golden_module("golden.application_data")
 restore = golden_module("golden.restore")
 NOW = datetime(2026, 11, 22, 2, 0, 0, tzinfo=UTC)
 OTHER_SIGNER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0y0kqPqXzW0bT8vJtP1Kq7bq0q5m9m3vXJc2m5rO3F"
@@ -360,6 +361,6 @@ def test_restored_media_are_given_away_from_the_leaves(tmp_path: Path, monkeypat
     (tmp_path / "media" / "a" / "b").mkdir(parents=True)
     (tmp_path / "media" / "a" / "b" / "file.txt").touch()
     given: list[str] = []
-    monkeypatch.setattr(restore.shutil, "chown", lambda path, _user, _group: given.append(Path(path).name))
-    restore.adopt(tmp_path / "media")
+    monkeypatch.setattr(application.shutil, "chown", lambda path, _user, _group: given.append(Path(path).name))
+    application.adopt(tmp_path / "media")
     assert given == ["file.txt", "b", "a", "media"]

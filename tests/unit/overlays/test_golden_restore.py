@@ -19,6 +19,8 @@ from tests.unit.golden_modules import golden_module
 from tests.unit.overlays.conftest import Programs
 
 core = golden_module("golden.core")
+clients = golden_module("golden.clients")
+application = golden_module("golden.application_data")
 restore = golden_module("golden.restore")
 drill = golden_module("golden.drill")
 health = golden_module("golden.health")
@@ -64,14 +66,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs)
     media, fresh = tmp_path / "media", tmp_path / ".media.restored"
     media.mkdir()
     (media / "old").touch()
-    monkeypatch.setattr(restore, "MEDIA", media)
-    monkeypatch.setattr(restore, "MEDIA_FRESH", fresh)
-    monkeypatch.setattr(restore, "MIGRATED", tmp_path / "migrated")
+    monkeypatch.setattr(application, "MEDIA", media)
+    monkeypatch.setattr(application, "FRESH", fresh)
+    monkeypatch.setattr(application, "MIGRATED", tmp_path / "migrated")
     (tmp_path / "migrated").touch()
     monkeypatch.setattr(restore, "Server", lambda: server)
     monkeypatch.setattr(restore, "check", lambda _backup: MANIFEST)
-    monkeypatch.setattr(restore, "adopt", lambda _media: None)
-    monkeypatch.setattr(restore, "wait_healthy", lambda: "")
+    monkeypatch.setattr(application, "adopt", lambda _media: None)
+    monkeypatch.setattr(application, "wait_healthy", lambda: "")
 
     def fill(_backup: object, *, media: Path, **_options: object) -> list[str]:
         (media / "new").touch()
@@ -111,7 +113,7 @@ def test_all_is_as_it_was_when_something_fails(
     machine: Server, monkeypatch: pytest.MonkeyPatch, programs: Programs, tmp_path: Path, failing: str
 ) -> None:
     if failing == "health":
-        monkeypatch.setattr(restore, "wait_healthy", lambda: "/health: 500")
+        monkeypatch.setattr(application, "wait_healthy", lambda: "/health: 500")
     elif failing == "start":
         programs.answer("start", "gunicorn.service", status=1, err="no\n")
     elif failing == "media":
@@ -142,6 +144,40 @@ def test_media_that_do_not_fit_are_not_begun(machine: Server, monkeypatch: pytes
     with pytest.raises(core.Problem, match="the media need"):
         restore.restore(BACKUP)
     assert files(tmp_path) == ["old"]
+
+
+@pytest.fixture
+def database_server(machine: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """A machine that has only the database."""
+    monkeypatch.setattr(clients, "application", lambda: None)
+    monkeypatch.setattr(clients, "NO_MEDIA", tmp_path / "none")
+    return machine
+
+
+def test_a_database_server_restores_without_an_application(
+    database_server: Server, monkeypatch: pytest.MonkeyPatch, programs: Programs, tmp_path: Path
+) -> None:
+    without = MANIFEST | {"media": {"files": 0, "bytes": 0, "sha256": "y"}}
+    monkeypatch.setattr(restore, "check", lambda _backup: without)
+    result = restore.restore(BACKUP)
+    assert (result["rows"], result["media_files"]) == (3, 0)
+    assert database_server.databases == {"app": "backup"}
+    assert programs.named("systemctl") == []
+    assert not (tmp_path / "none").exists()
+    assert files(tmp_path) == ["old"]
+
+
+def test_a_database_server_refuses_a_backup_with_media(database_server: Server, tmp_path: Path) -> None:
+    with pytest.raises(core.Problem, match="1 media files, and this machine has no application") as caught:
+        restore.restore(BACKUP)
+    assert caught.value.code == core.CHECK_FAILED
+    assert database_server.databases == {"app": "before"}
+
+
+def test_the_application_is_part_of_the_image_with_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clients.application() is application
+    monkeypatch.setattr(clients, "MODULE", "golden.no_such_module")
+    assert clients.application() is None
 
 
 def test_two_directories_change_places(tmp_path: Path) -> None:

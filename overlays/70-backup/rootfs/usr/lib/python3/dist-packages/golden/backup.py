@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from golden import archive as archive_format
-from golden import signature
+from golden import clients, signature
 from golden.core import CHECK_FAILED, USAGE, Problem, run, site, write_whole
 from golden.postgres import APPLICATION, Server, Session, installed_version
 from golden.stream import CHUNK, Meter, drain, program
 
 DIRECTORY = Path("/var/backups/golden")
-MEDIA = Path("/var/www/media")
-RELEASE = Path("/opt/app/current")
 SUFFIX = ".tar.age"
 STAMP = "%Y%m%dT%H%M%SZ"
 RECIPIENT = r"age1[0-9a-z]{20,}"
@@ -78,6 +76,7 @@ def make(recipient: str, directory: Path, *, now: datetime | None = None) -> tup
 
 
 def _fill(stream: IO[bytes], recipient: str, *, now: datetime, host: str) -> dict[str, Any]:
+    application = clients.application()
     with encrypting(stream, recipient) as plain:
         archive = archive_format.Writer(plain)
         # One snapshot for rows, checksums and dump; media afterwards, because a file is there before its row.
@@ -89,16 +88,15 @@ def _fill(stream: IO[bytes], recipient: str, *, now: datetime, host: str) -> dic
             "format": archive_format.FORMAT,
             "made": now.isoformat(timespec="seconds"),
             "host": host,
-            "versions": _versions(),
+            "versions": _versions(application.release() if application else ""),
             "database": {"name": APPLICATION, **database, "tables": tables},
-            "media": archive.add_media(MEDIA),
+            "media": archive.add_media(application.MEDIA if application else clients.NO_MEDIA),
         }
         archive.finish(manifest)
     return manifest
 
 
-def _versions() -> dict[str, str]:
-    release = RELEASE.resolve().name if RELEASE.is_symlink() else ""
+def _versions(release: str) -> dict[str, str]:
     age = run(["age", "--version"]).stdout.decode().strip()
     return {"postgresql": installed_version(), "age": age, "release": release}
 

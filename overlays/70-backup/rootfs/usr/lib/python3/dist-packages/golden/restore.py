@@ -1,7 +1,8 @@
 """Restoring a backup: read to its end first, filled in beside what is there, compared, and only then put in its place.
 
 Until the application is stopped, nothing of it is touched. The database changes its name and the media directory its
-place in one step each; when the application is not healthy afterwards, both go back.
+place in one step each; when the application is not healthy afterwards, both go back. A database server has no application:
+its clients are disconnected for the moment of the change, and the backup must have no media.
 """
 
 from __future__ import annotations
@@ -17,21 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from golden import archive as archive_format
-from golden import signature
-from golden.backup import MEDIA, SUFFIX, checksum_of, decrypting, made_at
-from golden.core import CHECK_FAILED, Problem, run
-from golden.health import wait_healthy
+from golden import clients, signature
+from golden.backup import SUFFIX, checksum_of, decrypting, made_at
+from golden.core import CHECK_FAILED, Problem
 from golden.postgres import APPLICATION, Server, compatible, differences, installed_version
 
 FRESH, OLD = "app_restored", "app_before_restore"
-MEDIA_FRESH = MEDIA.with_name(".media.restored")
-OWNER, GROUP = "gunicorn", "www-data"
-UNITS = ("gunicorn.socket", "gunicorn.service")
-MIGRATED = Path("/var/lib/golden-migrate/done")
-MIGRATIONS = "SELECT app, name FROM public.django_migrations ORDER BY 1, 2"
 # A database with open connections cannot be renamed.
 DISCONNECT = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname LIKE 'app%';"
-FILE_MODE, DIRECTORY_MODE = 0o640, 0o2750
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -122,15 +116,19 @@ def fill(backup: Source, *, server: Server, database: str, media: Path) -> list[
 def restore(backup: Source) -> dict[str, Any]:
     """Replace database and media by those of a backup. Raises Problem, and then all is as it was."""
     manifest = check(backup)
+    application = clients.application()
+    if application is None:
+        clients.require_no_media(manifest["media"]["files"])
     started = time.monotonic()
     server = Server()
-    with _scratch(server, manifest):
-        found = fill(backup, server=server, database=FRESH, media=MEDIA_FRESH)
+    with _scratch(server, manifest, application) as media:
+        found = fill(backup, server=server, database=FRESH, media=media)
         if found:
             raise Problem(f"what was restored differs: {found[0]} ({len(found)} differences)", code=CHECK_FAILED)
-        adopt(MEDIA_FRESH)
+        if application:
+            application.adopt(media)
         os.sync()
-        downtime = _swap(server)
+        downtime = _swap(server, application)
     tables = manifest["database"]["tables"]
     return {
         "archive": str(backup.archive), "made": manifest["made"], "host": manifest["host"],
@@ -141,92 +139,69 @@ def restore(backup: Source) -> dict[str, Any]:
 
 
 @contextmanager
-def _scratch(server: Server, manifest: dict[str, Any]) -> Iterator[None]:
-    """Provide the empty database and directory; what was not put in place, or was replaced, is removed at the end."""
-    _clear(server)
-    room = shutil.disk_usage(MEDIA.parent).free
+def _scratch(server: Server, manifest: dict[str, Any], application: clients.Application | None) -> Iterator[Path]:
+    """Provide the empty database, and yield an empty directory; what is not used, or was replaced, is removed at the end."""
+    media = application.FRESH if application else clients.NO_MEDIA
+    _clear(server, media)
+    room = shutil.disk_usage(media.parent).free
     if manifest["media"]["bytes"] > room:
-        raise Problem(f"{MEDIA.parent} has {room} bytes left, and the media need {manifest['media']['bytes']}")
+        raise Problem(f"{media.parent} has {room} bytes left, and the media need {manifest['media']['bytes']}")
     try:
         server.make(FRESH)
-        MEDIA_FRESH.mkdir(mode=0o700)
-        yield
+        media.mkdir(mode=0o700)
+        yield media
     finally:
-        _clear(server)
+        _clear(server, media)
 
 
-def _clear(server: Server) -> None:
+def _clear(server: Server, media: Path) -> None:
     for name in (FRESH, OLD):
         server.drop(name)
-    shutil.rmtree(MEDIA_FRESH, ignore_errors=True)
+    shutil.rmtree(media, ignore_errors=True)
 
 
-def adopt(media: Path) -> None:
-    """Give a restored tree the owner and the modes that the application's uploads have.
-
-    From its leaves to its root, which no other user may enter: an entry with a new owner is not used again.
-    """
-    for place, _directories, names in os.walk(media, topdown=False):
-        for name in names:
-            shutil.chown(Path(place, name), OWNER, GROUP)
-            Path(place, name).chmod(FILE_MODE)
-        # The owner first: a change of owner takes the set-group-ID bit away.
-        shutil.chown(place, OWNER, GROUP)
-        Path(place).chmod(DIRECTORY_MODE)
-
-
-def _swap(server: Server) -> float:
-    """Stop the application, put the restored in place, start it; return the seconds without it. Goes back on failure."""
-    newer = _migrations(server, APPLICATION) != _migrations(server, FRESH)
+def _swap(server: Server, application: clients.Application | None) -> float:
+    """Put the restored in place, with the application stopped; return the seconds without it. Goes back on failure."""
+    newer = application is not None and application.newer(server, APPLICATION, FRESH)
     stopped = time.monotonic()
-    run(["systemctl", "stop", *UNITS])
+    if application:
+        application.stop()
     try:
-        with _exchanged(server):
-            _bring_up(newer=newer)
+        with _exchanged(server, application):
+            if application:
+                application.bring_up(newer=newer)
     except BaseException:
-        # If the media were lost, the application does not start without them; the first error is reported.
-        run(["systemctl", "start", *UNITS], check=False)
+        if application:
+            application.start()
         raise
     return round(time.monotonic() - stopped, 1)
 
 
-def _bring_up(*, newer: bool) -> None:
-    """Start the application on what was restored, with its tables brought up to date if the running one is ``newer``."""
-    if newer:
-        MIGRATED.unlink(missing_ok=True)
-        run(["systemctl", "restart", "golden-migrate.service"], timeout=1800)
-    # Without its media the application has failed to start until systemd gave up.
-    run(["systemctl", "reset-failed", *UNITS], check=False)
-    run(["systemctl", "start", *UNITS])
-    if seen := wait_healthy():
-        run(["systemctl", "stop", *UNITS])
-        raise Problem(f"the application is not healthy with what was restored ({seen}); all is as it was before")
-
-
-def _migrations(server: Server, database: str) -> list[list[str]] | None:
-    """Return the migrations that a database has had; None without a database or without their table."""
-    if not server.exists(database):
-        return None
-    if not server.ask("SELECT 1 FROM pg_tables WHERE tablename = 'django_migrations'", database=database):
-        return None
-    return server.ask(MIGRATIONS, database=database)
+@contextmanager
+def _exchanged(server: Server, application: clients.Application | None) -> Iterator[None]:
+    """Put database and media in place; undo that when the block fails."""
+    had = server.exists(APPLICATION)
+    _rename(server, [(APPLICATION, OLD)] if had else [], (FRESH, APPLICATION))
+    try:
+        with _exchanged_media(application):
+            yield
+    except BaseException:
+        _rename(server, [(APPLICATION, FRESH)], *([(OLD, APPLICATION)] if had else []))
+        raise
 
 
 @contextmanager
-def _exchanged(server: Server) -> Iterator[None]:
-    """Put database and media in place; undo that when the block fails."""
-    had = server.exists(APPLICATION)
-    had_media = MEDIA.is_dir()
-    _rename(server, [(APPLICATION, OLD)] if had else [], (FRESH, APPLICATION))
+def _exchanged_media(application: clients.Application | None) -> Iterator[None]:
+    """Put the media in place, if there is an application; undo that when the block fails."""
+    if application is None:
+        yield
+        return
+    had = application.MEDIA.is_dir()
+    exchange(application.FRESH, application.MEDIA)
     try:
-        exchange(MEDIA_FRESH, MEDIA)
-        try:
-            yield
-        except BaseException:
-            _back(MEDIA, MEDIA_FRESH, exchanged=had_media)
-            raise
+        yield
     except BaseException:
-        _rename(server, [(APPLICATION, FRESH)], *([(OLD, APPLICATION)] if had else []))
+        _back(application.MEDIA, application.FRESH, exchanged=had)
         raise
 
 
