@@ -215,8 +215,8 @@ def test_alert_units_are_confined(facts: dict[str, Fact]) -> None:
 def test_a_service_reads_what_a_session_wrote(host: Host) -> None:
     """A service can read a file that a root session writes to a directory of root, as these tests require"""
     read = gather(host, {
-        "read": f"mkdir -p {WORK}; echo text >{WORK}/written; "
-        f"systemd-run --quiet --wait --pipe --collect --property=DynamicUser=yes cat {WORK}/written; rm -rf {WORK}"
+        "read": f"mkdir -p {WORK}-read; echo text >{WORK}-read/written; "
+        f"systemd-run --quiet --wait --pipe --collect --property=DynamicUser=yes cat {WORK}-read/written; rm -rf {WORK}-read"
     })["read"]  # fmt: skip
     assert (read.status, read.text) == (0, "text")
 
