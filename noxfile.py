@@ -162,3 +162,10 @@ def projects(session: nox.Session) -> None:
     """Take foreign Django projects (startproject, Wagtail) through their lives on the image, in containers."""
     install(session, *TOOL, *IMAGE_TESTS)
     run_module(session, "tests.projects")
+
+
+@nox.session
+def compositions(session: nox.Session) -> None:
+    """Build the image without each of its layers in turn, and test the rest in a container: hours."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    run_module(session, "tests.compositions")
