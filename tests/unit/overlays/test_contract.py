@@ -333,16 +333,15 @@ def test_every_way_to_the_application_passes_its_own_path() -> None:
 
 def test_sql_of_the_database() -> None:
     files = granted("database: {extensions: [pg_trgm], schemas: [tenants], temporary_tables: true, statement_seconds: 30}")
-    assert files["database/roles.sql"] == (
-        "ALTER ROLE app SET statement_timeout = '30s';\nALTER ROLE app_owner SET statement_timeout = '0s';\n"
-    )
+    assert files["database/roles.sql"] == ("SET search_path TO pg_catalog;\nALTER ROLE app SET statement_timeout = '30s';\n")
     owner = files["database/owner.sql"]
-    assert owner.startswith("GRANT TEMPORARY ON DATABASE app TO app;\n")
+    first = "SET search_path TO pg_catalog;\nALTER ROLE app_owner SET statement_timeout = '0s';\n"
+    assert owner.startswith(f"{first}GRANT TEMPORARY ON DATABASE app TO app;\n")
     assert 'CREATE EXTENSION IF NOT EXISTS "pg_trgm" WITH SCHEMA public;' in owner
     assert "NOT nspname = ANY (ARRAY['tenants']::name[])" in owner
     assert 'GRANT USAGE ON SCHEMA "tenants" TO app;' in owner
     assert set(database.files(parsed("{}")[0])) == {"roles.sql", "owner.sql"}
-    assert granted("{}")["database/owner.sql"].startswith("REVOKE TEMPORARY ON DATABASE app FROM app;\n")
+    assert granted("{}")["database/owner.sql"].startswith(f"{first}REVOKE TEMPORARY ON DATABASE app FROM app;\n")
     assert "statement_timeout = '10s'" in granted("{}")["database/roles.sql"]
 
 

@@ -1,8 +1,8 @@
 """What an application may do in its database, as SQL that is generated from its contract (golden-app.yaml).
 
-Two files, each safe to run again: ``roles.sql`` for the superuser in the database postgres (limits of the two roles, nothing
-of the application's is touched), ``owner.sql`` for the owner of the tables in the database app. What a contract does not
-declare is revoked; extensions, schemas and their content stay.
+Two files for the database app, each safe to run again: ``roles.sql`` for the role of the application, ``owner.sql`` for the
+owner of the tables. A role may set its own limits (ALTER ROLE): none of it needs a superuser, and the database may be on
+another machine. What a contract does not declare is revoked; extensions, schemas and their content stay.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 Contract = Mapping[str, Any]
 OWNER, APPLICATION, DATABASE = "app_owner", "app", "app"
+# First in each file, before anything that the tables' owner can define is looked up.
+FIXED = "SET search_path TO pg_catalog;"
 # The application's roles use other schemas than public only where the contract has them.
 REVOKE_OTHERS = """\
 DO $$
@@ -39,11 +41,13 @@ def files(contract: Contract) -> dict[str, str]:
 
 
 def _roles(database: Mapping[str, Any]) -> Iterator[str]:
+    yield FIXED
     yield f"ALTER ROLE {APPLICATION} SET statement_timeout = '{database['statement_seconds']}s';"
-    yield f"ALTER ROLE {OWNER} SET statement_timeout = '{database['migration_seconds']}s';"
 
 
 def _owner(database: Mapping[str, Any]) -> Iterator[str]:
+    yield FIXED
+    yield f"ALTER ROLE {OWNER} SET statement_timeout = '{database['migration_seconds']}s';"
     right = f"GRANT TEMPORARY ON DATABASE {DATABASE} TO" if database["temporary_tables"] else (
         f"REVOKE TEMPORARY ON DATABASE {DATABASE} FROM"
     )  # fmt: skip

@@ -11,7 +11,7 @@ REFUSED = "InconsistentMigrationHistory"
 # Whoever defines something in a schema cannot have it run here: nothing is looked up without its schema.
 CONNECT = ("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--host=/run/postgresql",
            "--username=app_owner", "--dbname=app")  # fmt: skip
-OPTIONS = "-c search_path=pg_catalog"
+FIXED = "SET search_path TO pg_catalog;\n"
 # A division by zero ends the transaction, and with it the command. The rest is what app.sql (database.d of 40-app) does
 # for the first schema.
 PUT = """SELECT 1 / (NOT EXISTS (SELECT FROM public.auth_user) AND NOT EXISTS (SELECT FROM public.pages_upload))::int;
@@ -24,4 +24,4 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO app;
 BACK = """DROP SCHEMA public CASCADE;
 ALTER SCHEMA demonstration RENAME TO public;
 """
-STATEMENTS = {"put": PUT, "back": BACK}
+STATEMENTS = {"put": FIXED + PUT, "back": FIXED + BACK}

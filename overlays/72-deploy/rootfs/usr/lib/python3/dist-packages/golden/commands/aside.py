@@ -19,7 +19,7 @@ def act(_arguments: argparse.Namespace) -> dict[str, Any]:
     move = os.environ.get("MOVE", "")
     if move not in aside.STATEMENTS:
         raise core.Problem(f"MOVE={move}: there are {' and '.join(aside.STATEMENTS)}", code=core.USAGE)
-    core.run([*aside.CONNECT], stdin=aside.STATEMENTS[move].encode(), env={"PGOPTIONS": aside.OPTIONS})
+    core.run([*aside.CONNECT], stdin=aside.STATEMENTS[move].encode())
     return {"move": move}
 
 
