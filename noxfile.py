@@ -169,3 +169,10 @@ def compositions(session: nox.Session) -> None:
     """Build the image without each of its layers in turn, and test the rest in a container: hours."""
     install(session, *TOOL, *IMAGE_TESTS)
     run_module(session, "tests.compositions")
+
+
+@nox.session(name="two-machines")
+def two_machines(session: nox.Session) -> None:
+    """Boot the machines of profiles/app.yaml and profiles/db.yaml in containers, join them, and test the site."""
+    install(session, *TOOL, *IMAGE_TESTS)
+    run_module(session, "tests.two_machines")

@@ -29,6 +29,8 @@ from build.spec.golden_yaml import Spec
 from build.spec.layers import Stack, load_stack
 
 ROOT = Path(__file__).parents[2]
+# Those that provide what a layer of golden.yaml provides too; profiles/app.yaml has them.
+ALTERNATIVES = ("32-remote-database",)
 LAYERS = tuple(sorted(path.name for path in (ROOT / "overlays").iterdir() if path.is_dir()))
 NOEXEC = ["noatime", "nodev", "nosuid", "noexec"]
 GOLDEN: dict[str, Any] = {
@@ -106,9 +108,12 @@ def read_stack(root: Path, *names: str, **changes: Any) -> Stack:
 
 
 def every_layer(*, without: str = "") -> Stack:
-    """Return the layers of this checkout, also those that golden.yaml leaves out; without one and those that require it."""
+    """Return the layers of this checkout, also those that golden.yaml leaves out; without one and those that require it.
+
+    Of two that provide the same, the one of golden.yaml is taken.
+    """
     overlays = ROOT / "overlays"
-    spec = replace(specs.load(ROOT / "golden.yaml"), layers=LAYERS)
+    spec = replace(specs.load(ROOT / "golden.yaml"), layers=tuple(name for name in LAYERS if name not in ALTERNATIVES))
     stack = load_stack(overlays, spec)
     return load_stack(overlays, replace(spec, layers=layers.without(stack.layers, without))) if without else stack
 

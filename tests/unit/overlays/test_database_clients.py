@@ -1,4 +1,4 @@
-"""Clients of the database: which settings are refused, and what the server gets from the good ones."""
+"""The database between two machines: which settings of either are refused, and what comes of the good ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from build.core import run
 from tests.unit.golden_modules import golden_module
 
 clients = golden_module("golden.database_clients")
+remote = golden_module("golden.remote_database")
+remote_key = golden_module("golden.site_keys.database")
 key = golden_module("golden.site_keys.database_clients")
 table = golden_module("golden.site_table")
+values = golden_module("golden.site_values")
 OPENSSL_SECONDS = 60
 
 
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with two pairs of key and certificate, and a key with a password; every path is one that units read."""
-    monkeypatch.setattr(key, "readable", lambda path: path)
-    monkeypatch.setattr(key, "unit_path", key.text_line)
-    monkeypatch.setattr(key, "certificate_file", table.Kind(key.text_line, {}))
+    monkeypatch.setattr(values, "readable", lambda path, **_options: path)
+    monkeypatch.setattr(values, "unit_path", values.text_line)
     for name in ("server", "other"):
         run.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc",
@@ -124,3 +126,56 @@ def test_the_unit_has_a_network_for_the_clients_only(pair: Path, tmp_path: Path)
     assert "IPAddressAllow=192.0.2.10\n" in drop_in.read_text()
     assert clients.give_network(setting(pair, clients=[]), drop_in=drop_in)
     assert not drop_in.exists()
+
+
+def connection(pair: Path, **changes: Any) -> dict[str, Any]:
+    """Return a good setting of the application's machine with changes."""
+    good: dict[str, Any] = {
+        "address": "192.0.2.20", "certificate": str(pair / "server.pem"), "key": str(pair / "server.key"),
+        "authority": str(pair / "other.pem"),
+    }  # fmt: skip
+    return good | changes
+
+
+def read_connection(content: object) -> tuple[dict[str, Any] | None, list[str]]:
+    faults: list[Any] = []
+    found = remote_key.KEY.read(table.Table({"database": content}, faults), "database")
+    return found, [str(fault) for fault in faults]
+
+
+def test_a_good_connection_is_used(pair: Path, tmp_path: Path) -> None:
+    found, faults = read_connection(connection(pair))
+    assert faults == []
+    assert found == connection(pair, port=5432)
+    assert remote_key.KEY.destinations(found) == {"database": [("golden-remote-database", "192.0.2.20", 5432)]}
+    target, drop_in = tmp_path / "run", tmp_path / "unit.d/90-remote-database.conf"
+    target.mkdir()
+    assert remote.write(found, target=target)
+    assert not remote.write(found, target=target)
+    assert (target / remote.SERVER).read_text() == "app = host=192.0.2.20 port=5432 dbname=app\n"
+    assert remote.open_address(found, drop_in=drop_in)
+    assert "IPAddressAllow=192.0.2.20\n" in drop_in.read_text()
+    assert remote.write(None, target=target)
+    assert remote.open_address(None, drop_in=drop_in)
+    assert list(target.iterdir()) == []
+    assert not drop_in.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"key": "other.key"}, "it does not belong to the certificate"),
+        ({"address": "db.example.org"}, "write an IP address"),
+        ({"port": 0}, "port"),
+        ({"authority": None}, "is needed here"),
+        ({"user": "app"}, "user"),
+    ],
+)
+def test_a_fault_leaves_no_connection(pair: Path, changes: dict[str, Any], fault: str) -> None:
+    files = {name: str(pair / value) for name, value in changes.items() if name == "key"}
+    found, faults = read_connection(connection(pair, **changes | files))
+    assert found is None
+    assert len(faults) == 1
+    assert re.search(fault, faults[0]), faults
+    assert remote.files(found) == {}
+    assert remote_key.KEY.destinations(found) == {"database": []}

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from build.core import run
-from build.spec.layers import Stack
+from build.spec import golden_yaml as specs
+from build.spec.layers import Stack, load_stack
 from tests.unit.golden_modules import golden_module
-from tests.unit.helpers import LAYERS, every_layer
+from tests.unit.helpers import LAYERS, ROOT, every_layer
 
 USERS = {"root", "golden-acme", "golden-alert"}
 NOTHING: dict[str, Any] = {
@@ -27,7 +28,8 @@ def module() -> ModuleType:
 
 
 def test_nothing_given_empties_every_set(module: ModuleType) -> None:
-    sets = ("admin_inet4", "admin_inet6", "proxy_inet4", "proxy_inet6", "upstream_out4", "upstream_out6", "site_out")
+    pairs = ("admin_inet", "database_inet", "proxy_inet", "database_out", "upstream_out")
+    sets = [*(f"{pair}{family}" for pair in pairs for family in (4, 6)), "site_out"]
     wanted = "".join(f"flush set inet golden {name}\n" for name in sets)
     assert module.site_rules(NOTHING, default_cidrs=[], users=USERS) == wanted
     assert module.site_rules({}, default_cidrs=[], users=USERS) == wanted
@@ -144,6 +146,13 @@ def test_the_packet_filter_accepts_the_rules_of_all_layers(tmp_path: Path) -> No
     assert [line.strip() for line in chains["input"]][-2:] == ["tcp dport { 80, 443 } goto web_in", "goto refuse_in"]
     assert [line.strip() for line in chains["output"]][-1] == "goto refuse_out"
     assert found.count("policy drop") == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.usefixtures("_packet_filter")
+def test_the_packet_filter_accepts_the_rules_of_a_profile(tmp_path: Path, path: Path) -> None:
+    found = ruleset(load_stack(ROOT / "overlays", specs.load(path)), tmp_path)
+    assert ("@database_inet4" in found, "@database_out4" in found) == (path.stem == "db", path.stem == "app")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("10-base", "25-firewall", "80-firstboot")])

@@ -45,7 +45,7 @@ def test_nothing_given_has_every_key_and_opens_nothing(module: ModuleType) -> No
         "admin_cidrs": [], "server_names": [], "certificate": {"acme": None}, "log_collector": None, "backup": None,
         "alerts": {"mail": None, "webhook": None, "ca": None}, "application": None,
         "admin_proxy": {"client_ca": None, "cidrs": []}, "proxies": None, "sites": [],
-        "database_clients": {"certificate": None, "key": None, "authority": None, "clients": []},
+        "database": None, "database_clients": {"certificate": None, "key": None, "authority": None, "clients": []},
     }  # fmt: skip
 
 
@@ -325,7 +325,8 @@ def test_every_key_is_a_module_of_its_layer(module: ModuleType) -> None:
     owners = {key: image_programs.layer_of(golden_module(f"golden.site_keys.{key}")) for key in list(module.keys())}
     assert owners == {
         "admin_cidrs": "25-firewall", "admin_proxy": "50-nginx", "alerts": "74-alerts", "application": "72-deploy",
-        "backup": "70-backup", "certificate": "65-certificates", "database_clients": "36-database-clients",
+        "backup": "70-backup", "certificate": "65-certificates", "database": "32-remote-database",
+        "database_clients": "36-database-clients",
         "log_collector": "75-logs", "proxies": "50-nginx",
         "server_names": "80-firstboot", "sites": "52-sites",
     }  # fmt: skip

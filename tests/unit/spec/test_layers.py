@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from build.core.errors import SpecError
+from build.spec import golden_yaml as specs
 from build.spec import layers
 from build.spec.layer_yaml import Access, Command
 from build.spec.layers import Node
-from tests.unit.helpers import LAYERS, ROOT, every_layer, read_stack, write_layer
+from tests.unit.helpers import ALTERNATIVES, LAYERS, ROOT, every_layer, read_stack, write_layer
 
 EPOCH = 1795140670
 
@@ -125,7 +126,9 @@ def test_layers_that_the_spec_does_not_name_are_not_read(tmp_path: Path) -> None
 def test_every_committed_layer_is_valid() -> None:
     """Also one that golden.yaml leaves out."""
     found = [layer.name for layer in every_layer().layers]
-    assert tuple(name for name in found if f"/{layers.PARTS}/" not in name) == LAYERS
+    profile = specs.load(ROOT / "profiles/app.yaml")
+    assert set(ALTERNATIVES) <= {layer.name for layer in layers.load_stack(ROOT / "overlays", profile).layers}
+    assert {name for name in found if f"/{layers.PARTS}/" not in name} == set(LAYERS) - set(ALTERNATIVES)
 
 
 def test_a_layer_is_left_out_with_those_that_require_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from build.core import host, run
 from build.core.errors import StepFailed, VerificationFailed
 from build.core.project import Project
 from build.spec import golden_yaml as specs
@@ -45,8 +46,8 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(compositions, "test", test)
     monkeypatch.setattr(compositions, "write_spec", lambda *_words: PROJECT)
     monkeypatch.setattr(compositions, "replace", lambda chosen, **_changes: chosen)
-    monkeypatch.setattr(compositions.run, "is_root", lambda: True)
-    monkeypatch.setattr(compositions.host, "ensure", lambda _tools, **_options: None)
+    monkeypatch.setattr(run, "is_root", lambda: True)
+    monkeypatch.setattr(host, "ensure", lambda _tools, **_options: None)
     return tried
 
 
@@ -62,6 +63,6 @@ def test_the_others_are_tested_after_a_failure(tried: list[str], tmp_path: Path)
 
 def test_an_outside_layer_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = specs.load(PROJECT.spec)
-    monkeypatch.setattr(compositions.specs, "load", lambda _path: dataclasses.replace(spec, outside={"90-site": tmp_path}))
+    monkeypatch.setattr(specs, "load", lambda _path: dataclasses.replace(spec, outside={"90-site": tmp_path}))
     compositions.write_spec(tmp_path, PROJECT, "26-bans", ("10-base", "90-site"))
     assert f"- {tmp_path}\n" in (tmp_path / "26-bans.yaml").read_text()

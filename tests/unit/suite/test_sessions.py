@@ -18,7 +18,7 @@ from tests.unit.cli.test_options import ON_CLUSTER
 from tests.unit.helpers import ROOT
 
 # Sessions that run something else than a command.
-OTHERS = {"tests", "packers", "newcomer", "lab", "projects", "compositions"}
+OTHERS = {"tests", "packers", "newcomer", "lab", "projects", "compositions", "two-machines"}
 SESSION = re.compile(r"nox -s ([a-z][a-z-]*)")
 
 

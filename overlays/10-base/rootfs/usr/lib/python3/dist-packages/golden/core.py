@@ -156,6 +156,25 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.close(directory)
 
 
+def replace_files(directory: Path, wanted: Mapping[str, bytes | None], *, mode: int) -> bool:
+    """Write the files of a directory that differ from what is ``wanted``, and remove those without content.
+
+    Returns True if anything was changed.
+    """
+    changed = False
+    for name, content in wanted.items():
+        path = directory / name
+        found = path.read_bytes() if path.exists() else None
+        if found == content:
+            continue
+        changed = True
+        if content is None:
+            path.unlink()
+        else:
+            write_whole(path, content, mode=mode)
+    return changed
+
+
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
     """Hold a machine-wide lock.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golden.core import pem_certificates, write_whole
+from golden.core import pem_certificates, replace_files
 
 TARGET = Path("/run/golden")
 # Read after 10-golden.conf of the unit, whose PrivateNetwork=true it replaces.
@@ -20,6 +20,7 @@ DROP_IN = Path("/run/systemd/system/postgresql@17-main.service.d/90-database-cli
 SERVER = "postgresql@17-main.service"
 SETTINGS, RULES, NAMES = "postgresql-network.conf", "database-hba.conf", "database-ident.conf"
 CERTIFICATE, KEY, AUTHORITY = "database-server.pem", "database-server.key", "database-clients-ca.pem"
+FILES = (SETTINGS, RULES, NAMES, CERTIFICATE, KEY, AUTHORITY)
 DATABASE, ROLES, MAP = "app", ("app", "app_owner"), "clients"
 READABLE, FOR_GROUP = 0o644, 0o640
 NETWORK = """\
@@ -66,30 +67,14 @@ def files(setting: Setting, *, target: Path = TARGET) -> dict[str, bytes]:
 
 def write(setting: Setting, *, target: Path = TARGET) -> bool:
     """Write what the server reads, or remove it; return True for a change."""
-    wanted, changed = files(setting, target=target), False
-    for name in (SETTINGS, RULES, NAMES, CERTIFICATE, KEY, AUTHORITY):
-        path = target / name
-        found = path.read_bytes() if path.exists() else None
-        if found == wanted.get(name):
-            continue
-        changed = True
-        if name in wanted:
-            # The server accepts a key of root that its group can read, and no other user.
-            write_whole(path, wanted[name], mode=FOR_GROUP)
-        else:
-            path.unlink()
-    return changed
+    wanted = files(setting, target=target)
+    # The server accepts a key of root that its group can read, and no other user.
+    return replace_files(target, {name: wanted.get(name) for name in FILES}, mode=FOR_GROUP)
 
 
 def give_network(setting: Setting, *, drop_in: Path = DROP_IN) -> bool:
     """Give the server's unit a network for the clients, or take it away; return True for a change."""
     addresses = " ".join(dict.fromkeys(client["address"] for client in setting["clients"]))
-    wanted = NETWORK.format(addresses=addresses) if addresses else ""
-    if wanted == (drop_in.read_text(encoding="utf-8") if drop_in.exists() else ""):
-        return False
-    if wanted:
-        drop_in.parent.mkdir(mode=0o755, exist_ok=True)
-        write_whole(drop_in, wanted.encode(), mode=READABLE)
-    else:
-        drop_in.unlink()
-    return True
+    wanted = NETWORK.format(addresses=addresses).encode() if addresses else None
+    drop_in.parent.mkdir(mode=0o755, exist_ok=True)
+    return replace_files(drop_in.parent, {drop_in.name: wanted}, mode=READABLE)

@@ -20,6 +20,7 @@ PATH = r"(/[A-Za-z0-9._@+-]+)+"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 LONGEST_PASSWORD = 1024
 LARGEST_CERTIFICATES = 1 << 20
+LARGEST_KEY = 1 << 16
 
 
 def text_line(value: object) -> str:
@@ -170,6 +171,53 @@ def pem_file(path: str) -> str:
         reason = error.strerror or error
         raise Wrong(f"no certificate in PEM form can be read there ({reason}); put it there first") from None
     return path
+
+
+@kind("The path of a PEM file with a private key without a password, which root alone can read.", pattern=f"^(?:{PATH})$")
+def key_file(value: object) -> str:
+    """Return the path of a private key that root alone can read."""
+    path = readable(unit_path(value))
+    try:
+        status = os.stat(path)  # noqa: PTH116 (as secret_file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_KEY:
+            raise Wrong(f"write the path of a regular file of at most {LARGEST_KEY} bytes")
+        if status.st_mode & 0o077 or status.st_uid:
+            raise Wrong(f"others than root can read it: chown root: {path}; chmod 0600 {path}")
+        if b"PRIVATE KEY-----" not in Path(path).read_bytes():
+            raise Wrong("no private key in PEM form is in it")
+    except OSError as error:
+        raise Wrong(f"{error.strerror}; put the file there first") from None
+    return path
+
+
+def pair_problem(certificate: str | None, key: str | None) -> str:
+    """Return why a private key cannot be used with a certificate; nothing when it can, or one of them is missing."""
+
+    def refuse() -> str:
+        raise Wrong(f"it has a password: openssl pkey -in {key} -out NEW writes it without one")
+
+    if not certificate or not key:
+        return ""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse)
+    except Wrong as wrong:
+        return str(wrong)
+    except OSError as error:  # SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or error
+        return f"it does not belong to the certificate {certificate} ({reason})"
+    return ""
+
+
+@kind("The IP address of another machine, such as 192.0.2.10 or 2001:db8::10.")
+def other_machine(value: object) -> str:
+    """Return the address of another machine, in its usual form."""
+    try:
+        found = ipaddress.ip_address(text_line(value))
+    except ValueError:
+        raise Wrong("write an IP address, such as 192.0.2.10 or 2001:db8::10; no name and no network") from None
+    if found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local:
+        raise Wrong("write the address of another machine")
+    return str(found)
 
 
 @kind("The path of a file with one line, which root alone can read.", pattern=f"^(?:{PATH})$")
