@@ -4,7 +4,7 @@
     nox -s compositions -- 26-bans 70-backup
     nox -s compositions -- --list          what is left without each layer
 
-The packages of each composition are resolved anew, as `nox -s lock` does. A composition that fails does not stop the others.
+The packages of each composition are resolved, as `nox -s lock` does. A composition that fails does not stop the others.
 Needs root.
 """
 

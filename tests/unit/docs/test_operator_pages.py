@@ -54,4 +54,4 @@ def test_user_data_sets_everything_and_is_accepted() -> None:
     assert {fault.key for fault in faults} == {"log_collector.ca", "admin_proxy.client_ca"}
     assert "/etc/golden/site-ca.pem" in files
     # Every key of the full image.
-    assert set(yaml.safe_load(files["/etc/golden/site.yaml"])) == set(settings) - {"sites"}
+    assert set(yaml.safe_load(files["/etc/golden/site.yaml"])) == set(settings) - {"sites", "database", "database_clients"}

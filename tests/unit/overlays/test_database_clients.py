@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from build.core import run
 from tests.unit.golden_modules import golden_module
+from tests.unit.overlays.conftest import Programs, Result
 
 clients = golden_module("golden.database_clients")
 remote = golden_module("golden.remote_database")
@@ -179,3 +181,50 @@ def test_a_fault_leaves_no_connection(pair: Path, changes: dict[str, Any], fault
     assert re.search(fault, faults[0]), faults
     assert remote.files(found) == {}
     assert remote_key.KEY.destinations(found) == {"database": []}
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The directory that the commands write to instead of /run/golden."""
+    target = tmp_path / "run"
+    target.mkdir()
+    monkeypatch.setattr(golden_module("golden.core"), "SITE", tmp_path / "site.json")
+    for module in (clients, remote):
+        monkeypatch.setattr(module, "TARGET", target)
+        monkeypatch.setattr(module, "DROP_IN", tmp_path / module.DROP_IN.parent.name / module.DROP_IN.name)
+    return target
+
+
+def calls(programs: Programs) -> list[list[str]]:
+    """Return what systemctl was started for; whatever is about a service must not wait for it."""
+    found = programs.named("systemctl")
+    assert all(argv[0] == "--no-block" for argv in found if argv != ["daemon-reload"])
+    return [argv if argv == ["daemon-reload"] else argv[1:] for argv in found]
+
+
+def test_the_server_is_restarted_for_its_clients(
+    pair: Path, target: Path, programs: Programs, command: Callable[..., Result]
+) -> None:
+    site = target.parent / "site.json"
+    site.write_text(json.dumps({"database_clients": setting(pair)}))
+    for _again in range(2):
+        assert command("database_clients").out == "clients of the database: app1.example.org\n"
+    assert calls(programs) == [["daemon-reload"], ["try-restart", clients.SERVER]]
+    site.write_text(json.dumps({"database_clients": setting(pair, clients=[])}))
+    assert command("database_clients").out == "clients of the database: none\n"
+    assert calls(programs) == [["daemon-reload"], ["try-restart", clients.SERVER]] * 2
+    assert list(target.iterdir()) == []
+
+
+def test_the_connection_starts_and_stops_with_its_setting(
+    pair: Path, target: Path, programs: Programs, command: Callable[..., Result]
+) -> None:
+    site = target.parent / "site.json"
+    site.write_text(json.dumps({"database": connection(pair, port=5432)}))
+    for _again in range(2):
+        assert command("remote_database").out == "database: 192.0.2.20\n"
+    assert calls(programs) == [["daemon-reload"], ["restart", remote.SERVICE]]
+    site.write_text(json.dumps({"database": None}))
+    assert command("remote_database").out == "database: none\n"
+    assert calls(programs)[2:] == [["daemon-reload"], ["stop", remote.SERVICE]]
+    assert list(target.iterdir()) == []
