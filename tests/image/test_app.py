@@ -445,6 +445,7 @@ def test_health(answers: dict[str, Answer]) -> None:
     assert json.loads(answers["health"].body) == {"db": "ok"}
 
 
+@pytest.mark.layers("30-postgresql")
 @pytest.mark.req("R95", "F08")
 def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
     """Without the database /health returns 503 within 3 s, pages return a plain 503, and both recover by themselves"""
@@ -469,6 +470,7 @@ def test_health_without_database(host: Host, spec: SimpleNamespace) -> None:
     assert [answer["status"] for answer in up] == [200, 200]
 
 
+@pytest.mark.layers("30-postgresql")
 @pytest.mark.req("R95", "F08")
 def test_health_with_a_hanging_database(host: Host, spec: SimpleNamespace) -> None:
     """When the database hangs, /health also returns 503 within 3 s"""

@@ -166,7 +166,7 @@ before = SITE.read_text() if SITE.exists() else ""
 first = os.readlink(APP / "current").split("/")[-1]
 record = APP / "releases" / first / "release.json"
 adopted = not record.exists()
-kept = {path.name for path in BACKUPS.iterdir()}
+kept = {path.name for path in BACKUPS.glob("*")}
 try:
     WORK.mkdir(mode=0o700)
     WHEEL, BODY = repacked("gunicorn")
@@ -257,7 +257,7 @@ finally:
     if adopted:
         record.unlink(missing_ok=True)
     run("rm", "-rf", WORK, FAILS, STATIC / "golden-test", STATE / "site.sha256",
-        *(path for path in BACKUPS.iterdir() if path.name not in kept))
+        *(path for path in BACKUPS.glob("*") if path.name not in kept))
     SITE.write_text(before) if before else SITE.unlink(missing_ok=True)
     run("sh", "-c", "systemctl reset-failed 'golden-deploy*' 'golden-backup*'")
 print(json.dumps(results))
@@ -345,6 +345,7 @@ def test_deployment(story: dict[str, Any]) -> None:
     assert "golden-test/app.one00000000.css" in story["one state"]["static"]
 
 
+@pytest.mark.layers("70-backup")
 @pytest.mark.req("R18", "R92")
 def test_backup_before_migrations(story: dict[str, Any]) -> None:
     """If a recipient for backups is set, a backup precedes the migrations, which run as the owner of the tables"""

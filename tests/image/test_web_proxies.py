@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from testinfra.host import Host
 
 from .facts import Fact, gather
 from .neighbours import play
-from .remote import until
+from .remote import seconds, until
 from .wire import Reply, send, wire
 
 pytestmark = [pytest.mark.story, pytest.mark.layers("application", "25-firewall", "26-bans")]
@@ -131,14 +132,18 @@ def story(host: Host, spec: SimpleNamespace) -> Iterator[dict[str, Any]]:
         banned = f"grep -qsx '{SCANNER} 1;' /run/golden/banned.conf"
         facts["bans"] = gather(host, {"written": until(banned, 40, pause=0.5), "held": "cat /run/golden/banned.conf"})
         # The web server has loaded the file when it refuses the client.
-        host.run(until("! systemctl is-active --quiet golden-bans.service && sleep 1", 20, pause=0.5))
-        facts["after the ban"] = send(
-            host,
-            {
-                who: wire(get("/health?banned", name, f"X-Forwarded-For: {who}"), name=name, source=PROXY)
-                for who in (SCANNER, OTHER)
-            },
-        )
+        deadline = time.monotonic() + seconds(host, 20)
+        while True:
+            facts["after the ban"] = send(
+                host,
+                {
+                    who: wire(get("/health?banned", name, f"X-Forwarded-For: {who}"), name=name, source=PROXY)
+                    for who in (SCANNER, OTHER)
+                },
+            )
+            if facts["after the ban"][SCANNER].statuses == [403] or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         facts["proxy banned"] = gather(
             host,
             {

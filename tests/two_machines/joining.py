@@ -10,8 +10,8 @@ from pathlib import Path
 from build.core import run
 from build.machines import nspawn
 
-# Addresses for documentation (RFC 5737), in a network of the two.
-APP, DATABASE, LENGTH = "192.0.2.10", "192.0.2.20", 24
+# A private network of the two: image tests use the addresses for documentation.
+APP, DATABASE, LENGTH = "10.77.0.10", "10.77.0.20", 24
 NAME = "app1.example.org"
 ENDS = {"app": "golden-app0", "database": "golden-db0"}
 SECONDS = 60
