@@ -434,8 +434,15 @@ def test_limits(answers: dict[str, Answer]) -> None:
     assert answers["large header"].status in (400, 431)
     assert answers["long path"].status == 414
     assert answers["large body"].status == 413
-    for case in ("delete", "trace", "post health"):
+    for case in ("delete", "trace"):
         assert answers[case].status in (403, 405), case
+
+
+@pytest.mark.layers("application")
+@pytest.mark.req("R48", "R57")
+def test_health_is_only_read(answers: dict[str, Answer]) -> None:
+    """The health check accepts no other method than GET and HEAD"""
+    assert answers["post health"].status in (403, 405)
 
 
 @pytest.mark.req("R76")

@@ -96,6 +96,21 @@ def test_a_service_that_does_not_run_fails(verify: Any, machine: Machine) -> Non
     assert verify.read_only(machine, {"unit": "nginx.service", "but": []}) != []
 
 
+def test_a_process_that_ends_while_it_is_read_is_no_fault(verify: Any, machine: Machine, tmp_path: Path) -> None:
+    """As the workers of PostgreSQL do; a service without any process that can be read is one still."""
+    machine.write("/sys/module/apparmor/parameters/enabled", "Y\n")
+    run_nginx(machine)
+    machine.write("/proc/7/attr/current", "nginx (enforce)\n")
+    machine.write("/proc/7/mountinfo", "1 1 0:1 / /etc ro,noatime shared:1 - ext4 x x\n")
+    machine.running["nginx.service"] = [tmp_path / "proc/8", *machine.running["nginx.service"]]
+    check = {"unit": "nginx.service", "user": verify._user(os.getuid()), "at_least": 1, "bounding": 0x400}
+    assert verify.processes(machine, check) == []
+    assert verify.read_only(machine, {"unit": "nginx.service", "but": []}) == []
+    assert verify.confined(machine, {"units": ["nginx.service"]}) == []
+    machine.running["nginx.service"] = [tmp_path / "proc/8"]
+    assert verify.read_only(machine, {"unit": "nginx.service", "but": []}) == ["nginx.service has no process"]
+
+
 def test_more_in_the_bounding_set_than_allowed(verify: Any, machine: Machine) -> None:
     run_nginx(machine)
     check = {"unit": "nginx.service", "user": verify._user(os.getuid()), "at_least": 1}

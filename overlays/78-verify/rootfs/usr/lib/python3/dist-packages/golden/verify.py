@@ -85,6 +85,14 @@ class System:
         return [self.path(f"/proc/{number}") for number in numbers if self.path(f"/proc/{number}/status").exists()]
 
 
+def of_process(process: Path, name: str) -> str:
+    """Return a file of a process in /proc; empty for a process that has ended: a service starts and ends some."""
+    try:
+        return (process / name).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def verify(checks: Sequence[Check], system: System) -> dict[str, Any]:
     """Run the checks; a check that raises an error has failed."""
     system.expect(one["ask"] for check in checks if check["check"] == web.__name__ for one in check["requests"])
@@ -159,7 +167,9 @@ def processes(system: System, check: Check) -> list[str]:
         found.append(f"{check['unit']} has {len(running)} processes, should have {check['at_least']}")
     allowed = int(check.get("bounding", 0))
     for process in running:
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+        if not (text := of_process(process, "status")):
+            continue
+        status = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         who, name = f"process {process.name}", status["Name"].strip()
         users = {_user(int(number)) for number in status["Uid"].split()}
         found += [f"{who} ({name}) runs as {', '.join(sorted(users))}"] if users != {check["user"]} else []
@@ -175,7 +185,9 @@ def read_only(system: System, check: Check) -> list[str]:
     """Find file systems that a unit's processes can write to, except listed mounts and file systems in memory."""
     found, writable = [], (*ALWAYS_WRITABLE, *check["but"])
     for process in system.processes(check["unit"]):
-        for line in (process / "mountinfo").read_text().splitlines():
+        if not (text := of_process(process, "mountinfo")):
+            continue
+        for line in text.splitlines():
             left, _, right = line.partition(" - ")
             mount, options, file_system = left.split()[4], left.split()[5].split(","), right.split()[0]
             known = file_system in IN_MEMORY or any(fnmatch.fnmatch(mount, pattern) for pattern in writable)
@@ -196,7 +208,10 @@ def confined(system: System, check: Check) -> list[str]:
         running = system.processes(unit)
         found += [] if running else [f"{unit} has no process"]
         for process in running:
-            label = (process / "attr" / "current").read_text().strip("\0\n")
+            label = of_process(process, "attr/current").strip("\0\n")
+            # Of a process without a profile the kernel writes "unconfined".
+            if not label and not (process / "status").exists():
+                continue
             found += [] if label.endswith(" (enforce)") else [f"process {process.name} of {unit}: {label or 'no profile'}"]
     return found
 
