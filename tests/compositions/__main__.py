@@ -22,14 +22,15 @@ import yaml
 
 from build.cli import lock
 from build.cli import options as common
-from build.core import files, host, log, run
-from build.core.errors import EXIT_INTERRUPTED, GoldsmithError, HostError, VerificationFailed
+from build.core import files, log
+from build.core.errors import EXIT_INTERRUPTED, GoldsmithError, VerificationFailed
 from build.core.project import Project
 from build.pipeline import build
 from build.pipeline.build import Options
 from build.spec import golden_yaml as specs
 from build.spec import layers
 from build.verify import container, image_tests
+from tests import sessions
 
 
 def main() -> int:
@@ -43,21 +44,20 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print what is left without each layer, and build nothing")
     arguments = parser.parse_args()
     log.configure(json_lines=arguments.log_json, verbose=arguments.verbose)
-    try:
-        chosen = common.downloads_of(arguments)
-        wanted = compositions(chosen.project)
-        if unknown := sorted(set(arguments.names) - set(wanted)):
-            parser.error(f"no such layer in {chosen.project.spec.name}: {', '.join(unknown)}; there are {', '.join(wanted)}")
-        wanted = {name: wanted[name] for name in arguments.names or wanted}
-        if arguments.list:
-            print("\n".join(f"without {name}: {' '.join(left) or 'nothing is left'}" for name, left in wanted.items()))
-            return 0
+    return sessions.exit_code(lambda: act(parser, arguments))
+
+
+def act(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """List or test the compositions. Raises GoldsmithError."""
+    chosen = common.downloads_of(arguments)
+    wanted = compositions(chosen.project)
+    if unknown := sorted(set(arguments.names) - set(wanted)):
+        parser.error(f"no such layer in {chosen.project.spec.name}: {', '.join(unknown)}; there are {', '.join(wanted)}")
+    wanted = {name: wanted[name] for name in arguments.names or wanted}
+    if arguments.list:
+        print("\n".join(f"without {name}: {' '.join(left) or 'nothing is left'}" for name, left in wanted.items()))
+    else:
         test_all(wanted, chosen)
-    except GoldsmithError as error:
-        log.error(error.render())
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     return 0
 
 
@@ -80,9 +80,7 @@ def write_spec(directory: Path, project: Project, name: str, left: Sequence[str]
 
 def test_all(wanted: Mapping[str, Sequence[str]], chosen: Options) -> None:
     """Test each composition; raise VerificationFailed naming those that failed when all were tested."""
-    if not run.is_root():
-        raise HostError("a container that boots systemd needs root", hint="run it as root")
-    host.ensure(host.needed((host.CONTAINER,), container=True), install=chosen.install)
+    sessions.need_container(install=chosen.install)
     failed: dict[str, str] = {}
     directory = chosen.cache.root / "compositions"
     directory.mkdir(parents=True, exist_ok=True)

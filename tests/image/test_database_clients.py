@@ -11,23 +11,16 @@ from testinfra.host import Host
 from .facts import Fact, gather, properties
 from .neighbours import STRANGER, play
 from .remote import until
+from .site_file import BACK, KEEP, applied
 
 pytestmark = [pytest.mark.story, pytest.mark.layers("25-firewall")]
 
-SITE = "/etc/golden/site.yaml"
-KEPT = "/root/golden-test-site.yaml"
 WORK = "/etc/golden/test-clients"
 UNIT = "postgresql@17-main.service"
 NAME = "app1.example.org"
 SETTINGS = (
     f"database_clients: {{certificate: {WORK}/server.pem, key: {WORK}/%s.key, authority: {WORK}/authority.pem, "
     f"clients: [{{name: {NAME}, address: {STRANGER}}}]}}"
-)
-# Adds to the settings of the clone, and restores them.
-KEEP = f"test -e {KEPT} || {{ test -e {SITE} && cp -p {SITE} {KEPT} || : >{KEPT}; }}"
-APPLY = f"umask 077; {{ grep -v ^database_clients: {KEPT}; echo '@SETTINGS@'; }} >{SITE}; golden-site apply --json"
-BACK = (
-    f"if [ -s {KEPT} ]; then cp -p {KEPT} {SITE}; else rm -f {SITE}; fi; rm {KEPT}; golden-site apply --json; rm -r {WORK}"
 )
 # The restart of the server is queued when the command has ended.
 SETTLED = until("! systemctl list-jobs --no-legend | grep -q postgresql@", 30, pause=0.2)
@@ -113,12 +106,12 @@ def story(host: Host) -> dict[str, Any]:
         facts |= gather(host, {"kept": KEEP, "state before": STATE, "unit before": unit})
         host.check_output("sh -c %s", AUTHORITIES)
         facts["before"] = play(host, SCENE, questions | {"attempts": {}})["ports"]
-        facts |= gather(host, {"apply": APPLY.replace("@SETTINGS@", SETTINGS % "server"), "state with": STATE})
+        facts |= gather(host, {"apply": applied(SETTINGS % "server"), "state with": STATE})
         facts["with"] = play(host, SCENE, questions)
         facts |= gather(
             host,
             {
-                "wrong": APPLY.replace("@SETTINGS@", SETTINGS % "good"),
+                "wrong": applied(SETTINGS % "good"),
                 "verify": "golden-verify",
                 "files": "stat -c '%a %U:%G %n' /run/golden/database-* /run/golden/postgresql-network.conf",
                 "exposure": f"systemd-analyze security --no-pager {UNIT} | tail -1",
@@ -126,7 +119,7 @@ def story(host: Host) -> dict[str, Any]:
             },
         )
     finally:
-        facts |= gather(host, {"back": BACK, "state after": STATE, "left": "ls /run/golden"})
+        facts |= gather(host, {"back": BACK, "removed": f"rm -r {WORK}", "state after": STATE, "left": "ls /run/golden"})
     facts["after"] = play(host, SCENE, questions | {"attempts": {}})["ports"]
     return facts
 

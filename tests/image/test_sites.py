@@ -12,6 +12,7 @@ from testinfra.host import Host
 
 from .facts import Fact, gather, properties
 from .neighbours import STRANGER, play
+from .site_file import BACK, KEEP, KEPT, applied
 
 pytestmark = [pytest.mark.story, pytest.mark.layers("25-firewall")]
 
@@ -20,14 +21,8 @@ TOP = "/var/www/sites/goldentest"
 PORT, OTHER_PORT = 8080, 8081
 # An account without privileges.
 UNPRIVILEGED = "nobody"
-SITE = "/etc/golden/site.yaml"
-KEPT = "/root/golden-test-site.yaml"
 SITES = f'sites: [{{name: {WWW}, root: {TOP}}}, {{name: {API}, upstream: "http://{STRANGER}:{PORT}", body: 2M}}]'
 WRONG = f'sites: [{{name: {WWW}, root: {TOP}}}, {{name: {API}, upstream: "http://backend:{PORT}"}}]'
-# Adds to the settings of the clone, and restores them.
-KEEP = f"test -e {KEPT} || {{ test -e {SITE} && cp -p {SITE} {KEPT} || : >{KEPT}; }}"
-APPLY = f"umask 077; {{ grep -v ^sites: {KEPT}; echo '@SITES@'; }} >{SITE}; golden-site apply --json"
-BACK = f"if [ -s {KEPT} ]; then cp -p {KEPT} {SITE}; else rm -f {SITE}; fi; rm {KEPT}; golden-site apply --json"
 FILES = (
     f"umask 022; mkdir -p {TOP}/docs {TOP}/empty {TOP}/.git && "
     f"echo start >{TOP}/index.html && echo page >{TOP}/docs/index.html && "
@@ -118,16 +113,16 @@ def story(host: Host) -> Iterator[dict[str, Any]]:
                 "before": STATE,
                 "kept": KEEP,
                 "files": FILES,
-                "apply": APPLY.replace("@SITES@", SITES),
+                "apply": applied(SITES),
                 "with": STATE,
                 "names": "cat /run/golden/names; cat /run/golden/server-names.conf",
                 "access": "stat -c '%a %U:%G' /run/golden/sites.conf /var/www/sites",
                 "user": "id -u nginx",
                 "filter": "nft list set inet golden upstream_out4; nft list set inet golden site_out",
                 "exposure": "systemd-analyze security --no-pager golden-sites.service | tail -1",
-                "wrong": APPLY.replace("@SITES@", WRONG),
+                "wrong": applied(WRONG),
                 "still": "cat /run/golden/sites.conf",
-                "right": APPLY.replace("@SITES@", SITES),
+                "right": applied(SITES),
             },
         )
         reach = [("nginx", PORT), ("nginx", OTHER_PORT), (UNPRIVILEGED, PORT)]

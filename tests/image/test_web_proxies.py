@@ -14,6 +14,7 @@ from testinfra.host import Host
 from .facts import Fact, gather
 from .neighbours import play
 from .remote import seconds, until
+from .site_file import BACK, KEEP, applied
 from .wire import Reply, send, wire
 
 pytestmark = [pytest.mark.story, pytest.mark.layers("application", "25-firewall", "26-bans")]
@@ -36,15 +37,7 @@ NAMED = {
     "a stranger as a proxy": (STRANGER, [f"X-Forwarded-For: {CLIENT}, {PROXY}"], STRANGER),
     "a stranger with the PROXY protocol": (STRANGER, ["PROXY"], ""),
 }  # fmt: skip
-SITE = "/etc/golden/site.yaml"
-KEPT = "/root/golden-test-site.yaml"
-SETTINGS = "proxies: {{addresses: [{addresses}], client: {client}}}\n"
-# Adds to the settings of the clone, and restores them.
-APPLY = (
-    f"test -e {KEPT} || {{ test -e {SITE} && cp -p {SITE} {KEPT} || : >{KEPT}; }}; "
-    f"umask 077; {{ grep -v ^proxies: {KEPT}; printf %s '@SETTINGS@'; }} >{SITE}; golden-site apply --json"
-)
-BACK = f"if [ -s {KEPT} ]; then cp -p {KEPT} {SITE}; else rm -f {SITE}; fi; rm {KEPT}; golden-site apply --json"
+SETTINGS = "proxies: {{addresses: [{addresses}], client: {client}}}"
 SCENE = r"""
 import ssl
 
@@ -85,7 +78,7 @@ def scene(questions, facts):
 
 def settings(addresses: str, client: str) -> str:
     """Return the command that adds proxies to the site's settings and applies them."""
-    return APPLY.replace("@SETTINGS@", SETTINGS.format(addresses=addresses, client=client))
+    return f"{KEEP}; {applied(SETTINGS.format(addresses=addresses, client=client))}"
 
 
 def get(path: str, name: str, *headers: str) -> str:

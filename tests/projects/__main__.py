@@ -21,14 +21,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from build.cli import options as common
-from build.core import files, host, log, run
-from build.core.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
+from build.core import files, log
+from build.core.errors import EXIT_INTERRUPTED
 from build.machines import nspawn
 from build.packages import wheel_lock, wheels
 from build.pipeline import build
 from build.spec import golden_yaml as specs
 from build.spec.golden_yaml import Spec
 from build.verify import container, image_tests
+from tests import sessions
 from tests.projects.making import PROJECTS
 
 TESTS = Path(__file__).parent
@@ -53,13 +54,7 @@ def main() -> int:
     if unknown := sorted(set(arguments.names) - set(PROJECTS)):
         parser.error(f"no such project: {', '.join(unknown)}; there are {', '.join(PROJECTS)}")
     log.configure(json_lines=arguments.log_json, verbose=arguments.verbose)
-    try:
-        return lock_all(arguments.names or PROJECTS) if arguments.lock else live_all(arguments)
-    except GoldsmithError as error:
-        log.error(error.render())
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return sessions.exit_code(lambda: lock_all(arguments.names or PROJECTS) if arguments.lock else live_all(arguments))
 
 
 def lock_all(names: Iterable[str]) -> int:
@@ -73,10 +68,8 @@ def lock_all(names: Iterable[str]) -> int:
 
 def live_all(arguments: argparse.Namespace) -> int:
     """Boot a container for each project and run its tests there. Raises GoldsmithError for the first that fails."""
-    if not run.is_root():
-        raise HostError("a container that boots systemd needs root", hint="run it as root")
     chosen = common.offline_of(arguments) if arguments.squashfs else common.downloads_of(arguments)
-    host.ensure(host.needed((host.CONTAINER,), container=True), install=chosen.install)
+    sessions.need_container(install=chosen.install)
     squashfs, spec = arguments.squashfs, specs.load(chosen.project.spec)
     if squashfs is None:
         squashfs, spec = build.build_rootfs(chosen)

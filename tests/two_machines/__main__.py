@@ -17,14 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from build.cli import options as common
-from build.core import files, host, log, run
-from build.core.errors import EXIT_INTERRUPTED, GoldsmithError, HostError
+from build.core import files, log
+from build.core.errors import EXIT_INTERRUPTED
 from build.core.project import Project
 from build.machines import nspawn
 from build.pipeline import build
 from build.pipeline.build import Options
 from build.spec.golden_yaml import Spec
 from build.verify import container, image_tests
+from tests import sessions
 from tests.two_machines import joining
 
 TESTS = Path(__file__).parent
@@ -43,17 +44,14 @@ def main() -> int:
     parser.add_argument("--site", action="store_true", help="only the tests of the site, and not the image tests")
     arguments = parser.parse_args()
     log.configure(json_lines=arguments.log_json, verbose=arguments.verbose)
-    try:
-        if not run.is_root():
-            raise HostError("a container that boots systemd needs root", hint="run it as root")
-        chosen = replace(common.downloads_of(arguments), locked=arguments.locked)
-        host.ensure(host.needed((host.CONTAINER,), container=True), install=chosen.install)
-        test(chosen, only_site=arguments.site)
-    except GoldsmithError as error:
-        log.error(error.render())
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return sessions.exit_code(lambda: act(arguments))
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Test the site. Raises GoldsmithError."""
+    chosen = replace(common.downloads_of(arguments), locked=arguments.locked)
+    sessions.need_container(install=chosen.install)
+    test(chosen, only_site=arguments.site)
     return 0
 
 

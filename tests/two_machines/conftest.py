@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,3 @@ def database(leaders: dict[str, int]) -> Iterator[Host]:
     found = entered("database", leaders["database"])
     yield found
     found.backend.close()
-
-
-def site_json(host: Host) -> dict[str, Any]:
-    """Return the settings that are in force."""
-    found: dict[str, Any] = json.loads(host.check_output("cat /run/golden/site.json"))
-    return found

@@ -132,9 +132,8 @@ def test_another_machine_for_the_application(
     os.kill(leaders["app"], signal.SIGKILL)
     place = scratch / "another"
     place.mkdir()
-    image = SimpleNamespace(admin=SimpleNamespace(user=spec.admin.user))
     with (
-        nspawn.booted(Path(context["squashfs"]), spec=image, scratch=place) as leader,  # type: ignore[arg-type]
+        nspawn.booted(Path(context["squashfs"]), spec=spec, scratch=place) as leader,  # type: ignore[arg-type]
         joining.cable(leader, leaders["database"]),
     ):
         joining.settle("app", place / "root", leader, scratch / "authority")

@@ -159,7 +159,7 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 def replace_files(directory: Path, wanted: Mapping[str, bytes | None], *, mode: int) -> bool:
     """Write the files of a directory that differ from what is ``wanted``, and remove those without content.
 
-    Returns True if anything was changed.
+    The directory is made for the first file. Returns True if anything was changed.
     """
     changed = False
     for name, content in wanted.items():
@@ -171,6 +171,7 @@ def replace_files(directory: Path, wanted: Mapping[str, bytes | None], *, mode: 
         if content is None:
             path.unlink()
         else:
+            directory.mkdir(mode=0o755, exist_ok=True)
             write_whole(path, content, mode=mode)
     return changed
 

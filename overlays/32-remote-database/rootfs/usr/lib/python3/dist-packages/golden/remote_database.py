@@ -50,5 +50,4 @@ def write(setting: Setting | None, *, target: Path = TARGET) -> bool:
 def open_address(setting: Setting | None, *, drop_in: Path = DROP_IN) -> bool:
     """Let the unit send packets to the server, or to no address; return True for a change."""
     wanted = NETWORK.format(**setting).encode() if setting else None
-    drop_in.parent.mkdir(mode=0o755, exist_ok=True)
     return replace_files(drop_in.parent, {drop_in.name: wanted}, mode=READABLE)

@@ -76,5 +76,4 @@ def give_network(setting: Setting, *, drop_in: Path = DROP_IN) -> bool:
     """Give the server's unit a network for the clients, or take it away; return True for a change."""
     addresses = " ".join(dict.fromkeys(client["address"] for client in setting["clients"]))
     wanted = NETWORK.format(addresses=addresses).encode() if addresses else None
-    drop_in.parent.mkdir(mode=0o755, exist_ok=True)
     return replace_files(drop_in.parent, {drop_in.name: wanted}, mode=READABLE)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from golden.core import pem_certificates, write_whole
+from golden.core import pem_certificates, replace_files
 
 TARGET = Path("/run/golden")
 FILE, AUTHORITY = "sites.conf", "site-{number}-ca.pem"
 # Read after hardening.conf of the same directory, whose PrivateNetwork=true it replaces.
 DROP_IN = Path("/run/systemd/system/nginx.service.d/upstreams.conf")
 CLOSED = "php[0-9]?|phtml|phar|py|pyc|sh|env|ini|sql|sqlite3?|db|bak|old|orig|save|swp|key|pem"
+READABLE = 0o644
 PORTS = {"http": 80, "https": 443}
 NETWORK = """\
 # Written by golden-sites.service: a site of /etc/golden/site.yaml has an upstream. The packet filter decides which
@@ -126,28 +127,15 @@ def server(upstream: str) -> tuple[str, int]:
 def write(sites: Sites, *, target: Path = TARGET) -> None:
     """Write what nginx reads, or remove it."""
     text = lines(sites, target=target)
-    authorities = {
-        target / AUTHORITY.format(number=number): Path(site["ca"]) for number, site in enumerate(sites, 1) if site["ca"]
-    }
-    for path in target.glob(AUTHORITY.format(number="*")):
-        if path not in authorities:
-            path.unlink()
-    for path, source in authorities.items():
-        write_whole(path, pem_certificates(source.read_bytes()).encode(), mode=0o644)
-    if text:
-        write_whole(target / FILE, text.encode(), mode=0o644)
-    else:
-        (target / FILE).unlink(missing_ok=True)
+    wanted: dict[str, bytes | None] = {path.name: None for path in target.glob(AUTHORITY.format(number="*"))}
+    for number, site in enumerate(sites, 1):
+        if site["ca"]:
+            wanted[AUTHORITY.format(number=number)] = pem_certificates(Path(site["ca"]).read_bytes()).encode()
+    # nginx's own file last: it names the others.
+    replace_files(target, {**wanted, FILE: text.encode() or None}, mode=READABLE)
 
 
 def give_network(sites: Sites, *, drop_in: Path = DROP_IN) -> bool:
     """Give the web server's unit a network if a site has an upstream, or take it away; return True for a change."""
-    wanted = any(site["upstream"] for site in sites)
-    if wanted == drop_in.exists():
-        return False
-    if wanted:
-        drop_in.parent.mkdir(mode=0o755, exist_ok=True)
-        write_whole(drop_in, NETWORK.encode(), mode=0o644)
-    else:
-        drop_in.unlink()
-    return True
+    wanted = NETWORK.encode() if any(site["upstream"] for site in sites) else None
+    return replace_files(drop_in.parent, {drop_in.name: wanted}, mode=READABLE)

@@ -12,7 +12,7 @@ REFUSED = "InconsistentMigrationHistory"
 CONNECT = ("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--host=/run/postgresql",
            "--username=app_owner", "--dbname=app")  # fmt: skip
 FIXED = "SET search_path TO pg_catalog;\n"
-# A division by zero ends the transaction, and with it the command. The rest is what app.sql (database.d of 40-app) does
+# A division by zero ends the transaction, and with it the command. The rest is what app.sql (35-app-database) does
 # for the first schema.
 PUT = """SELECT 1 / (NOT EXISTS (SELECT FROM public.auth_user) AND NOT EXISTS (SELECT FROM public.pages_upload))::int;
 ALTER SCHEMA public RENAME TO demonstration;
