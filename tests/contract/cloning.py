@@ -19,6 +19,7 @@ from build.proxmox import client, guest_agent
 from build.spec.cluster import Token
 from tests.contract.shipping import Bench
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 OPERATOR = Token("goldsmith@pve", "operator", "00000000-0000-0000-0000-000000000003")
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKeyOfThisVeryMachineAndOfNoOther00000000000"
@@ -26,7 +27,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF/s62b/yG842VJ4bG1pbHnC28I53U6RtGcp1
 ADDRESS = "192.0.2.10"
 REQUEST = Request(
     name="web1", addresses=f"ip={ADDRESS}/24,gw=192.0.2.1", keys=KEY, admin_cidrs=("192.0.2.0/24",),
-    server_names=("www.example.org",), timeout=20.0,
+    server_names=("www.example.org",), timeout=PATIENCE_SECONDS,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from build.replace import preflight, switch
 from build.replace import replace as replacing
 from tests.contract.cloning import HOST_KEY, OPERATOR, Field, Guests
 from tests.contract.shipping import make_artifact
+from tests.patience import PATIENCE_SECONDS
 
 NEWER = "golden-1.3.0"
 
@@ -80,8 +81,10 @@ class Ground:
         return self.field.proxmox
 
     def job(self, api: client.Api, **changes: Any) -> replacing.Job:
+        # What is sick would be awaited for the whole time.
+        timeout = 3.0 if self.proxmox.sick else PATIENCE_SECONDS
         return dataclasses.replace(
-            replacing.Job(api, self.field.bench.settings, "golden", "candidate", timeout=3.0), **changes
+            replacing.Job(api, self.field.bench.settings, "golden", "candidate", timeout=timeout), **changes
         )
 
     def replace(self, **changes: Any) -> replacing.Replaced:

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ from build.spec.layers import load_stack
 from build.verify import stocktaking  # fmt: skip
 from tests.fakes import Fake, Fakes
 from tests.interruption.goldsmith import CHANGES, MEDIUM_TOOL
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.archives import Lists, trusted
 from tests.unit.helpers import ROOT, Mirror, make_checkout, make_deb, make_disk_image, wait_for, write_lock
 from tests.unit.inventories import inventory_of, kept, said
@@ -52,7 +52,7 @@ from tests.unit.verify.test_verify import CONFTEST, GOOD
 QEMU_IMG = shutil.which("qemu-img")
 BIN = Path(__file__).parent / "bin"
 # Limits for what hangs, in seconds; a busy host needs a minute for what an idle one does in two seconds.
-PATIENCE, GONE_SECONDS = 300.0, 30.0
+PATIENCE = 300.0
 STAGES = ("base", "rootfs", "media", "disk", "verify")
 COPYING = "Nov 22 05:00:01 main-menu[215]: INFO: Menu item 'live-installer' selected\n"
 FINISHING = "Nov 22 05:00:02 main-menu[215]: INFO: Menu item 'finish-install' selected\n"
@@ -182,7 +182,7 @@ class Line:
     def assert_nothing_came_of_it(self) -> None:
         assert self.published() == []
         assert self.scratch() == []
-        assert wait_for(lambda: not self.processes(), seconds=GONE_SECONDS), self.processes()
+        assert wait_for(lambda: not self.processes()), self.processes()
 
 
 def write_rootfs(path: Path) -> None:
@@ -375,10 +375,8 @@ def test_a_build_without_network_works_and_says_so(line: Line, capsys: pytest.Ca
     line.forget("verify")
     words = ["--mirror", "http://127.0.0.1:9/debian", "--security-mirror", "http://127.0.0.1:9/debian-security"]
     line.forget("base")
-    begun = time.monotonic()
     assert line.run(capsys, *words) == 0, line.err
     assert pending(line).startswith("not checked: the mirror cannot be reached: Could not connect to 127.0.0.1:9")
-    assert time.monotonic() - begun < apt.QUICK_SECONDS
 
 
 def test_fresh_builds_with_the_newest_packages(line: Line, lists: Lists, capsys: pytest.CaptureFixture[str]) -> None:
@@ -746,8 +744,8 @@ def test_a_polite_kill_leaves_nothing(held: Held) -> None:
 def test_what_a_kill_leaves_is_removed_by_the_next_build(held: Held, capsys: pytest.CaptureFixture[str]) -> None:
     line, goldsmith = held
     goldsmith.kill()
-    goldsmith.wait(10)
-    assert wait_for(lambda: not line.processes(), seconds=GONE_SECONDS), line.processes()
+    goldsmith.wait(PATIENCE_SECONDS)
+    assert wait_for(lambda: not line.processes()), line.processes()
     assert line.published() == []
     assert line.scratch()
     install_fakes(line)

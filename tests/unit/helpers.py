@@ -27,6 +27,7 @@ from build.spec import golden_yaml as specs
 from build.spec import inputs, layers
 from build.spec.golden_yaml import Spec
 from build.spec.layers import Stack, load_stack
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 # Those that provide what a layer of golden.yaml provides too; profiles/app.yaml has them.
@@ -151,11 +152,11 @@ def running(token: str) -> list[int]:
 
 
 def gone(token: str) -> bool:
-    """Return True if no process with ``token`` is left; the kernel takes a moment to remove a killed one."""
-    return wait_for(lambda: not running(token), seconds=3)
+    """Return True when no process with ``token`` is left; the kernel takes a moment to remove a killed one."""
+    return wait_for(lambda: not running(token))
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> bool:
+def wait_for(condition: Callable[[], object], *, seconds: float = PATIENCE_SECONDS) -> bool:
     """Wait until ``condition`` holds; return True if it did in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -187,7 +188,7 @@ def running_python(code: str, *words: str | Path) -> Iterator[subprocess.Popen[b
 def kill_alone(process: subprocess.Popen[bytes], token: str) -> None:
     """Kill this process only; every process with ``token`` must end too."""
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(PATIENCE_SECONDS)
     assert gone(token), running(token)
 
 

@@ -15,6 +15,7 @@ from tests.contract.cloning import OPERATOR, Field, Guests
 from tests.contract.publish.test_publish_faults import Fault, denied, lost, named, refuse, task_error
 from tests.contract.shipping import NAME
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 CLONE = "/nodes/pve1/qemu/9000/clone"
 DATA: dict[str, Any] = {"more_disk_gib": 1, "data_gib": 40}
@@ -213,7 +214,7 @@ def test_another_clone_of_the_same_template_goes_on(field: Field) -> None:
     field.proxmox.on_task = lambda _kind: begun.set()
     with client.Api(field.bench.settings, OPERATOR) as api:
         upid = api.post(CLONE, newid=500, name="theirs", full=1, pool="golden-clones")
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE_SECONDS)
         # Ours is whole, and gone again, long before theirs.
         field.proxmox.durations["qmclone"] = 0.0
         field.proxmox.lost_answers.add(("POST", CLONE))

@@ -21,6 +21,7 @@ from build.proxmox import client, roles
 from build.spec.cluster import Role
 from tests.contract.shipping import Bench, image_bytes
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 ANSWERS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "data" / "pve" / "answers.yaml").read_text())
 FIELDS = {"what", "versions", "given", "method", "path", "parameters", "status", "message", "task", "data", "lacks", "after"}
@@ -185,7 +186,7 @@ def ask(bench: Bench, entry: dict[str, Any], extra: Files) -> requests.Response:
     return requests.request(
         entry["method"], f"https://{bench.settings.host}:{bench.settings.port}/api2/json{path}",
         headers={"Authorization": f"PVEAPIToken={bench.token.identity}={bench.token.secret}"},
-        verify=str(bench.settings.ca), timeout=30, **options,
+        verify=str(bench.settings.ca), timeout=PATIENCE_SECONDS, **options,
     )  # fmt: skip
 
 

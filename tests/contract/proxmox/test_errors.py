@@ -24,6 +24,7 @@ from tests.contract.interleaving import Scene, _no_patience
 from tests.contract.replacing import Ground, Machines, prepare
 from tests.contract.shipping import make_artifact, write_spec
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 __all__ = ["_no_patience"]
 
@@ -68,7 +69,8 @@ def line(ground: Ground, place: Path, command: str) -> list[str]:
         CLONE: ["--name", "web2", "--ip", "192.0.2.11/24,gw=192.0.2.1", "--ssh-key", str(place / "key.pub"), "--no-wait",
                 "--channel", "candidate"],
         PROMOTE: ["1.2.3" if not list(root.rglob("releases.jsonl")) else "1.4.0"],
-        REPLACE: ["web1", "--to", "1.3.0", "--timeout", "3"], PRUNE: ["--apply", "--days", "0"], HISTORY: ["--rebuild"],
+        REPLACE: ["web1", "--to", "1.3.0", "--timeout", str(PATIENCE_SECONDS)],
+        PRUNE: ["--apply", "--days", "0"], HISTORY: ["--rebuild"],
         DOCTOR: ["--proxmox"],
     }.get(command, [])  # fmt: skip
     cache = ["--cache", str(place / "cache")] if command in (PUBLISH, CLONE, PROMOTE, REPLACE, DOCTOR) else []

@@ -19,6 +19,7 @@ from tests.contract.cloning import OPERATOR, Field, Guests
 from tests.contract.conftest import TOKEN
 from tests.contract.shipping import NAME, Bench, make_artifact
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 SEEDS = range(6)
 SCALE, JITTER_SECONDS = 0.02, 2.0
@@ -119,11 +120,11 @@ def test_a_publisher_that_verifies_is_not_disturbed(bench: Bench) -> None:
 
     def verify(_subject: publish.Subject) -> None:
         verifying.set()
-        assert refused.wait(30)
+        assert refused.wait(PATIENCE_SECONDS)
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(bench.publish, artifact, verifier=verify)
-        assert verifying.wait(30)
+        assert verifying.wait(PATIENCE_SECONDS)
         with pytest.raises(claim.ConcurrentRun, match="another host is publishing the same image") as caught:
             bench.publish(artifact)
         assert caught.value.exit_code == 1
@@ -165,13 +166,13 @@ def test_a_publisher_whose_clone_takes_long_is_not_disturbed(bench: Bench) -> No
         wait = slow_clone(bench, subject, 2.5)
         verifying.set()
         wait()
-        assert refused.wait(30)
+        assert refused.wait(PATIENCE_SECONDS)
         with client.Api(bench.settings, OPERATOR) as api:
             vms.remove(api, subject.node, subject.vmid + 1)
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(bench.publish, artifact, verifier=verify)
-        assert verifying.wait(30)
+        assert verifying.wait(PATIENCE_SECONDS)
         with pytest.raises(claim.ConcurrentRun, match="another host is publishing the same image"):
             bench.publish(artifact)
         refused.set()

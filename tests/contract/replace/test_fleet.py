@@ -17,6 +17,7 @@ from tests.contract.cloning import OPERATOR, Field
 from tests.contract.replacing import NEWER, Ground, Machines, prepare
 from tests.contract.shipping import write_spec
 from tests.fakes.proxmox import Proxmox
+from tests.patience import PATIENCE_SECONDS
 
 CHANNELS = ("candidate", "stable")
 VERIFY = {"ok": True, "time": "2026-01-04T03:10:00+00:00", "checks": [{"title": "Units", "result": "PASS"}]}
@@ -171,7 +172,7 @@ def test_the_replace_command(
 ) -> None:
     write_spec(tmp_path, ground.field.bench.settings)
     monkeypatch.setenv("GOLDSMITH_PVE_TOKEN_REPLACER", f"{OPERATOR.identity}={OPERATOR.secret}")
-    words = ["--project", str(tmp_path), "--cache", str(tmp_path / "cache"), "--timeout", "3"]
+    words = ["--project", str(tmp_path), "--cache", str(tmp_path / "cache"), "--timeout", str(PATIENCE_SECONDS)]
     assert main.main(["replace", "web1", "--to", "1.3.0", "--json", *words]) == 0
     [fact] = json.loads(capsys.readouterr().out)
     assert (fact["template"], fact["kept_vmid"], fact["changed"]) == (NEWER, ground.old, True)

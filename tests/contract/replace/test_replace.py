@@ -306,7 +306,7 @@ def test_what_cannot_be_replaced_is_left_alone(ground: Ground, arrange: Any, nam
     arrange(ground)
     before = ground.proxmox.inventory()
     with pytest.raises(SpecError, match=r"cannot be replaced") as caught:
-        ground.replace()
+        ground.replace(**({"timeout": 1.0} if arrange is sick_before else {}))
     assert named in caught.value.details
     assert ground.proxmox.inventory() == before
     assert not [call for call in ground.proxmox.calls if call[0] != "GET"]

@@ -16,6 +16,7 @@ from build.artifact import artifact
 from build.artifact.artifact import Artifact
 from build.core import files, run
 from build.core.errors import SpecError, StepFailed
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.artifacts import committable, parsed
 from tests.unit.helpers import DATE
 
@@ -60,7 +61,7 @@ def test_an_artifact_is_named_by_its_image_and_holds_everything(tmp_path: Path) 
 
 def test_sums_are_what_sha256sum_reads(tmp_path: Path) -> None:
     made = commit(tmp_path)
-    done = run.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made.path, timeout=30)
+    done = run.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made.path, timeout=PATIENCE_SECONDS)
     assert done.stdout.count(": OK") == 4
     assert artifact.check(made.path) == []
 

@@ -31,6 +31,7 @@ from build.rootfs.base import BaseFacts
 from build.rootfs.rootfs import RootfsFacts
 from build.verify.verify import VerifyFacts
 from tests import proven
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import DATE, make_checkout, write_layer
 from tests.unit.inventories import PLOT, inventory_of
 
@@ -138,7 +139,8 @@ def test_the_manifest_tells_everything_about_the_image(options: Options) -> None
     assert list(inputs["layers"]) == ["10-base"]
     assert inputs["spec"]["hostname"] == "golden"
     assert (manifest["packages"], manifest["installer"]) == ({"nginx": "1.0-1"}, {"udeb": "1.0-1"})
-    assert manifest["tools"] == {"uname": run.run(["uname", "-r"], timeout=10).stdout.strip(), "packer": "Packer 1.6.6"}
+    release = run.run(["uname", "-r"], timeout=PATIENCE_SECONDS).stdout.strip()
+    assert manifest["tools"] == {"uname": release, "packer": "Packer 1.6.6"}
     assert manifest["accelerator"] == {"kind": "tcg", "reason": "there is no /dev/kvm"}
     assert manifest["verification"]["boot"]["uefi"] == {"ready": 70.0}
     assert manifest["retries"] == {"installer": 1, "clones": 1}

@@ -24,6 +24,7 @@ from build.core.errors import HostError, SpecError, StepFailed
 from build.machines import disk_image
 from tests import proven
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import golden, write_spec
 
 ALICE, BOB = "alice@example.org", "bob@example.org"
@@ -55,11 +56,11 @@ def verify(found: Artifact, *words: object) -> int:
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An agent that ends with the test."""
     # Short: the path of a socket has a limit.
-    said = run.run(["ssh-agent", "-s"], timeout=30).stdout
+    said = run.run(["ssh-agent", "-s"], timeout=PATIENCE_SECONDS).stdout
     variables = dict(re.findall(r"(SSH_[A-Z_]+)=([^;]+);", said))
     monkeypatch.setenv("SSH_AUTH_SOCK", variables["SSH_AUTH_SOCK"])
     yield
-    run.run(["ssh-agent", "-k"], timeout=30, env=variables)
+    run.run(["ssh-agent", "-k"], timeout=PATIENCE_SECONDS, env=variables)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_every_kind_of_key_signs_and_says_whose_it_is(tmp_path: Path, kind: str)
 def test_the_agent_signs_with_the_key_that_it_holds(
     tmp_path: Path, found: Artifact, key: Path, agent: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.run(["ssh-add", "-q", key], timeout=30, env={"SSH_AUTH_SOCK": os.environ["SSH_AUTH_SOCK"]})
+    run.run(["ssh-add", "-q", key], timeout=PATIENCE_SECONDS, env={"SSH_AUTH_SOCK": os.environ["SSH_AUTH_SOCK"]})
     key.unlink()
     assert attest(found, "--key", key.with_suffix(".pub")) == 0
     assert verify(found, "--signers", proven.allow(tmp_path / "signers", key)) == 0
@@ -148,7 +149,7 @@ def test_the_name_is_that_of_the_allowed_signers_else_the_keys_comment(
 @pytest.mark.parametrize("name", ["../x", "-x", "a b", "x/y", ""])
 def test_a_name_that_is_no_file_name_is_refused(found: Artifact, tmp_path: Path, name: str) -> None:
     key = proven.make_key(tmp_path / "keys", "key", kind="ed25519")
-    run.run(["ssh-keygen", "-q", "-c", "-C", "", "-f", key], timeout=30)
+    run.run(["ssh-keygen", "-q", "-c", "-C", "", "-f", key], timeout=PATIENCE_SECONDS)
     assert attest(found, "--key", key, f"--identity={name}") == 2
     assert list(verification.place(found).glob("*.sig")) == []
 

@@ -18,6 +18,7 @@ from build.core import files
 from build.core.cache import Cache, StageKey, stage_key
 from build.core.errors import StepFailed
 from build.core.records import Record
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_a_second_build_of_the_same_key_waits_and_reuses(cache: Cache, capsys: p
 
     def slow(out: Path) -> Mapping[str, Any]:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE_SECONDS)
         (out / "x").touch()
         return {}
 
@@ -159,13 +160,13 @@ def test_a_second_build_of_the_same_key_waits_and_reuses(cache: Cache, capsys: p
     first = threading.Thread(target=lambda: results.update(first=cache.obtain(key(), slow)))
     second = threading.Thread(target=lambda: results.update(second=cache.obtain(key(), never)))
     first.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE_SECONDS)
     second.start()
     second.join(0.2)
     assert second.is_alive()
     go_on.set()
     for thread in (first, second):
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
     assert (results["first"].reused, results["second"].reused) == (False, True)
     assert f"another build is running stage base {key().key}: waiting for it\n" in capsys.readouterr().err
 
@@ -175,7 +176,7 @@ def test_builds_of_two_keys_do_not_wait_for_each_other(cache: Cache) -> None:
         (out / "x").write_text("outer")
         inner = threading.Thread(target=lambda: cache.obtain(key(2), maker("inner")))
         inner.start()
-        inner.join(10)
+        inner.join(PATIENCE_SECONDS)
         assert not inner.is_alive()
         return {}
 

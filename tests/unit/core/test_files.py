@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from build.core import files, run
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import ROOT, start_python
 
 # --- bytes and hashes -------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_a_lock_makes_the_second_wait_and_say_so_once(tmp_path: Path, capsys: py
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.2)
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert entered.is_set()
     assert capsys.readouterr().err == "it is locked\n"
 
@@ -147,7 +148,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
         with files.scratch(tmp_path):
             assert left.is_dir(), "its maker lives"
         killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.wait(PATIENCE_SECONDS)
         assert left.is_dir(), "a killed process removes nothing"
         with files.scratch(tmp_path) as path:
             assert leftovers(tmp_path) == [path.name]
@@ -180,7 +181,7 @@ print(rounds)
 
 def test_concurrent_runs_do_not_take_each_others_scratch(tmp_path: Path) -> None:
     crowd = [start_python(CROWD, tmp_path, mark) for mark in ("one", "two", "three")]
-    said = [one.communicate(timeout=30)[0].decode() for one in crowd]
+    said = [one.communicate(timeout=PATIENCE_SECONDS)[0].decode() for one in crowd]
     assert [one.returncode for one in crowd] == [0, 0, 0], "".join(said)
     rounds = dict(zip(("one", "two", "three"), map(int, said), strict=True))
     assert min(rounds.values()) > 2
@@ -220,7 +221,7 @@ def test_remove_tree_takes_what_was_made_read_only(tmp_path: Path) -> None:
     # Without capabilities root may do no more than the owner of a file.
     bare = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--"] if run.is_root() else []
     code = "import sys, pathlib; from build.core import files; files.remove_tree(pathlib.Path(sys.argv[1]))"
-    run.run([*bare, sys.executable, "-c", code, str(tree)], timeout=30, cwd=ROOT)
+    run.run([*bare, sys.executable, "-c", code, str(tree)], timeout=PATIENCE_SECONDS, cwd=ROOT)
     assert not tree.exists()
 
 

@@ -15,6 +15,7 @@ import pytest
 from build.core import run
 from build.core.errors import CommandFailed, HostError
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import gone, kill_alone, running, running_python, wait_for
 
 ENDLESS = "300"
@@ -35,18 +36,18 @@ def sleeper(token: str) -> list[str]:
 
 
 def test_output_is_returned_as_text() -> None:
-    done = run.run(["sh", "-c", "echo out; echo err >&2; printf '\\377'"], timeout=10)
+    done = run.run(["sh", "-c", "echo out; echo err >&2; printf '\\377'"], timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n�", "err\n")
 
 
 def test_standard_input_is_empty_unless_given() -> None:
-    assert run.run(["cat"], timeout=10).stdout == ""
-    assert run.run(["cat"], timeout=10, stdin=b"given").stdout == "given"
+    assert run.run(["cat"], timeout=PATIENCE_SECONDS).stdout == ""
+    assert run.run(["cat"], timeout=PATIENCE_SECONDS, stdin=b"given").stdout == "given"
 
 
 def test_failure_tells_name_status_and_last_lines() -> None:
     with pytest.raises(CommandFailed) as caught:
-        run.run(["sh", "-c", "seq 100 >&2; echo ignored; exit 3"], timeout=10, hint="do this")
+        run.run(["sh", "-c", "seq 100 >&2; echo ignored; exit 3"], timeout=PATIENCE_SECONDS, hint="do this")
     error = caught.value
     assert (error.brief, error.returncode, error.hint) == ("sh failed with status 3", 3, "do this")
     assert error.details.splitlines() == [str(number) for number in range(76, 101)]
@@ -54,19 +55,19 @@ def test_failure_tells_name_status_and_last_lines() -> None:
 
 def test_failure_without_a_word_on_standard_error_tells_standard_output() -> None:
     with pytest.raises(CommandFailed) as caught:
-        run.run(["sh", "-c", "echo text here; exit 1"], timeout=10)
+        run.run(["sh", "-c", "echo text here; exit 1"], timeout=PATIENCE_SECONDS)
     assert caught.value.details == "text here"
 
 
 def test_failure_can_be_asked_for_instead_of_raised() -> None:
-    assert run.run(["sh", "-c", "exit 7"], timeout=10, check=False).returncode == 7
+    assert run.run(["sh", "-c", "exit 7"], timeout=PATIENCE_SECONDS, check=False).returncode == 7
 
 
 def test_log_takes_command_and_output_of_every_run(tmp_path: Path) -> None:
     log = tmp_path / "deep" / "x.log"
-    run.run(["echo", "first one"], timeout=10, log=log)
+    run.run(["echo", "first one"], timeout=PATIENCE_SECONDS, log=log)
     with pytest.raises(CommandFailed) as caught:
-        run.run(["sh", "-c", "echo second >&2; exit 1"], timeout=10, log=log)
+        run.run(["sh", "-c", "echo second >&2; exit 1"], timeout=PATIENCE_SECONDS, log=log)
     assert log.read_text() == "$ echo 'first one'\nfirst one\n$ sh -c 'echo second >&2; exit 1'\nsecond\n"
     assert caught.value.hint == f"the whole output is in {log}"
 
@@ -75,7 +76,8 @@ def test_environment_is_built_and_not_inherited(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DJANGO_SECRET_KEY", "secret")
     monkeypatch.setenv("LANG", "de_AT.UTF-8")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    variables = dict(line.split("=", 1) for line in run.run(["env"], timeout=10, env={"MINE": "1"}).stdout.splitlines())
+    said = run.run(["env"], timeout=PATIENCE_SECONDS, env={"MINE": "1"}).stdout
+    variables = dict(line.split("=", 1) for line in said.splitlines())
     assert "DJANGO_SECRET_KEY" not in variables
     assert (variables["LANG"], variables["LC_ALL"], variables["MINE"]) == ("C.UTF-8", "C.UTF-8", "1")
     assert variables["https_proxy"] == "http://proxy.example:3128"
@@ -89,7 +91,7 @@ def test_administrators_directories_are_searched_too(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("contained", [False, True])
 def test_a_missing_program_is_the_hosts_fault_and_its_package_is_named(only_fakes: Fakes, *, contained: bool) -> None:
     with pytest.raises(HostError) as caught:
-        run.run(["mksquashfs", "-version"], timeout=10, contained=contained)
+        run.run(["mksquashfs", "-version"], timeout=PATIENCE_SECONDS, contained=contained)
     assert caught.value.brief == "mksquashfs cannot be run: command not found"
     assert caught.value.hint == "apt-get install --yes squashfs-tools   (as root)"
 
@@ -111,7 +113,7 @@ def test_time_limit_ends_the_whole_group(token: str) -> None:
     begun = time.monotonic()
     with pytest.raises(CommandFailed) as caught:
         run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} & wait", token], timeout=0.3, hint="try again")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < PATIENCE_SECONDS
     assert caught.value.brief == "sh did not finish within 0 s"
     assert (caught.value.returncode, caught.value.hint) == (-1, "try again")
     assert gone(token)
@@ -133,7 +135,7 @@ def test_time_limit_ends_what_a_finished_command_left_behind(token: str) -> None
 
 
 def test_a_command_that_succeeds_leaves_nobody_behind(token: str) -> None:
-    run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} >/dev/null 2>&1 &"], timeout=10)
+    run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} >/dev/null 2>&1 &"], timeout=PATIENCE_SECONDS)
     assert gone(token)
 
 
@@ -174,24 +176,24 @@ def test_a_spawned_process_ends_when_the_block_fails(tmp_path: Path, token: str)
 def test_a_spawned_process_tells_its_status_and_output(tmp_path: Path) -> None:
     log = tmp_path / "deep" / "log"
     with run.spawn(["sh", "-c", "echo out; echo err >&2; exit 5"], log=log) as process:
-        assert process.wait(10) == 5
+        assert process.wait(PATIENCE_SECONDS) == 5
         assert (process.poll(), process.name) == (5, "sh")
     assert log.read_text() == "out\nerr\n"
 
 
 def test_contained_exit_status_and_output_are_the_commands_own() -> None:
-    done = run.run(["sh", "-c", "echo text; exit 9"], timeout=10, check=False, contained=True)
+    done = run.run(["sh", "-c", "echo text; exit 9"], timeout=PATIENCE_SECONDS, check=False, contained=True)
     assert (done.returncode, done.stdout) == (9, "text\n")
 
 
 def test_a_contained_command_is_the_first_process_of_its_name_space() -> None:
-    assert run.run(["sh", "-c", "echo $$"], timeout=10, contained=True).stdout == "1\n"
+    assert run.run(["sh", "-c", "echo $$"], timeout=PATIENCE_SECONDS, contained=True).stdout == "1\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_mounts_of_a_contained_command_stay_inside(tmp_path: Path) -> None:
     script = f"mount -t tmpfs none {tmp_path} && touch {tmp_path}/inside && ls {tmp_path}"
-    assert run.run(["sh", "-c", script], timeout=10, contained=True).stdout == "inside\n"
+    assert run.run(["sh", "-c", script], timeout=PATIENCE_SECONDS, contained=True).stdout == "inside\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,7 +232,8 @@ def test_other_children_die_too_when_goldsmith_is_killed(tmp_path: Path, token: 
 def test_a_child_whose_parent_is_gone_already_does_not_start(tmp_path: Path) -> None:
     """Goldsmith may be killed before its child has asked the kernel to be killed too."""
     for parent, expected in ((os.getpid(), True), (os.getppid(), False)):
-        done = subprocess.run([*run.dies_with(parent), "touch", tmp_path / str(parent)], check=False, timeout=30)
+        command = [*run.dies_with(parent), "touch", tmp_path / str(parent)]
+        done = subprocess.run(command, check=False, timeout=PATIENCE_SECONDS)
         assert (done.returncode == 0, (tmp_path / str(parent)).exists()) == (expected, expected)
 
 
@@ -240,7 +243,7 @@ def test_ctrl_c_leaves_nobody(tmp_path: Path, token: str, *, contained: bool) ->
     with running_python(HOLD.format(program=program, contained=contained), token, tmp_path / "log", "0.3") as goldsmith:
         assert wait_for(lambda: len(running(token)) >= 2)
         goldsmith.send_signal(signal.SIGINT)
-        said = goldsmith.communicate(timeout=10)[0]
+        said = goldsmith.communicate(timeout=PATIENCE_SECONDS)[0]
         assert b"KeyboardInterrupt" in said
         assert gone(token)
 
@@ -254,7 +257,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_deaf(tmp_path: Path, token: str) 
         time.sleep(0.5)  # so that the second one comes within the grace time of the first
         assert goldsmith.poll() is None
         goldsmith.send_signal(signal.SIGINT)
-        goldsmith.communicate(timeout=10)
+        goldsmith.communicate(timeout=PATIENCE_SECONDS)
         assert gone(token)
 
 
@@ -286,7 +289,7 @@ def test_an_interrupt_just_after_a_command_ended_leaves_nobody(monkeypatch: pyte
 
     monkeypatch.setattr("build.core.run.subprocess.Popen.communicate", communicate_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} >/dev/null 2>&1 &"], timeout=10)
+        run.run(["sh", "-c", f"sh -c 'sleep {ENDLESS}; :' {token} >/dev/null 2>&1 &"], timeout=PATIENCE_SECONDS)
     assert gone(token)
 
 
@@ -295,7 +298,7 @@ def test_an_interrupt_just_after_a_command_ended_leaves_nobody(monkeypatch: pyte
 
 def test_a_pipe_joins_two_commands(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run.pipe(["echo", "through"], ["sh", "-c", f"tr a-z A-Z >{target}"], timeout=10, log=tmp_path / "log")
+    run.pipe(["echo", "through"], ["sh", "-c", f"tr a-z A-Z >{target}"], timeout=PATIENCE_SECONDS, log=tmp_path / "log")
     assert target.read_text() == "THROUGH\n"
 
 
@@ -309,7 +312,7 @@ def test_a_pipe_joins_two_commands(tmp_path: Path) -> None:
 def test_a_pipe_names_the_command_that_failed(tmp_path: Path, producer: list[str], consumer: list[str], brief: str) -> None:
     log = tmp_path / "log"
     with pytest.raises(CommandFailed) as caught:
-        run.pipe(producer, consumer, timeout=10, log=log)
+        run.pipe(producer, consumer, timeout=PATIENCE_SECONDS, log=log)
     assert caught.value.brief == brief
     assert "cause" in caught.value.details
     assert caught.value.hint == f"the whole output is in {log}"
@@ -323,7 +326,7 @@ def test_a_pipe_has_a_time_limit_and_leaves_nobody(tmp_path: Path, token: str) -
 
 def test_a_pipe_into_a_missing_program_leaves_nobody(tmp_path: Path, token: str) -> None:
     with pytest.raises(HostError, match="no-such-tool cannot be run"):
-        run.pipe(sleeper(token), ["no-such-tool"], timeout=10, log=tmp_path / "log")
+        run.pipe(sleeper(token), ["no-such-tool"], timeout=PATIENCE_SECONDS, log=tmp_path / "log")
     assert gone(token)
 
 

@@ -15,6 +15,7 @@ from build.core.errors import HostError, StepFailed
 from build.disk import packer
 from build.machines import acceleration
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[3]
 TEMPLATES = ROOT / "packer"
@@ -302,7 +303,7 @@ def test_a_run_gets_the_workspace_and_nothing_of_the_users_home(fakes: Fakes, tm
     with run.spawn(
         workspace.argv(), cwd=workspace.directory, env=workspace.environment(), log=tmp_path / "packer.out"
     ) as process:
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert workspace.console.read_text(encoding="utf-8") == "installing\n"
     assert workspace.disk.exists()
     (call,) = fake.calls()

@@ -10,6 +10,7 @@ import pytest
 
 from build.cli import main
 from build.core import run
+from tests.patience import PATIENCE_SECONDS
 from tests.unit import ci_files
 from tests.unit.ci_files import Job
 from tests.unit.helpers import ROOT
@@ -57,7 +58,7 @@ def test_both_files_do_the_same() -> None:
 
 @JOBS
 def test_bash_reads_every_script(job: Job, tmp_path: Path) -> None:
-    run.run(["bash", "-n", ci_files.scripts(tmp_path, job)], timeout=30)
+    run.run(["bash", "-n", ci_files.scripts(tmp_path, job)], timeout=PATIENCE_SECONDS)
 
 
 @JOBS

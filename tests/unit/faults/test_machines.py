@@ -203,7 +203,7 @@ def test_a_container_dies_when_goldsmith_is_killed(tmp_path: Path) -> None:
     make_tiny_system(root, f"#!/bin/sh\nsh -c 'sleep 300; :' {token} &\nwait\n")
     with running_python(HOLD_CONTAINER, root, tmp_path / "console.log") as goldsmith:
         try:
-            assert wait_for(lambda: running(token), seconds=30), (tmp_path / "console.log").read_text()
+            assert wait_for(lambda: running(token)), (tmp_path / "console.log").read_text()
             kill_alone(goldsmith, token)
         finally:
             for survivor in running(token):

@@ -10,6 +10,7 @@ import yaml
 from build.core import run
 from build.machines import nocloud
 from build.machines.nocloud import Identity
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_the_connection_accepts_the_clones_keys_and_no_others(identity: Identity
     assert path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "known_hosts").read_text() == "goldsmith-bios ssh-ed25519 AAAA\ngoldsmith-bios ssh-rsa BBBB\n"
     # The real ssh prints the configuration that it would use.
-    said = run.run(["ssh", "-G", "-F", path, "goldsmith-bios"], timeout=30).stdout
+    said = run.run(["ssh", "-G", "-F", path, "goldsmith-bios"], timeout=PATIENCE_SECONDS).stdout
     options = dict(line.split(" ", 1) for line in said.splitlines())
     expected = {
         "hostname": "127.0.0.1", "port": "2222", "user": "admin", "identityfile": str(identity.key),

@@ -11,6 +11,7 @@ from build.core import files
 from build.core.errors import StepFailed
 from build.machines import nspawn
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 
 
 def boot_and_await(directory: Path) -> int:
@@ -63,7 +64,7 @@ def test_a_container_is_up_when_systemd_reports_it(
 def test_no_boot_waits_for_a_network_card(fakes: Fakes, tmp_path: Path) -> None:
     fake = fakes.command("systemd-nspawn")
     with nspawn.boot(tmp_path / "root", tmp_path / "console.log", masked=["x.service"]) as process:
-        process.wait(20)
+        process.wait(PATIENCE_SECONDS)
     (call,) = fake.calls()
     dropin = "[Unit]\\nConditionVirtualization=!container\\n"
     assert f"--set-credential=systemd.unit-dropin.systemd-networkd-wait-online.service:{dropin}" in call.argv

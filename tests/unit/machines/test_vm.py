@@ -18,6 +18,7 @@ from build.core.errors import StepFailed, TimedOut
 from build.machines import acceleration, boots, nocloud, vm
 from build.machines.vm import Clone, CloneConfig, Firmware, Panic
 from tests.fakes import Fake, Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import gone, wait_for
 
 QEMU_PROGRAM = str(Path(__file__).parents[2] / "interruption" / "bin" / "qemu.py")
@@ -177,7 +178,7 @@ def monitor(tmp_path: Path) -> Iterator[tuple[Path, list[bytes]]]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield path, lines
-    thread.join(5)
+    thread.join(PATIENCE_SECONDS)
     server.close()
 
 
@@ -220,7 +221,7 @@ def test_a_monitor_that_does_not_listen_yet_is_waited_for(made: Clone, tmp_path:
     thread.start()
     with server:
         assert vm._find_ports(path, made.process, made.directory / "qemu.log") == {"ssh": 1, "http": 2, "https": 3}
-        thread.join(5)
+        thread.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("bound", [True, False])

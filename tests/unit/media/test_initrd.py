@@ -10,6 +10,7 @@ import pytest
 from build.core import run
 from build.core.errors import SpecError, StepFailed
 from build.media import cpio, initrd
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.tiny_installer import MODULES, PLAN, make_installer
 
 
@@ -176,7 +177,7 @@ def scripts() -> list[Path]:
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: path.name)
 def test_our_scripts_are_valid_shell(path: Path) -> None:
-    run.run(["sh", "-n", path], timeout=10)
+    run.run(["sh", "-n", path], timeout=PATIENCE_SECONDS)
 
 
 def test_our_boot_step_takes_the_place_of_debians() -> None:

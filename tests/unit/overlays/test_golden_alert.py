@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from build.core import run
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.golden_modules import golden_module
 
 alerting = golden_module("golden.alert")
@@ -40,7 +41,7 @@ class Relay(threading.Thread):
     def run(self) -> None:
         with self.listener:
             connection, _peer = self.listener.accept()
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE_SECONDS)
         try:
             if self.implicit:
                 connection = self.context.wrap_socket(connection, server_side=True)
@@ -102,7 +103,7 @@ def test_mail_goes_over_tls_with_a_login_to_all(
         "password_file": "/etc/golden/mail-password",
     }  # fmt: skip
     alerting.mail(ALERT, settings, ssl.create_default_context(cafile=str(pair)))
-    relay.join(20)
+    relay.join(PATIENCE_SECONDS)
     login = base64.b64encode(b"\0relay-user\0pass word").decode()
     seen = [line.lower() for line in relay.seen]
     assert f"TLS AUTH PLAIN {login}" in relay.seen
@@ -124,7 +125,7 @@ def test_a_server_that_cannot_prove_its_name_gets_nothing(pair: Path, implicit: 
     }  # fmt: skip
     with pytest.raises(ssl.SSLCertVerificationError):
         alerting.mail(ALERT, settings, ssl.create_default_context())
-    relay.join(20)
+    relay.join(PATIENCE_SECONDS)
     assert not [line for line in relay.seen if "mail from" in line.lower()]
 
 

@@ -14,6 +14,7 @@ from build.packages import apt
 from build.packages.apt import MirrorChanging, Mirrors, MirrorUnreachable, PrivateApt, Store
 from build.packages.lock import Archive, Entry
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.archives import Lists, lists
 from tests.unit.helpers import Mirror, entry
 
@@ -275,7 +276,7 @@ def test_the_private_apt_reads_nothing_of_the_hosts(private: PrivateApt, fakes: 
     """The real apt-config prints how the real apt would use the configuration."""
     fakes.command("apt-get")
     private.set_up()
-    said = run.run(["apt-config", "dump"], timeout=30, env=private.environment()).stdout
+    said = run.run(["apt-config", "dump"], timeout=PATIENCE_SECONDS, env=private.environment()).stdout
     values = dict(line.rstrip(";").split(" ", 1) for line in said.splitlines() if " " in line)
     for key in ("Dir::State::lists", "Dir::State::status", "Dir::Cache", "Dir::Etc"):
         assert values[key].strip('"').startswith(str(private.home)), key

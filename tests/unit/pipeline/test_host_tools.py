@@ -13,6 +13,7 @@ from build.machines import acceleration
 from build.pipeline.host_tools import Toolset, missing_lines
 from build.spec import inputs
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 
 ALL = inputs.STAGES
 
@@ -132,7 +133,7 @@ def test_an_undeclared_program_is_recorded_and_reported(
         only_fakes.command(name)
     with programs.recorded("media", tmp_path):
         for name in ("mformat", "saw"):
-            run.run([name], timeout=10)
+            run.run([name], timeout=PATIENCE_SECONDS)
     assert json.loads((tmp_path / "programs" / "media.json").read_text()) == {
         "started": ["mformat", "saw"], "undeclared": ["saw"],
     }  # fmt: skip

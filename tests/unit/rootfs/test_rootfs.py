@@ -16,6 +16,7 @@ from build.core.errors import CommandFailed, StepFailed
 from build.packages.apt import Mirrors
 from build.rootfs import rootfs
 from tests.fakes import Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import entry, make_lock, make_spec, read_stack, write_layer
 
 MIRRORS = Mirrors("http://one.example/debian", "http://one.example/debian-security")
@@ -75,13 +76,13 @@ def test_every_hook_stops_at_the_first_mistake(tmp_path: Path) -> None:
 
 def test_every_hook_is_a_program_the_shell_can_read(tmp_path: Path) -> None:
     for hook in hooks(tmp_path):
-        run.run(["sh", "-n", "-c", hook], timeout=10)
+        run.run(["sh", "-n", "-c", hook], timeout=PATIENCE_SECONDS)
 
 
 def test_a_command_reaches_the_image_word_by_word(tmp_path: Path, fakes: Fakes) -> None:
     made = hooks(tmp_path)
     fake = fakes.command("chroot")
-    run.run(["sh", "-c", made[place_of(made, "'echo '")], "sh", "/the root"], timeout=10)
+    run.run(["sh", "-c", made[place_of(made, "'echo '")], "sh", "/the root"], timeout=PATIENCE_SECONDS)
     assert fake.calls()[0].argv == ["/the root", "sh", "-c", "echo 'a  b' >$HOME/x"]
 
 
@@ -130,7 +131,7 @@ def test_the_seal_removes_what_makes_clones_alike(tmp_path: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("a secret")
     for hook in rootfs._seal_hooks():
-        run.run(["sh", "-c", hook, "sh", root], timeout=10)
+        run.run(["sh", "-c", hook, "sh", root], timeout=PATIENCE_SECONDS)
     assert [name for name in SECRETS if (root / name).exists()] == []
     assert [name for name in KEPT if not (root / name).exists()] == []
     assert (root / "etc/machine-id").read_text() == ""
@@ -142,7 +143,7 @@ def test_the_seal_does_not_mind_what_is_not_there(tmp_path: Path) -> None:
     for name in ("etc", "var/log", "var/tmp"):
         (tmp_path / name).mkdir(parents=True)
     for hook in rootfs._seal_hooks():
-        run.run(["sh", "-c", hook, "sh", tmp_path], timeout=10)
+        run.run(["sh", "-c", hook, "sh", tmp_path], timeout=PATIENCE_SECONDS)
 
 
 # --- archive, manifest and squashfs -----------------------------------------------------------------------------------

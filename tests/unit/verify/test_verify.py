@@ -22,6 +22,7 @@ from build.verify import image_tests, long_tests, stocktaking, verify
 from build.verify.image_tests import Verdict
 from build.verify.long_tests import Stories
 from tests.fakes import Fake, Fakes
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.helpers import make_disk_image, make_spec
 from tests.unit.inventories import inventory_of, kept, said
 from tests.unit.machines.test_vm import KEYS, QEMU_PROGRAM, fake_ssh
@@ -152,7 +153,7 @@ def test_a_panic_under_emulation_is_tried_once_more_and_counted(
 def ended(out: Path, status: int) -> Iterator[Stories]:
     """Long tests whose process ends with a status, and whose JUnit file may exist in ``out`` before."""
     with run.spawn(["sh", "-c", f"echo a word; exit {status}"], log=out / long_tests.LOG) as process:
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)
         yield Stories(process, out)
 
 
