@@ -26,6 +26,7 @@ from build.packages.apt import Store
 from build.pipeline import build
 from build.pipeline.build import Options
 from build.spec import golden_yaml as specs
+from build.verify import image_tests
 
 CONTEXT = "context.json"
 JUNIT = "junit.xml"
@@ -123,9 +124,8 @@ def _break_things(
     progress = log.Progress("breaking things")
     with (
         log.step(f"Trying {len(ids)} faults"),
-        run.spawn(argv, log=output, cwd=options.project.root, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
-                  contained=False) as process,
-    ):  # fmt: skip
+        run.spawn(argv, log=output, cwd=options.project.root, env=image_tests.ENVIRONMENT, contained=False) as process,
+    ):
         deadline = time.monotonic() + timeout
         while (status := process.wait(POLL_SECONDS)) is None:
             progress.update(_last_test(output))

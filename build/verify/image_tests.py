@@ -17,6 +17,9 @@ JUNIT = "junit.xml"
 OUTPUT = "pytest.log"
 # Marks: the long service tests; what clones are tested with where a container plays those; what holds in a container.
 STORIES, NO_STORIES, NO_VM = "story and not vm", "vm or not story or everywhere", "not vm"
+# Plugins of pytest that are installed beside it change no verification, and cost no time: those that are needed are named.
+ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+PARALLEL = ("-p", "xdist.plugin", "--dist", "loadfile", "--no-loadscope-reorder", "--numprocesses")
 POLL_SECONDS = 0.5
 SHOWN_FAILURES = 12
 
@@ -64,10 +67,9 @@ def running(
         sys.executable, "-m", "pytest", *chosen, "-p", "no:cacheprovider", "--context", context,
         "-ra", "--tb=short", f"--junitxml={out / JUNIT}", "--durations=40", "-o", "junit_family=xunit1",
         *(["-m", select] if select else []),
-        *(["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"] if workers > 1 else []),
+        *([*PARALLEL, str(workers)] if workers > 1 else []),
     ]  # fmt: skip
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    with run.spawn(argv, log=out / OUTPUT, cwd=tests.parent.parent, env=environment, contained=False) as process:
+    with run.spawn(argv, log=out / OUTPUT, cwd=tests.parent.parent, env=ENVIRONMENT, contained=False) as process:
         yield process
 
 

@@ -232,7 +232,7 @@ def test_other_children_die_too_when_goldsmith_is_killed(tmp_path: Path, token: 
 def test_a_child_whose_parent_is_gone_already_does_not_start(tmp_path: Path) -> None:
     """Goldsmith may be killed before its child has asked the kernel to be killed too."""
     for parent, expected in ((os.getpid(), True), (os.getppid(), False)):
-        command = [*run.dies_with(parent), "touch", tmp_path / str(parent)]
+        command = [*run.dies_with(parent), "touch", str(tmp_path / str(parent))]
         done = subprocess.run(command, check=False, timeout=PATIENCE_SECONDS)
         assert (done.returncode == 0, (tmp_path / str(parent)).exists()) == (expected, expected)
 
