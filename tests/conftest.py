@@ -20,10 +20,17 @@ from tests.fakes import Fakes
 from tests.packers import packers
 
 WORKERS_PER_PROCESSOR, MOST_WORKERS = 2, 16
-# The part of the contract tests that this run takes, such as 1/2, so that several machines share them: see SHARED.
-SHARE = "GOLDSMITH_CONTRACT_SHARE"
-# Their outcome depends on no program of the host.
-SHARED = ("clone", "drift", "properties", "proxmox", "publish", "release", "replace")
+# The part of SHARED that this run takes, such as 1/2, so that several machines of one gate share these tests.
+SHARE = "GOLDSMITH_TEST_SHARE"
+# Their outcome depends on Goldsmith's own code: neither on programs of the host, nor on its users and kernel.
+SHARED = (
+    *(f"contract/{name}" for name in ("clone", "drift", "properties", "proxmox", "publish", "release", "replace")),
+    *(
+        f"unit/{name}"
+        for name in ("audit", "bench", "cli", "docs", "overlays", "report", "spec", "suite", "vulnerabilities")
+    ),
+    "reproducible",
+)
 Item = TypeVar("Item")
 
 
@@ -66,8 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> str | None:
-    """Name the part of the contract tests that is run."""
-    return f"contract tests: part {os.environ[SHARE]} ({SHARE})" if SHARE in os.environ else None
+    """Name the part of the shared tests that is run."""
+    return f"tests of {', '.join(SHARED)}: part {os.environ[SHARE]} ({SHARE})" if SHARE in os.environ else None
 
 
 def part_of(share: str) -> tuple[int, int]:
@@ -79,8 +86,8 @@ def part_of(share: str) -> tuple[int, int]:
 
 
 def of_other_parts(items: Sequence[pytest.Item], part: int, parts: int) -> list[pytest.Item]:
-    """Return the contract tests that belong to other parts; by their names, so that every machine divides them alike."""
-    places = [Path(__file__).parent / "contract" / name for name in SHARED]
+    """Return the shared tests that belong to other parts; by their names, so that every machine divides them alike."""
+    places = [Path(__file__).parent / name for name in SHARED]
     return [
         item for item in items
         if any(place in item.path.parents for place in places) and zlib.crc32(item.nodeid.encode()) % parts != part - 1

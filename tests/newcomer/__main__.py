@@ -38,7 +38,7 @@ TOOLS = (
 )
 USERS = ("plain", "sudo", "root")
 # Read by tests/conftest.py.
-CONTRACT_SHARE = "GOLDSMITH_CONTRACT_SHARE"
+TEST_SHARE = "GOLDSMITH_TEST_SHARE"
 # Each machine takes about that much: a minimal Debian, the host tools, the caches of a build.
 FREE_BYTES_NEEDED = 16 << 30
 SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error)\b.* in .*) =+$", re.MULTILINE)
@@ -210,8 +210,8 @@ def options() -> argparse.ArgumentParser:
         help=f"root also takes this foreign project through its life on the image ({', '.join(PROJECTS)}); several times",
     )  # fmt: skip
     parser.add_argument(
-        "--contract-share", default="", metavar="N/M",
-        help="of the contract tests against the API run part N of M only, such as 1/2 (default: all)",
+        "--test-share", default="", metavar="N/M",
+        help="of the tests that depend on no program of the host run part N of M only, such as 1/2 (default: all)",
     )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the trees of the machines, to look at")
     return parser
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with files.lock(given.directory / ".lock", waiting="another run uses this directory; waiting for it"):
             walk_all(
                 given.suite or list(machines.SUITES), given.user or list(USERS), until=given.until, projects=given.project,
-                variables={CONTRACT_SHARE: given.contract_share} if given.contract_share else {},
+                variables={TEST_SHARE: given.test_share} if given.test_share else {},
                 directory=given.directory, keep=given.keep,
             )  # fmt: skip
     except GoldsmithError as error:
