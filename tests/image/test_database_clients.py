@@ -46,6 +46,18 @@ signed good {NAME} authority subjectAltName=DNS:{NAME}
 signed another app2.example.org authority subjectAltName=DNS:{NAME}
 signed foreign {NAME} other subjectAltName=DNS:{NAME}
 """
+# golden-verify with a server's certificate that ends in a week; the server reads the file only when it starts.
+ENDING = f"""
+set -eu
+file=/run/golden/database-server.pem
+cp -p $file {WORK}/kept.pem
+openssl x509 -req -in {WORK}/server.csr -CA {WORK}/authority.pem -CAkey {WORK}/authority.key \
+    -not_before 20260101000000Z -not_after $(date -u -d '+7 days' +%Y%m%d%H%M%SZ) 2>/dev/null >$file
+status=0
+golden-verify || status=$?
+cp -p {WORK}/kept.pem $file
+exit $status
+"""
 QUERY = "SELECT current_user, ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 # What each attempt changes of a good one: source, certificate, connection parameters.
 ATTEMPTS = {
@@ -113,6 +125,7 @@ def story(host: Host) -> dict[str, Any]:
             {
                 "wrong": applied(SETTINGS % "good"),
                 "verify": "golden-verify",
+                "ending": ENDING,
                 "files": "stat -c '%a %U:%G %n' /run/golden/database-* /run/golden/postgresql-network.conf",
                 "exposure": f"systemd-analyze security --no-pager {UNIT} | tail -1",
                 "unit exposure": "systemd-analyze security --no-pager golden-database-clients.service | tail -1",
@@ -187,6 +200,13 @@ def test_the_sandbox_holds(story: dict[str, Any]) -> None:
         found = re.search(r"level for \S+: ([0-9.]+)", story[case].text)
         assert found, story[case].text
         assert float(found.group(1)) <= 1.5
+
+
+@pytest.mark.req("R63")
+def test_a_certificate_that_ends_is_named(story: dict[str, Any]) -> None:
+    """A week before the server's certificate ends, golden-verify has failed and names it"""
+    assert story["ending"].status == 3
+    assert re.search(r"database-server\.pem: CN ?= ?db\.example\.org ends on ", story["ending"].text), story["ending"].text
 
 
 @pytest.mark.req("R35")

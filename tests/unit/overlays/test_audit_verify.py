@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from build.core import run
 from build.spec.layers import Stack
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.golden_modules import golden_module
 from tests.unit.helpers import LAYERS, ROOT, every_layer
 
@@ -230,6 +233,42 @@ def test_listeners(verify: Any, machine: Machine, line: str, problems: int) -> N
     check = {"ports": ["tcp/22", "tcp/443"], "also": ["udp/68"]}
     assert len(verify.listeners(machine, check)) == problems
     assert "tcp/80 does not listen" in verify.listeners(machine, {**check, "ports": ["tcp/22", "tcp/443", "tcp/80"]})
+
+
+def test_certificates(verify: Any, machine: Machine) -> None:
+    """Each certificate of a file is looked at; a file that a site does not have is no problem."""
+    chain, gone = "/run/golden/chain.pem", "/run/golden/other.pem"
+    check = {"files": [chain, gone], "days": 21}
+    now = datetime(2026, 11, 30, tzinfo=UTC)
+    assert verify.certificates(machine, check, now=now) == []
+    machine.write(chain, "PEM")
+    life = "            Not Before: {}\n            Not After : {}\n        Subject: {}\n"
+    good = life.format("Dec 22 00:00:00 2025 GMT", "Dec 22 00:00:00 2026 GMT", "CN=web1")
+    short = life.format("Nov  1 00:00:00 2026 GMT", "Dec 15 00:00:00 2026 GMT", "CN=of 45 days, by ACME")
+    late = life.format("Dec  6 00:41:26 2025 GMT", "Dec  6 00:41:26 2026 GMT", "CN=an authority")
+    machine.said[chain] = (0, good + short)
+    assert verify.certificates(machine, check, now=now) == []
+    machine.said[chain] = (0, good + late)
+    assert verify.certificates(machine, check, now=now) == [f"{chain}: CN=an authority ends on Dec  6 00:41:26 2026 GMT"]
+    for unread in ((1, "Could not read"), (0, "0: Private key")):
+        machine.said[chain] = unread
+        assert verify.certificates(machine, check, now=now) == [f"{chain}: no certificate can be read"]
+
+
+def test_openssl_prints_what_the_check_reads(verify: Any, tmp_path: Path) -> None:
+    """The real openssl, two certificates in one file."""
+    key, one, both = (tmp_path / name for name in ("key.pem", "one.pem", "both.pem"))
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "40"]
+    run.run([*request, "-subj", "/CN=web1", "-keyout", key, "-out", one], timeout=PATIENCE_SECONDS)
+    both.write_bytes(one.read_bytes() * 2)
+    system = verify.System()
+    assert verify.certificates(system, {"files": [str(both)], "days": 21}) == []
+    later = datetime.now(UTC) + timedelta(days=35)
+    found = verify.certificates(system, {"files": [str(both)], "days": 21}, now=later)
+    assert len(found) == 2
+    assert "CN" in found[0]
+    assert "web1" in found[0]
+    assert verify.certificates(system, {"files": [str(key)], "days": 21}) == [f"{key}: no certificate can be read"]
 
 
 def test_programs(verify: Any, machine: Machine) -> None:

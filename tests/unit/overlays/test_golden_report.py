@@ -142,10 +142,14 @@ def test_bans_and_dropped_packets(programs: Programs, monkeypatch: pytest.Monkey
 
 
 def test_the_certificate_ends(programs: Programs) -> None:
-    ends = datetime.now(UTC) + timedelta(days=10, hours=1)
-    programs.answer("x509", out=f"notAfter={ends:%b %d %H:%M:%S %Y} GMT\nsubject=CN=a\nissuer=CN=b\n")
-    found = certificates.look()
-    assert (found["days"], found["subject"], found["issuer"]) == (10, "CN=a", "CN=b")
+    """A certificate of a year needs attention for 21 days, one of 45 days for a quarter of them."""
+    ends = datetime.now(UTC) + timedelta(days=14, hours=1)
+    for life, attention in ((365, True), (45, False)):
+        begins, last = (f"{moment:%b %d %H:%M:%S %Y} GMT" for moment in (ends - timedelta(days=life), ends))
+        programs.answer("x509", out=f"notBefore={begins}\nnotAfter={last}\nsubject=CN=a\nissuer=CN=b\n")
+        found = certificates.look()
+        assert (found["days"], found["subject"], found["issuer"]) == (14, "CN=a", "CN=b")
+        assert bool(certificates.attention(found)) is attention
 
 
 def test_alerts_updates_and_contract(programs: Programs) -> None:

@@ -17,7 +17,7 @@ import pwd
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ KINDS_OF_LAYERS = "golden.verify_kinds"
 ELSEWHERE = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect")
 ASKER = ("--property=DynamicUser=yes", "--property=IPAddressDeny=any", "--property=IPAddressAllow=localhost")
 IN_MEMORY = ("tmpfs", "ramfs", "proc", "devpts", "mqueue", "hugetlbfs")
+# What openssl prints of each certificate: its first and last moment, then its subject.
+LIFE_OF_CERTIFICATE = re.compile(r"Not Before: (.*)\n\s*Not After : (.*)\n\s*Subject: (.*)")
+OPENSSL_TIME = "%b %d %H:%M:%S %Y GMT"
 # The private /var/tmp of a unit, systemd's memory pressure file, and the files of systemd-nspawn in a container.
 ALWAYS_WRITABLE = ("/var/tmp", "/sys/fs/cgroup/system.slice/*/memory.pressure", "/run/host/*")
 
@@ -382,6 +385,28 @@ def programs(system: System, check: Check) -> list[str]:
     return found
 
 
+def certificates(system: System, check: Check, *, now: datetime | None = None) -> list[str]:
+    """Find certificates in ``files`` that end within ``days``, or a quarter of their lives if that is less.
+
+    A file may have several, such as a chain. One that does not exist is no problem: the site names no such certificate.
+    A short-lived certificate is renewed later than three weeks before its end: see golden.renewal.
+    """
+    today = now or datetime.now(UTC)
+    found = []
+    for name in check["files"]:
+        if not system.path(name).exists():
+            continue
+        status, text = system.run(["openssl", "storeutl", "-noout", "-text", "-certs", name])
+        lives = LIFE_OF_CERTIFICATE.findall(text)
+        if status or not lives:
+            found.append(f"{name}: no certificate can be read")
+        for first, last, subject in lives:
+            begins, ends = (datetime.strptime(moment, OPENSSL_TIME).replace(tzinfo=UTC) for moment in (first, last))
+            if ends - today < min(timedelta(days=check["days"]), (ends - begins) / 4):
+                found.append(f"{name}: {subject} ends on {last}")
+    return found
+
+
 def web(system: System, check: Check) -> list[str]:
     """Find requests with unexpected responses of the web server; ``every``: the expectations for each response."""
     found: list[str] = []
@@ -395,7 +420,7 @@ KINDS: dict[str, Callable[[System, Check], list[str]]] = {
     function.__name__: function
     for function in (
         failed_units, units, presets, processes, read_only, confined, secrets, access, absent, trees, mounts, accounts,
-        sysctl, listeners, programs, web,
+        sysctl, listeners, programs, certificates, web,
     )
 }  # fmt: skip
 
