@@ -14,6 +14,7 @@ from build.core import files
 from build.core.errors import SpecError
 from build.core.project import Project
 from build.disk.packer import Packer
+from build.packages import lock as locks
 from build.pipeline import build
 from build.proxmox import client
 from build.publish import node_install, node_packer, node_verify
@@ -52,8 +53,9 @@ def installation(
         api=tokens[Role.VERIFIER], settings=settings, tests=project.image_tests, scratch=scratch, logs=logs,
         spec=spec.as_inputs(), disk_mib=spec.disk.size_mib,
     )  # fmt: skip
+    packages = frozenset(entry.package for entry in locks.parse(project.rootfs_lock).entries)
     return node_install.Job(
-        medium=node_install.Medium(medium, files.sha256_file(medium)), spec=spec, settings=settings, node=node,
-        api=tokens[Role.PUBLISHER], tokens=tokens, verifier=judge.verify, packer=packer, templates=project.packer,
-        logs=logs, seconds=seconds,
+        medium=node_install.Medium(medium, files.sha256_file(medium)), packages=packages, spec=spec, settings=settings,
+        node=node, api=tokens[Role.PUBLISHER], tokens=tokens, verifier=judge.verify, packer=packer,
+        templates=project.packer, logs=logs, seconds=seconds,
     )  # fmt: skip

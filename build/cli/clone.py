@@ -55,9 +55,10 @@ def facts_of(made: clone.Made, request: Request, *, user: str) -> dict[str, Any]
     if reached := made.reached:
         facts |= {
             "address": reached.address, "ssh": f"ssh {user}@{reached.address}", "host_key": reached.fingerprint,
-            "known_hosts": f"{reached.address} {reached.host_key}", "url": f"https://{request.main_name}{HEALTH}",
-            "certificate_sha256": reached.certificate,
+            "known_hosts": f"{reached.address} {reached.host_key}",
         }  # fmt: skip
+        if reached.certificate:
+            facts |= {"url": f"https://{request.main_name}{HEALTH}", "certificate_sha256": reached.certificate}
     return facts
 
 
@@ -71,11 +72,15 @@ def text_of(facts: dict[str, Any]) -> str:
     if "address" not in facts:
         state = "runs; it was not waited for" if facts["running"] else f"is stopped; start it: qm start {facts['vmid']}"
         return "\n".join([*lines, f"state        it {state}"])
-    return "\n".join([
-        *lines, f"ssh          {facts['ssh']}",
+    lines += [
+        f"ssh          {facts['ssh']}",
         f"host key     {facts['host_key']} (read through the guest agent)",
         f"known_hosts  {facts['known_hosts']}",
-        f"https        {facts['url']} answers 200 at {facts['address']}",
+    ]
+    if "url" not in facts:
+        return "\n".join([*lines, "services     the image has no web server: golden-verify on the machine checks them"])
+    return "\n".join([
+        *lines, f"https        {facts['url']} answers 200 at {facts['address']}",
         f"certificate  SHA-256 {facts['certificate_sha256']}",
         "             reported by the guest agent; no authority has signed for it, as far as is known",
     ])  # fmt: skip

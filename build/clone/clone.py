@@ -114,7 +114,7 @@ def _new(job: Job, source: Source) -> Made:
     image_label, now = source.label, stamp_now()
     label = CloneLabel(
         template=image_label.template, version=image_label.version, digest=image_label.digest, artifact=image_label.artifact,
-        state=CloneState.MAKING, cloned=now, run=secrets.token_hex(8), linked=job.request.linked,
+        state=CloneState.MAKING, cloned=now, run=secrets.token_hex(8), linked=job.request.linked, web=image_label.web,
     )  # fmt: skip
     undo = Undo("remove it manually: qm destroy VMID --purge")
     # A separate connection: the other one may be in use when everything is rolled back.
@@ -145,8 +145,9 @@ def _finish(job: Job, source: Source, machine: Machine, label: CloneLabel, outco
         clone_machine.add_data(job.api, machine, source, request)
     clone_machine.start(job.api, machine)
     if request.wait:
-        log.info(f"it was started; waiting for its guest agent, and for https://{request.main_name}{health.HEALTH}")
-        reached = _reach(job, machine)
+        sign = f"https://{request.main_name}{health.HEALTH}" if label.web else "its SSH host key: it has no web server"
+        log.info(f"it was started; waiting for its guest agent, and for {sign}")
+        reached = _reach(job, machine, label)
     clone_machine.hand_over(job.api, machine, label)
     return _made(job, machine, label, outcome, reached=reached)
 
@@ -157,9 +158,11 @@ def _made(
     return Made(job.request.name, machine, label.template, label.digest, outcome, running, label.linked, reached)
 
 
-def _reach(job: Job, machine: Machine) -> Reached:
+def _reach(job: Job, machine: Machine, label: CloneLabel) -> Reached:
     request = job.request
-    return health.reach(job.api, machine, request.main_name, timeout=request.timeout, fixed=request.fixed)
+    return health.reach(
+        job.api, machine, request.main_name, timeout=request.timeout, fixed=request.fixed, web=label.web
+    )  # fmt: skip
 
 
 def _found(job: Job, source: Source, same: Sequence[Mapping[str, Any]]) -> Made | None:
@@ -206,7 +209,7 @@ def _there(job: Job, source: Source, machine: Machine, label: CloneLabel, guest:
     _require_same(job, source, machine)
     log.info(f"{job.request.name} already exists, as VM {machine.vmid} on {machine.node}: nothing was changed")
     running = guest.get("status") == "running"
-    reached = _reach(job, machine) if running and job.request.wait else None
+    reached = _reach(job, machine, label) if running and job.request.wait else None
     return _made(job, machine, label, Outcome.THERE, reached=reached, running=running)
 
 

@@ -43,7 +43,7 @@ def _state(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Reached:
-    """Address and identity of a clone; ``certificate`` is empty without a wait for HTTPS."""
+    """Address and identity of a clone; ``certificate`` is empty for one without a web server."""
 
     address: str
     host_key: str
@@ -56,8 +56,12 @@ class Reached:
         return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-def reach(api: Api, machine: Machine, name: str, *, timeout: float, fixed: tuple[str, ...] = ()) -> Reached:
+def reach(
+    api: Api, machine: Machine, name: str, *, timeout: float, fixed: tuple[str, ...] = (), web: bool = True
+) -> Reached:  # fmt: skip
     """Wait for address, host key and HTTPS, all within ``timeout``; ``fixed`` are its static addresses.
+
+    A machine without a ``web`` server is reached when it has its host key: no other service can be asked from here.
 
     Raises StepFailed with the last state, Denied if the token may not query the guest agent.
     """
@@ -73,6 +77,8 @@ def reach(api: Api, machine: Machine, name: str, *, timeout: float, fixed: tuple
         address = static
     log.info(f"its address is {address}")
     key = _until(deadline, machine, "its host key", lambda: guest_agent.host_key(api, machine.node, machine.vmid))
+    if not web:
+        return Reached(address, key)
     certificate = _until(
         deadline, machine, f"https://{name}{HEALTH} at {address}", lambda: _https(api, machine, address, name)
     )

@@ -20,6 +20,7 @@ from build.core.units import stamp
 from build.proxmox import guest_list, labels
 from build.proxmox.api_errors import ApiError
 from build.proxmox.client import Api, each
+from build.proxmox.guest_agent import HOST_KEY
 from build.proxmox.labels import CloneLabel
 from build.proxmox.preflight import MOST_CONNECTIONS
 from build.replace import settings
@@ -118,7 +119,7 @@ def _read(api: Api, guest: Mapping[str, Any], templates: Templates) -> Fact:
     label = labels.parse_clone(str(config.get("description", "")))
     _origin(fact, label, _tags(config), templates)
     if fact.status == RUNNING:
-        _ask(api, path, fact)
+        _ask(api, path, fact, web=label is None or label.web)
     return fact
 
 
@@ -140,8 +141,8 @@ def _origin(fact: Fact, label: CloneLabel | None, tags: frozenset[str], template
         fact.differences.append(Difference(behind, label.cloned))
 
 
-def _ask(api: Api, path: str, fact: Fact) -> None:
-    """Read the results of the machine's own checks through the guest agent."""
+def _ask(api: Api, path: str, fact: Fact, *, web: bool) -> None:
+    """Read the results of the machine's own checks through the guest agent; the certificate is that of its web server."""
 
     def read(name: str) -> str | None:
         try:
@@ -151,11 +152,11 @@ def _ask(api: Api, path: str, fact: Fact) -> None:
             return None
 
     problems: list[str] = []
-    certificate = read(CERTIFICATE)
-    if certificate is None:
+    identity = read(CERTIFICATE if web else HOST_KEY)
+    if identity is None:
         fact.problem = f"its guest agent cannot be asked: {problems[0]}"
         return
-    fact.certificate_until = not_after(certificate)
+    fact.certificate_until = not_after(identity) if web else ""
     fact.backup = _json_of(read(BACKUP)).get("manifest", {}).get("made", "")
     # The file has a line of text; an agent that finds none answers with an error or with nothing.
     fact.restart = bool((read(RESTART) or "").strip())

@@ -30,6 +30,9 @@ PRODUCT_TAG = "golden"
 REVOKED_TAG = "revoked"
 # The title of the image's own administrator in a label.
 ADMINISTRATOR = "Administrator"
+# The title of the image's web server; of an image without one, such as a database's, the text is NO_WEB_SERVER.
+WEB_SERVER, NO_WEB_SERVER = "Web server", "none"
+_WEB_SERVER_PACKAGE = "nginx"
 # The title of the image's major version of PostgreSQL, and Debian's package of a server.
 POSTGRESQL = "PostgreSQL"
 _SERVER = re.compile(r"postgresql-(\d+)")
@@ -75,6 +78,11 @@ class Label:
     def template(self) -> str:
         """The template's name on the cluster."""
         return f"{self.name}-{self.version}"
+
+    @property
+    def web(self) -> bool:
+        """Whether the image has a web server, and with it a health page; the labels of older releases do not say it."""
+        return self.provenance.get(WEB_SERVER) != NO_WEB_SERVER
 
     @property
     def medium(self) -> str:
@@ -130,6 +138,8 @@ class CloneLabel:
     run: str
     # A linked clone depends on its template permanently.
     linked: bool = False
+    # Whether its image has a web server.
+    web: bool = True
 
     def tags(self) -> str:
         """Return the tags in Proxmox's format."""
@@ -145,9 +155,13 @@ class CloneLabel:
         lines = [
             f"A {kind} clone of **{self.template}**.", "", *_made_of(self.digest, self.artifact),
             f"* Cloned: {self.cloned}", "",
-            f"<!-- goldsmith-clone: {_comment(asdict(self) | {'schema': SCHEMA})} -->",
+            f"<!-- goldsmith-clone: {_comment(self._facts() | {'schema': SCHEMA})} -->",
         ]  # fmt: skip
         return "\n".join(lines)
+
+    def _facts(self) -> dict[str, Any]:
+        # Omitted if true, for releases that cannot read a label with this field.
+        return {name: value for name, value in asdict(self).items() if name != "web" or not value}
 
 
 def of(
@@ -163,8 +177,7 @@ def of(
     provenance["Root file system"] = manifest.inputs.rootfs_tar_sha256 or ""
     provenance["Commit"] = manifest.inputs.commit or ""
     provenance[ADMINISTRATOR] = manifest.inputs.administrator
-    servers = [match[1] for package in manifest.packages if (match := _SERVER.fullmatch(package))]
-    provenance[POSTGRESQL] = servers[0] if len(servers) == 1 else ""
+    provenance |= servers_of(manifest.packages)
     if seal:
         digest = manifest.image.sha256
         provenance["Statement"] = Statement(image.path.name, digest, seal.sums, seal.provenance).digest
@@ -174,6 +187,15 @@ def of(
         state=state, published=published, run=run, provenance={title: text for title, text in provenance.items() if text},
         machine=dict(machine or {}), proof=seal.as_label() if seal else {},
     )  # fmt: skip
+
+
+def servers_of(packages: Collection[str]) -> dict[str, str]:
+    """Return what a label says of the servers among the packages of an image."""
+    versions = [match[1] for package in packages if (match := _SERVER.fullmatch(package))]
+    return {
+        WEB_SERVER: _WEB_SERVER_PACKAGE if _WEB_SERVER_PACKAGE in packages else NO_WEB_SERVER,
+        POSTGRESQL: versions[0] if len(versions) == 1 else "",
+    }
 
 
 def product_of(template: str) -> str:

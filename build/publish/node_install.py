@@ -8,7 +8,7 @@ run created is removed (and nothing else). Its digest is that of the installer I
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from build.core.errors import StepFailed
 from build.core.units import stamp_now
 from build.disk.installation import MEMORY_MIB
 from build.disk.packer import Packer
-from build.proxmox import guest_list, preflight
+from build.proxmox import guest_list, labels, preflight
 from build.proxmox.client import Api
 from build.proxmox.labels import Label, State
 from build.proxmox.vms import Undo, VmIds, config_of, is_free, remove, take_away
@@ -52,9 +52,13 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Parameters of an installation on a node; ``seconds``: the time limit of the installation."""
+    """Parameters of an installation on a node.
+
+    ``packages``: the names of those that it installs; ``seconds``: the time limit of the installation.
+    """
 
     medium: Medium
+    packages: Collection[str]
     spec: Spec
     settings: Settings
     node: str
@@ -92,10 +96,11 @@ def build(job: Job) -> Template:
 
 
 def _label(job: Job) -> Label:
+    provenance = {"Installed": f"on {job.node}, by {job.packer.name}", **labels.servers_of(job.packages)}
     return Label(
         name=job.spec.name, version=job.spec.version, digest=job.medium.sha256, artifact="", state=State.PUBLISHING,
         published=stamp_now(), run=secrets.token_hex(8),
-        provenance={"Installed": f"on {job.node}, by {job.packer.name}"},
+        provenance={title: text for title, text in provenance.items() if text},
     )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def _make(job: Job, pair: Pair, source: Source) -> Pair:
     label = CloneLabel(
         template=source.label.template, version=source.label.version, digest=source.label.digest,
         artifact=source.label.artifact, state=CloneState.MAKING, cloned=record.begun, run=record.made,
-        linked=find.label_of(pair.config).linked,
+        linked=find.label_of(pair.config).linked, web=source.label.web,
     )  # fmt: skip
     if new is None:
         new = _clone(job, pair, source, label)

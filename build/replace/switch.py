@@ -18,6 +18,7 @@ from build.clone.health import Reached
 from build.clone.machine import Machine
 from build.core import json_text, log
 from build.core.errors import StepFailed
+from build.proxmox import labels
 from build.proxmox.client import Api, ApiError, TaskFailed
 from build.replace import settings
 
@@ -131,10 +132,16 @@ def adopted(api: Api, machine: Machine) -> Adopted | None:
 
 
 def require_healthy(api: Api, machine: Machine, name: str, *, timeout: float, host_key: str = "") -> Reached:
-    """Wait until a machine answers with its own certificate, and has the host key of the site. Raises StepFailed."""
+    """Wait until a machine answers with its own certificate, and has the host key of the site. Raises StepFailed.
+
+    A machine whose image has no web server only needs the host key.
+    """
     config: Mapping[str, Any] = api.get(f"{machine.path}/config")
     main = settings.main_name(config, name)
-    reached = health.reach(api, machine, main, timeout=timeout, fixed=settings.fixed_addresses(config))
+    label = labels.parse_clone(str(config.get("description", "")))
+    reached = health.reach(
+        api, machine, main, timeout=timeout, fixed=settings.fixed_addresses(config), web=label is None or label.web
+    )  # fmt: skip
     if host_key and reached.host_key != host_key:
         raise StepFailed(
             f"VM {machine.vmid} on {machine.node} has another SSH host key than the machine that it replaces",

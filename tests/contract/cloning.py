@@ -15,7 +15,7 @@ from typing import Any
 from build.artifact.verification import NO_TRUST, Trust
 from build.clone import clone, health
 from build.clone.request import Request
-from build.proxmox import client, guest_agent
+from build.proxmox import client, guest_agent, labels
 from build.spec.cluster import Token
 from tests.contract.shipping import Bench
 from tests.fakes.proxmox import Proxmox
@@ -106,6 +106,15 @@ class Field:
         with client.Api(self.bench.settings, OPERATOR) as api:
             request = dataclasses.replace(self.request, **changes)
             return clone.clone(clone.Job(api, self.bench.settings, request, "golden", "keeper", trust))
+
+    def without_web_server(self) -> None:
+        """Let every template be one of an image without a web server, which answers no request."""
+        for vm in self.proxmox.vms:
+            label = labels.parse(str(vm.config.get("description", "")))
+            if label is not None:
+                provenance = {**label.provenance, labels.WEB_SERVER: labels.NO_WEB_SERVER}
+                vm.config["description"] = dataclasses.replace(label, provenance=provenance).describe()
+        self.proxmox.certificate, self.site.codes[:] = "", [404]
 
     def smbios(self, vmid: int) -> dict[str, str]:
         parts = (part.partition("=") for part in self.proxmox.vm(vmid).config["smbios1"].split(","))

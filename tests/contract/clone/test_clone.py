@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from build.cli import clone as command
 from build.cli import main
 from build.clone import clone, request
 from build.core.errors import HostError, SpecError, StepFailed
@@ -113,6 +114,32 @@ def test_it_is_reached_and_recognised(field: Field) -> None:
     assert made.reached.fingerprint.startswith("SHA256:")
     assert field.site.asked == [("www.example.org", "/health")] * 3
     assert set(field.site.names) == {"www.example.org"}
+
+
+def test_an_image_without_a_web_server_is_reached_by_its_host_key(field: Field) -> None:
+    """Nobody waits for a page that a machine of profiles/db.yaml never has."""
+    field.without_web_server()
+    made = field.clone()
+    assert made.reached is not None
+    assert (made.reached.host_key, made.reached.certificate) == (HOST_KEY, "")
+    assert field.site.asked == []
+    assert field.clone().outcome is clone.Outcome.THERE
+    facts = command.facts_of(made, field.request, user="keeper")
+    assert facts.keys() & {"url", "certificate_sha256"} == set()
+    assert "the image has no web server" in command.text_of(facts)
+    label = labels.parse_clone(field.proxmox.vm(made.machine.vmid).config["description"])
+    assert label is not None
+    assert not label.web
+
+
+def test_the_label_of_an_earlier_release_has_a_web_server(field: Field) -> None:
+    label = labels.parse_clone(field.proxmox.vm(field.clone().machine.vmid).config["description"])
+    assert label is not None
+    assert label.web
+    assert '"web"' not in label.describe()
+    image = labels.parse(field.proxmox.vm(9000).config["description"])
+    assert image is not None
+    assert dataclasses.replace(image, provenance={}).web
 
 
 def test_another_certificate_is_not_spoken_to(field: Field) -> None:

@@ -49,7 +49,7 @@ def job(bench: Bench, fake_packer: Fake, api: client.Api, tmp_path: Path) -> nod
     medium.write_bytes(MEDIUM)
     found = node_packer.locate(tools=TEMPLATES / "tools", cache=tmp_path, chosen=str(fake_packer.path))
     return node_install.Job(
-        medium=node_install.Medium(medium, files.sha256_file(medium)), spec=make_spec(tmp_path),
+        medium=node_install.Medium(medium, files.sha256_file(medium)), packages=("nginx",), spec=make_spec(tmp_path),
         settings=bench.settings, node="pve1", api=api, tokens={Role.PUBLISHER: api}, verifier=content, packer=found,
         templates=TEMPLATES, logs=tmp_path / "logs", seconds=2,
     )  # fmt: skip

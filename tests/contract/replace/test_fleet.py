@@ -10,6 +10,7 @@ import pytest
 
 from build.cli import fleet as command
 from build.cli import main
+from build.clone import health
 from build.fleet import fleet, page
 from build.proxmox import client, labels, roles
 from build.spec.cluster import Role
@@ -159,6 +160,15 @@ def test_the_commands(
     assert main.main(["drift", *words, "--machines", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["machines"][0]["differences"][0]["since"] == "2026-01-05T04:00:00Z"
     assert command.CHANNEL == "stable"
+
+
+def test_a_machine_without_a_web_server_has_no_certificate(field: Field) -> None:
+    field.without_web_server()
+    ground = prepare(field)
+    say(ground, VERIFY=VERIFY)
+    del ground.proxmox.vm(ground.old).agent["files"][health.CERTIFICATE]
+    [fact] = seen(ground, channel="candidate")
+    assert (fact.problem, fact.healthy, fact.certificate_until) == ("", True, "")
 
 
 def test_names_of_machines_are_escaped(ground: Ground) -> None:

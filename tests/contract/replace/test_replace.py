@@ -194,6 +194,19 @@ def test_a_new_system_that_dies_an_hour_later(ground: Ground) -> None:
     assert not ground.proxmox.clashes
 
 
+def test_a_machine_without_a_web_server_is_replaced_and_taken_back(field: Field) -> None:
+    """A database's machine has no health page: its host key and its data disk show that it works."""
+    field.without_web_server()
+    ground = prepare(field)
+    field.without_web_server()
+    ground.proxmox.on_serving = lambda _works: None
+    done = ground.replace()
+    assert (done.template, ground.running()) == (NEWER, [(done.machine.vmid, "web1")])
+    assert ground.data_on() == [done.machine.vmid]
+    assert ground.undo().machine.vmid == ground.old
+    assert field.site.asked == []
+
+
 def with_postgresql(ground: Ground, version: str) -> None:
     """Let the label of the newer template name a version of PostgreSQL."""
     [vm] = [vm for vm in ground.proxmox.vms if vm.name == NEWER]
@@ -225,6 +238,7 @@ def test_the_label_of_a_template_names_its_postgresql(ground: Ground) -> None:
         artifact = Artifact(ground.field.bench.place, dataclasses.replace(manifest, packages=packages))
         label = labels.of(artifact, state=labels.State.TEMPLATE, published="now", run="r")
         assert label.provenance.get(labels.POSTGRESQL, "") == version
+        assert label.web is ("nginx" in packages)
 
 
 def of_another_site(ground: Ground) -> None:
