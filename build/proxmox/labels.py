@@ -190,7 +190,7 @@ def of(
 
 
 def servers_of(packages: Collection[str]) -> dict[str, str]:
-    """Return what a label says of the servers among the packages of an image."""
+    """Return the text of a label about the servers among the packages of an image."""
     versions = [match[1] for package in packages if (match := _SERVER.fullmatch(package))]
     return {
         WEB_SERVER: _WEB_SERVER_PACKAGE if _WEB_SERVER_PACKAGE in packages else NO_WEB_SERVER,

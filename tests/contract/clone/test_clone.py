@@ -117,7 +117,7 @@ def test_it_is_reached_and_recognised(field: Field) -> None:
 
 
 def test_an_image_without_a_web_server_is_reached_by_its_host_key(field: Field) -> None:
-    """Nobody waits for a page that a machine of profiles/db.yaml never has."""
+    """The command does not wait for a page that a machine of profiles/db.yaml never has."""
     field.without_web_server()
     made = field.clone()
     assert made.reached is not None

@@ -11,7 +11,7 @@ from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for place in ("unit", "contract", "interruption") for path in (ROOT / place).rglob("*.py"))
-# Waits, joins and bounded durations with a number of seconds of its own. Less than 2 s is meant to expire.
+# Waits, joins and bounded durations with a literal number of seconds. Less than 2 s is meant to expire.
 LIMIT = re.compile(
     r"(?:\btimeout=|\.wait\(|\.join\(|settimeout\(|\bseconds=|begun < |--timeout\", \")"
     r"([2-9]|[1-9]\d+)(?:\.\d+)?(?![\d.])(?! \*)"
