@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import random
@@ -129,10 +130,16 @@ def shares(slow: Sequence[Item], quick: Sequence[Item], workers: int) -> list[It
     return [*order, *rest]
 
 
+@functools.cache
+def packers_of_the_run() -> list[packer.Packer]:
+    """Return every Packer of this host; each is started to tell its version, which is done once and not for each module."""
+    return packers()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that takes ``real_packer`` once with each Packer of this host."""
     if "real_packer" in metafunc.fixturenames:
-        found = packers()
+        found = packers_of_the_run()
         names = [one.name for one in found] or ["none"]
         metafunc.parametrize("real_packer", found or [None], indirect=True, ids=names)
 

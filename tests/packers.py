@@ -9,7 +9,6 @@ it does: it runs the same source, with the build block of packer/proxmox/plugin 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import sys
@@ -41,7 +40,6 @@ def cache() -> Path:
     return options.default_cache() / "packer"
 
 
-@functools.cache
 def packers() -> list[packer.Packer]:
     """Return the Packer of $PACKER, the one in PATH and the one compiled into the cache, each file once."""
     found: dict[Path, packer.Packer] = {}
