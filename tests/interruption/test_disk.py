@@ -31,7 +31,6 @@ from tests.unit.helpers import ROOT, gone, make_spec, wait_for
 
 TCG = acceleration.tcg((7, 2), reason="a test")
 KVM = acceleration.kvm((7, 2))
-# What hangs in these tests would last 600 s.
 DATA = ROOT / "tests" / "data" / "console"
 
 STEPS = "".join(

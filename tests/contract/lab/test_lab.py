@@ -23,7 +23,7 @@ from tests.lab.cluster import Lab
 
 GREETING = "lab: a guest speaks"
 DISK_BYTES = 1 << 20
-PATIENCE = 60.0
+PATIENCE = 240.0
 UEFI: dict[str, Any] = {"bios": "ovmf", "machine": "q35", "efidisk0": "local-lvm:1,efitype=4m,pre-enrolled-keys=1"}
 
 
