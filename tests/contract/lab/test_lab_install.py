@@ -20,6 +20,7 @@ from tests.contract.conftest import HOST, served
 from tests.contract.shipping import settings_of, write_spec
 from tests.fakes import Fakes, guest
 from tests.lab import on_node
+from tests.unit.helpers import entry, write_lock
 
 CONSOLE, SYSLOG = "the installer speaks\n", "its log speaks\n"
 INSTALL_SECONDS = 12
@@ -62,6 +63,8 @@ def bench(tmp_path: Path, fakepve_cafile: str, quick_polls: None) -> Iterator[Be
         root = tmp_path / "project"
         root.mkdir()
         write_spec(root, settings)
+        (root / "overlays").mkdir()
+        write_lock(Project(root).rootfs_lock, entry("nginx"))
         try:
             yield Bench(lab, settings, Project(root), lab_bench.admit(lab, settings), tmp_path)
         finally:

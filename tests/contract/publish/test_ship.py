@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from build.cli import main
+from build.core.project import Project
 from build.pipeline import build
 from build.proxmox import roles
 from build.publish import node_packer, node_verify
@@ -17,7 +18,7 @@ from tests.contract.conftest import TOKEN
 from tests.contract.shipping import NAME, Bench, make_artifact, write_spec
 from tests.fakes import Fakes
 from tests.packers import TEMPLATES
-from tests.unit.helpers import golden
+from tests.unit.helpers import entry, golden, write_lock
 
 
 @pytest.fixture
@@ -83,6 +84,8 @@ def test_a_build_on_a_node_prints_its_template(
     plugin = f"{node_packer.PLUGIN}/packer-plugin-proxmox_v1.2.4_x5.0_linux_amd64"
     fakes.install("packer", "packer_proxmox.py", {"plugins": [f"/plugins/{plugin}"]})
     (checkout / "packer").symlink_to(TEMPLATES)
+    (checkout / "overlays").mkdir()
+    write_lock(Project(checkout).rootfs_lock, entry("nginx"))
     words = ("build", "--on", "proxmox", "--install-minutes", "0")
     assert run(checkout, *words, "--node", "pve1", "--node", "pve2") == 2
     assert "a build runs on one node" in capsys.readouterr().err
