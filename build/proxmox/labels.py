@@ -116,13 +116,9 @@ class Label:
             f"* Published: {self.published}",
             # Sorted: a label that is read back has its keys in that order.
             *(f"* {title}: `{text}`" for title, text in sorted(self.provenance.items())),
-            "", f"<!-- goldsmith: {_comment(self._facts() | {'schema': SCHEMA})} -->",
+            "", f"<!-- goldsmith: {_comment(_written(self, 'beat'))} -->",
         ]  # fmt: skip
         return "\n".join(lines)
-
-    def _facts(self) -> dict[str, Any]:
-        # Omitted if 0, for releases that cannot read a label with this field.
-        return {name: value for name, value in asdict(self).items() if name != "beat" or value}
 
 
 @dataclass(frozen=True)
@@ -155,13 +151,9 @@ class CloneLabel:
         lines = [
             f"A {kind} clone of **{self.template}**.", "", *_made_of(self.digest, self.artifact),
             f"* Cloned: {self.cloned}", "",
-            f"<!-- goldsmith-clone: {_comment(self._facts() | {'schema': SCHEMA})} -->",
+            f"<!-- goldsmith-clone: {_comment(_written(self, 'web'))} -->",
         ]  # fmt: skip
         return "\n".join(lines)
-
-    def _facts(self) -> dict[str, Any]:
-        # Omitted if true, for releases that cannot read a label with this field.
-        return {name: value for name, value in asdict(self).items() if name != "web" or not value}
 
 
 def of(
@@ -267,6 +259,14 @@ def _facts(mark: re.Pattern[str], description: str) -> dict[str, Any]:
     facts = json_text.parse(match["facts"]) if match else {}
     if not isinstance(facts, dict) or facts.pop("schema", None) != SCHEMA:
         return {}
+    return facts
+
+
+def _written(label: Label | CloneLabel, newer: str) -> dict[str, Any]:
+    """Return the facts as they are written: the field ``newer``, unknown to earlier releases, only if it is set."""
+    facts = asdict(label) | {"schema": SCHEMA}
+    if facts[newer] == getattr(type(label), newer):
+        del facts[newer]
     return facts
 
 

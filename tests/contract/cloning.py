@@ -89,6 +89,15 @@ def web_server(certificate: Path) -> Iterator[Site]:
         server.server_close()
 
 
+def relabel(vm: Any, title: str, text: str) -> None:
+    """Let the label of a template have another text under a title of its image."""
+    description = vm.config["description"]
+    label = labels.parse(description)
+    assert label is not None
+    changed = dataclasses.replace(label, provenance={**label.provenance, title: text})
+    vm.config["description"] = labels.relabel(description, changed)
+
+
 @dataclasses.dataclass
 class Field:
     """A cluster with a published template, and an operator."""
@@ -110,10 +119,8 @@ class Field:
     def without_web_server(self) -> None:
         """Let every template be one of an image without a web server, which answers no request."""
         for vm in self.proxmox.vms:
-            label = labels.parse(str(vm.config.get("description", "")))
-            if label is not None:
-                provenance = {**label.provenance, labels.WEB_SERVER: labels.NO_WEB_SERVER}
-                vm.config["description"] = dataclasses.replace(label, provenance=provenance).describe()
+            if vm.template:
+                relabel(vm, labels.WEB_SERVER, labels.NO_WEB_SERVER)
         self.proxmox.certificate, self.site.codes[:] = "", [404]
 
     def smbios(self, vmid: int) -> dict[str, str]:

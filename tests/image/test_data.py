@@ -136,7 +136,7 @@ def story(host: Host, spec: SimpleNamespace) -> dict[str, Any]:
         "rows": f"{SQL} 'select * from goldentest_data'" if rows else "true",
         "owner": f"stat -c '%U:%G %a' {directory}/goldentest-data",
         "status": "golden-data --json status",
-        "stranger": f"runuser -u nobody -- ls {DISK}; runuser -u daemon -- ls {DISK}",
+        "other users": f"runuser -u nobody -- ls {DISK}; runuser -u daemon -- ls {DISK}",
         # The kernel does not let a container enlarge a mounted file system: the next start does it.
         "grow": f"truncate -s 1500M {IMAGE}; losetup --set-capacity $(readlink -f {LINK}); golden-data --json grow",
         "saved": f"golden-data save; sha256sum <{DISK}/files{key}",
@@ -204,7 +204,7 @@ def test_what_must_outlive_the_system_is_on_the_disk(story: dict[str, Any], spec
         options = set(mounts[path]["options"].split(","))
         assert options >= OPTIONS, path
         assert ("noexec" in options) == (path != RUNNABLE), path
-    assert not any("Permission denied" not in line for line in story["stranger"].lines)
+    assert not any("Permission denied" not in line for line in story["other users"].lines)
 
 
 @pytest.mark.req("R4")

@@ -18,7 +18,7 @@ from build.clone import clone, request
 from build.core.errors import HostError, SpecError, StepFailed
 from build.proxmox import labels, roles
 from build.spec.cluster import Role
-from tests.contract.cloning import ADDRESS, HOST_KEY, KEY, OPERATOR, Field, Guests
+from tests.contract.cloning import ADDRESS, HOST_KEY, KEY, OPERATOR, Field, Guests, relabel
 from tests.contract.shipping import NAME, make_artifact, write_spec
 from tests.fakes.proxmox import Proxmox
 from tests.lab import cloudinit
@@ -61,11 +61,7 @@ def test_a_machine_is_made_with_no_more_rights_than_are_printed(field: Field, ve
 
 def test_an_image_with_another_administrator_gets_the_one_of_golden_yaml(field: Field) -> None:
     """golden.yaml may name another administrator than when the image was built: the label names the image's own."""
-    template = field.proxmox.vm(9000).config
-    label = labels.parse(template["description"])
-    assert label is not None
-    theirs = {**label.provenance, labels.ADMINISTRATOR: "admin"}
-    template["description"] = dataclasses.replace(label, provenance=theirs).describe()
+    relabel(field.proxmox.vm(9000), labels.ADMINISTRATOR, "admin")
     made = field.clone(wait=False)
     config = field.proxmox.vm(made.machine.vmid).config
     assert config["ciuser"] == "keeper"

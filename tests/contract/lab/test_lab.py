@@ -20,10 +20,10 @@ from tests.contract.conftest import HOST, TOKEN, served
 from tests.fakes import guest
 from tests.lab.agent import Agent
 from tests.lab.cluster import Lab
+from tests.patience import PATIENCE_SECONDS
 
 GREETING = "lab: a guest speaks"
 DISK_BYTES = 1 << 20
-PATIENCE = 240.0
 UEFI: dict[str, Any] = {"bios": "ovmf", "machine": "q35", "efidisk0": "local-lvm:1,efitype=4m,pre-enrolled-keys=1"}
 
 
@@ -58,7 +58,7 @@ class Bench:
         """Make a call and wait for its task, when it has one."""
         upid = getattr(self.api, method)(f"/nodes/pve1{path}", **parameters)
         if isinstance(upid, str) and upid.startswith("UPID:"):
-            self.api.wait(upid, timeout=PATIENCE)
+            self.api.wait(upid, timeout=PATIENCE_SECONDS)
 
     def create(self, image: Path, vmid: int = 9000, **keys: Any) -> None:
         """Upload an image and create a VM from it."""
@@ -78,7 +78,7 @@ class Bench:
 
 
 def await_(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -201,7 +201,7 @@ def test_an_emulated_host_starts_the_next_machine_when_this_one_has_answered(ben
         asked.append(next(answers))
         return asked[-1]
 
-    bench.lab.settle_seconds = PATIENCE
+    bench.lab.settle_seconds = PATIENCE_SECONDS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Agent, "is_up", is_up)
         bench.do("post", "/qemu/9000/status/start")
@@ -210,11 +210,11 @@ def test_an_emulated_host_starts_the_next_machine_when_this_one_has_answered(ben
 
 def test_a_start_does_not_wait_for_a_guest_that_has_ended(bench: Bench) -> None:
     bench.lab.machines.accelerator = dataclasses.replace(bench.lab.machines.accelerator, timeout_scale=0.1)
-    bench.lab.settle_seconds = PATIENCE
+    bench.lab.settle_seconds = PATIENCE_SECONDS
     bench.create(make_image(bench.place, power_off=True, seconds=0.5), machine="q35")
     begun = time.monotonic()
     bench.do("post", "/qemu/9000/status/start")
-    assert time.monotonic() - begun < PATIENCE / 2
+    assert time.monotonic() - begun < PATIENCE_SECONDS / 2
     await_(lambda: bench.status() == "stopped")
 
 

@@ -16,7 +16,7 @@ from build.replace import record as records
 from build.replace import replace, settings, switch
 from build.replace.replace import RolledBack
 from build.spec.cluster import Role
-from tests.contract.cloning import OPERATOR, Field
+from tests.contract.cloning import OPERATOR, Field, relabel
 from tests.contract.replacing import NEWER, Ground, Machines, prepare
 from tests.contract.shipping import make_artifact
 from tests.fakes.proxmox import Proxmox
@@ -210,10 +210,7 @@ def test_a_machine_without_a_web_server_is_replaced_and_taken_back(field: Field)
 def with_postgresql(ground: Ground, version: str) -> None:
     """Let the label of the newer template name a version of PostgreSQL."""
     [vm] = [vm for vm in ground.proxmox.vms if vm.name == NEWER]
-    label = labels.parse(vm.config["description"])
-    assert label is not None
-    provenance = {**label.provenance, labels.POSTGRESQL: version}
-    vm.config["description"] = labels.relabel(vm.config["description"], dataclasses.replace(label, provenance=provenance))
+    relabel(vm, labels.POSTGRESQL, version)
 
 
 def test_a_template_with_another_postgresql_is_refused_before_anything_is_changed(ground: Ground) -> None:

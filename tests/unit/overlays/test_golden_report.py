@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -141,12 +142,17 @@ def test_bans_and_dropped_packets(programs: Programs, monkeypatch: pytest.Monkey
     assert report.defence()["dropped"] == "cannot be read"
 
 
-def test_the_certificate_ends(programs: Programs) -> None:
-    """A certificate of a year needs attention for 21 days, one of 45 days for a quarter of them."""
+def test_the_certificate_ends(programs: Programs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A certificate of a year needs attention for 21 days, one of 45 days by ACME for a quarter of them."""
     ends = datetime.now(UTC) + timedelta(days=14, hours=1)
+    pem = ssl.DER_cert_to_PEM_cert(b"a certificate")
+    (tmp_path / "app.pem").write_text(pem)
+    monkeypatch.setattr(golden_module("golden.certificates"), "CERTIFICATE", tmp_path / "app.pem")
+    monkeypatch.setattr(golden_module("golden.renewal"), "issued_serial", lambda: "45")
     for life, attention in ((365, True), (45, False)):
         begins, last = (f"{moment:%b %d %H:%M:%S %Y} GMT" for moment in (ends - timedelta(days=life), ends))
-        programs.answer("x509", out=f"notBefore={begins}\nnotAfter={last}\nsubject=CN=a\nissuer=CN=b\n")
+        dates = f"notBefore={begins}\nnotAfter={last}\n"
+        programs.answer("x509", out=f"{dates}subject=CN=a\nissuer=CN=b\nserial={life}\n")
         found = certificates.look()
         assert (found["days"], found["subject"], found["issuer"]) == (14, "CN=a", "CN=b")
         assert bool(certificates.attention(found)) is attention
