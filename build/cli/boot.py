@@ -11,6 +11,7 @@ from build.cli import options as common
 from build.core import files, host, log
 from build.machines import acceleration, nocloud, vm
 from build.spec import golden_yaml as specs
+from build.spec import layer_tests
 
 POLL_SECONDS = 0.5
 
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         with log.step(f"Booting a VM of {image}"):
             vm.wait_ready(clone, identity, tell=progress.update)
             progress.finish()
-        print(vm.describe(clone, spec.application.server_name), flush=True)
+        has_page = "application" in layer_tests.words(project.overlays, spec.layers)
+        print(vm.describe(clone, spec.application.server_name if has_page else ""), flush=True)
         log.info("Ctrl-C ends the VM and removes it.")
         try:
             while clone.process.wait(POLL_SECONDS) is None:

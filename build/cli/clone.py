@@ -11,7 +11,6 @@ from build.cli import cluster
 from build.cli import options as common
 from build.clone import clone
 from build.clone import request as requests
-from build.clone.health import HEALTH
 from build.clone.request import Request
 from build.core import files, log
 from build.spec import golden_yaml as specs
@@ -58,7 +57,7 @@ def facts_of(made: clone.Made, request: Request, *, user: str) -> dict[str, Any]
             "known_hosts": f"{reached.address} {reached.host_key}",
         }  # fmt: skip
         if reached.certificate:
-            facts |= {"url": f"https://{request.main_name}{HEALTH}", "certificate_sha256": reached.certificate}
+            facts |= {"url": f"https://{request.main_name}{reached.page}", "certificate_sha256": reached.certificate}
     return facts
 
 
@@ -80,7 +79,7 @@ def text_of(facts: dict[str, Any]) -> str:
     if "url" not in facts:
         return "\n".join([*lines, "services     the image has no web server: golden-verify on the machine checks them"])
     return "\n".join([
-        *lines, f"https        {facts['url']} answers 200 at {facts['address']}",
+        *lines, f"https        {facts['url']} answers at {facts['address']}",
         f"certificate  SHA-256 {facts['certificate_sha256']}",
         "             reported by the guest agent; no authority has signed for it, as far as is known",
     ])  # fmt: skip

@@ -145,7 +145,7 @@ def _finish(job: Job, source: Source, machine: Machine, label: CloneLabel, outco
         clone_machine.add_data(job.api, machine, source, request)
     clone_machine.start(job.api, machine)
     if request.wait:
-        sign = f"https://{request.main_name}{health.HEALTH}" if label.web else "its SSH host key: it has no web server"
+        sign = f"https://{request.main_name}" if label.web else "its SSH host key: it has no web server"
         log.info(f"it was started; waiting for its guest agent, and for {sign}")
         reached = _reach(job, machine, label)
     clone_machine.hand_over(job.api, machine, label)

@@ -15,19 +15,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import create_connection
+from typing import TypeVar
 
 from build.clone.machine import Machine
-from build.core import log
+from build.core import json_text, log
 from build.core.errors import GoldsmithError, StepFailed
 from build.proxmox import guest_agent
 from build.proxmox.client import Api, ApiError, Denied
 
 # The certificate of the image's web server, the leaf first.
 CERTIFICATE = "/etc/ssl/certs/app.pem"
+# What the machine's application declares (golden/grants.py of the layer 72-deploy), and the agent's error without the file.
+CONTRACT, ABSENT = "/opt/app/current/grants/contract.json", "No such file or directory"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
-HTTPS, HEALTH = 443, "/health"
+HTTPS = 443
 ANSWER_SECONDS, POLL_SECONDS = 10.0, 2.0
-OK = 200
+OK, SERVER_ERROR = 200, 500
+
+
+_Found = TypeVar("_Found")
 
 
 class _NotYet(Exception):
@@ -43,11 +49,15 @@ def _state(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Reached:
-    """Address and identity of a clone; ``certificate`` is empty for one without a web server."""
+    """Address and identity of a clone; ``certificate`` is empty for one without a web server.
+
+    ``page`` is the page that answered: the health check of the application, or ``/`` without an application.
+    """
 
     address: str
     host_key: str
     certificate: str = ""
+    page: str = "/"
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +71,9 @@ def reach(
 ) -> Reached:  # fmt: skip
     """Wait for address, host key and HTTPS, all within ``timeout``; ``fixed`` are its static addresses.
 
-    A machine without a ``web`` server is reached when it has its host key: no other service can be asked from here.
+    An application answers 200 at the path of its health check; a web server without one answers anything but an error of
+    the server. A machine without a ``web`` server is reached when it has its host key: no other service can be asked from
+    here.
 
     Raises StepFailed with the last state, Denied if the token may not query the guest agent.
     """
@@ -79,13 +91,13 @@ def reach(
     key = _until(deadline, machine, "its host key", lambda: guest_agent.host_key(api, machine.node, machine.vmid))
     if not web:
         return Reached(address, key)
-    certificate = _until(
-        deadline, machine, f"https://{name}{HEALTH} at {address}", lambda: _https(api, machine, address, name)
+    certificate, page = _until(
+        deadline, machine, f"https://{name} at {address}", lambda: _https(api, machine, address, name)
     )
-    return Reached(address, key, certificate)
+    return Reached(address, key, certificate, page)
 
 
-def _until(deadline: float, machine: Machine, condition: str, query: Callable[[], str]) -> str:
+def _until(deadline: float, machine: Machine, condition: str, query: Callable[[], _Found]) -> _Found:
     """Repeat the query until it succeeds, or the time is over."""
     while True:
         try:
@@ -106,9 +118,10 @@ def _until(deadline: float, machine: Machine, condition: str, query: Callable[[]
         time.sleep(POLL_SECONDS)
 
 
-def _https(api: Api, machine: Machine, address: str, name: str) -> str:
-    """Request the health page; return the certificate's fingerprint."""
-    expected = certificate(api, machine)
+def _https(api: Api, machine: Machine, address: str, name: str) -> tuple[str, str]:
+    """Request the page that shows whether the machine is healthy; return the certificate's fingerprint and the page."""
+    expected, health = certificate(api, machine), health_path(api, machine)
+    page = health or "/"
     # It is self-signed: it is compared byte for byte with the certificate from the guest agent, and no authority is loaded.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -123,11 +136,28 @@ def _https(api: Api, machine: Machine, address: str, name: str) -> str:
             )
         connection = http.client.HTTPConnection(name)
         connection.sock = secured
-        connection.request("GET", HEALTH, headers={"Host": name})
+        connection.request("GET", page, headers={"Host": name})
         status = connection.getresponse().status
-    if status != OK:
-        raise _NotYet(f"HTTP status {status}")
-    return expected
+    if status != OK if health else status >= SERVER_ERROR:
+        raise _NotYet(f"{page}: HTTP status {status}")
+    return expected, page
+
+
+def health_path(api: Api, machine: Machine) -> str:
+    """Return the path of the health check that the machine's application declares; empty without an application.
+
+    Raises ApiError if the agent does not answer, and _NotYet for a file that is written at that moment.
+    """
+    try:
+        text = str(api.get(f"{machine.path}/agent/file-read", file=CONTRACT).get("content", ""))
+    except ApiError as error:
+        if ABSENT in f"{error.brief} {error.details}":
+            return ""
+        raise
+    try:
+        return str(json_text.parse(text)["health"]["path"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise _NotYet(f"{CONTRACT} has no path of the health check") from error
 
 
 def certificate(api: Api, machine: Machine) -> str:

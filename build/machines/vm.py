@@ -378,9 +378,14 @@ def shared_connection(endpoint: SshEndpoint) -> Iterator[None]:
         yield
 
 
-def describe(clone: Clone, server_name: str) -> str:
-    """Return commands to connect to the VM: the web server answers only to its own names, so the address needs one."""
+def describe(clone: Clone, server_name: str = "") -> str:
+    """Return commands to connect to the VM: the web server answers only to its own names, so the address needs one.
+
+    Without ``server_name`` the image has no application that could be asked.
+    """
     ssh = shlex.join(["ssh", "-F", str(clone.ssh_config), clone.alias])
+    if not server_name:
+        return ssh
     port = clone.ports["https"]
     request = f"curl --insecure --resolve {server_name}:{port}:{LOOPBACK} https://{server_name}:{port}/health"
     return f"{ssh}\n{request}"

@@ -56,7 +56,7 @@ SECONDS_PER = {"min": 60.0, "s": 1.0, "ms": 0.001, "us": 0.000_001}
 
 @dataclass(frozen=True)
 class Unit(Record):
-    """A unit file: state and preset by systemd; how exposed it is, from 0 to 10 (services alone)."""
+    """A unit file: state and preset by systemd; how exposed it is, from 0 to 10 (services that are not masked)."""
 
     state: str
     preset: str
@@ -181,11 +181,7 @@ def _units(unit_files: Sequence[Mapping[str, Any]], exposure: Sequence[Mapping[s
         if name and row["state"] != "transient":
             units[name] = {"state": row["state"], "preset": row["preset"] or ""}
     for row in exposure:
-        name = _alike(row["unit"])
-        if name:
-            # Several instances that differ in a UUID alone are one unit here; the worst speaks for it.
-            unit = units.setdefault(name, {"state": "instance", "preset": ""})
-            unit["exposure"] = max(float(row["exposure"]), unit.get("exposure", 0.0))
+        units[_alike(row["unit"])]["exposure"] = float(row["exposure"])
     return dict(sorted(units.items()))
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fakepve.model import PveError
+
 from build.artifact.verification import NO_TRUST, Trust
 from build.clone import clone, health
 from build.clone.request import Request
@@ -31,18 +33,36 @@ REQUEST = Request(
 )  # fmt: skip
 
 
+class Files(dict[str, str]):
+    """Files of a machine. A file that is not there is an error of the guest agent, as on a node."""
+
+    def get(self, path: str, default: Any = None) -> Any:
+        if path not in self:
+            reason = f"failed to open file '{path}' (mode: 'r'): No such file or directory"
+            raise PveError(500, f"Agent error: {reason}")
+        return super().get(path, default)
+
+
 class Guests(Proxmox):
     """Machines that boot: their agent answers as soon as they run, with the address that they were given."""
 
     certificate = ""
+    # The path of the health check that the application declares; empty for an image without an application.
+    health = "/health"
     silent = False
 
     async def started(self, vm: Any) -> None:
         given = str(vm.config.get("ipconfig0", ""))
         address = given.partition("ip=")[2].partition("/")[0] if "/" in given else ADDRESS
         mine = {"hardware-address": guest_agent.mac(vm.config).upper(), "ip-addresses": [{"ip-address": address}]}
-        files = {guest_agent.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n", health.CERTIFICATE: self.certificate}
+        files = Files({guest_agent.HOST_KEY: f"{HOST_KEY} root@{vm.name}\n"})
+        files |= {path: text for path, text in self.web_files().items() if text}
         vm.agent = None if self.silent else {"interfaces": [mine], "files": files}
+
+    def web_files(self) -> dict[str, str]:
+        """Return the files of the web server and of the application; empty texts for what the image does not have."""
+        contract = json.dumps({"health": {"path": self.health}}) if self.health else ""
+        return {health.CERTIFICATE: self.certificate, health.CONTRACT: contract}
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
@@ -121,7 +141,11 @@ class Field:
         for vm in self.proxmox.vms:
             if vm.template:
                 relabel(vm, labels.WEB_SERVER, labels.NO_WEB_SERVER)
-        self.proxmox.certificate, self.site.codes[:] = "", [404]
+        self.proxmox.certificate, self.proxmox.health, self.site.codes[:] = "", "", [404]
+
+    def without_application(self) -> None:
+        """Let every machine be one of an image with a web server alone, which has no page."""
+        self.proxmox.health, self.site.codes[:] = "", [404]
 
     def smbios(self, vmid: int) -> dict[str, str]:
         parts = (part.partition("=") for part in self.proxmox.vm(vmid).config["smbios1"].split(","))

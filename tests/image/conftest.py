@@ -123,7 +123,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         clone = content["clones"][own_number(len(content["clones"]))]
         own = connect(clone)
         own.backend.await_ready()
-        if "https" in clone["ports"]:
+        # Only an application has a page of its health.
+        if "https" in clone["ports"] and "application" in layer_tests.words(OVERLAYS, _layers(config) or ()):
             await_health(
                 own, content["spec"]["application"]["server_name"], clone.get("address", LOOPBACK), clone["ports"]["https"]
             )

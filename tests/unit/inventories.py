@@ -45,11 +45,11 @@ RAW: dict[str, Any] = {
     "unit_files": [
         {"unit_file": "nginx.service", "state": "enabled", "preset": "enabled"},
         {"unit_file": "debug-shell.service", "state": "masked", "preset": None},
+        {"unit_file": "golden-alert@.service", "state": "static", "preset": None},
         {"unit_file": "session-3.scope", "state": "transient", "preset": None},
     ],
     "exposure": [
-        {"unit": "nginx.service", "exposure": "0.4", "predicate": "SAFE", "happy": "x"},
-        {"unit": "user@1000.service", "exposure": "9.4", "predicate": "UNSAFE", "happy": "x"},
+        {"unit": "nginx.service", "exposure": "0.4"}, {"unit": "golden-alert@.service", "exposure": "0.6"},
     ],
     "sockets": [
         ["tcp", "00000000:0016", "11"], ["tcp6", "00000000000000000000000000000000:0050", "12"],

@@ -14,7 +14,7 @@ import yaml
 
 from build.cli import clone as command
 from build.cli import main
-from build.clone import clone, request
+from build.clone import clone, health, request
 from build.core.errors import HostError, SpecError, StepFailed
 from build.proxmox import labels, roles
 from build.spec.cluster import Role
@@ -110,6 +110,36 @@ def test_it_is_reached_and_recognised(field: Field) -> None:
     assert made.reached.fingerprint.startswith("SHA256:")
     assert field.site.asked == [("www.example.org", "/health")] * 3
     assert set(field.site.names) == {"www.example.org"}
+
+
+def test_the_application_declares_its_health_check(field: Field) -> None:
+    field.proxmox.health, field.site.codes[:] = "/up", [404, 200]
+    made = field.clone()
+    assert [path for _, path in field.site.asked] == ["/up", "/up"]
+    assert command.facts_of(made, field.request, user="keeper")["url"] == "https://www.example.org/up"
+
+
+def test_a_web_server_without_an_application_only_has_to_answer(field: Field) -> None:
+    """The command does not wait for a page that a machine of profiles/web.yaml never has."""
+    field.without_application()
+    field.site.codes[:] = [502, 404]
+    made = field.clone()
+    assert field.site.asked == [("www.example.org", "/")] * 2
+    facts = command.facts_of(made, field.request, user="keeper")
+    assert facts["url"] == "https://www.example.org/"
+    assert facts["certificate_sha256"]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"health": "/up"}'])
+def test_a_contract_that_is_being_written_is_read_again(field: Field, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(field.proxmox), "web_files", lambda own: {health.CERTIFICATE: own.certificate, health.CONTRACT: text}
+        )
+        with pytest.raises(StepFailed, match="did not appear in time") as caught:
+            field.clone(timeout=0.5)
+    assert health.CONTRACT in caught.value.details
+    assert field.site.asked == []
 
 
 def test_an_image_without_a_web_server_is_reached_by_its_host_key(field: Field) -> None:
@@ -361,7 +391,7 @@ def test_it_tells_what_it_did_and_how_to_reach_it(field: Field, checkout: Path, 
     assert f"web1 is VM {vmid} on pve1: it was made" in out
     assert f"ssh          ssh admin@{ADDRESS}\n" in out
     assert "host key     SHA256:" in out
-    assert "https        https://www.example.org/health answers 200" in out
+    assert "https        https://www.example.org/health answers at" in out
     assert "no authority has signed for it" in out
     assert OPERATOR.secret not in out + err
     assert run(checkout, "--json") == 0

@@ -266,9 +266,9 @@ def test_a_machine_without_an_agent_names_the_three_causes(field: Field) -> None
 def test_an_application_that_does_not_answer(field: Field) -> None:
     field.site.codes[:] = [503]
     before = field.proxmox.inventory()
-    with pytest.raises(StepFailed, match="/health at 192") as caught:
+    with pytest.raises(StepFailed, match=r"https://www\.example\.org at 192") as caught:
         field.clone(timeout=0.5)
-    assert "HTTP status 503" in caught.value.details
+    assert "/health: HTTP status 503" in caught.value.details
     assert "--timeout" in caught.value.hint
     assert field.proxmox.inventory() == before
 

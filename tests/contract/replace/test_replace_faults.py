@@ -104,7 +104,7 @@ def refused() -> BaseException:
 
 
 # The numbers of calls that a replacement, and taking it back, make; test_the_table_reaches_the_last_call holds it to them.
-CALLS, UNDO_CALLS = range(1, 76), range(1, 46)
+CALLS, UNDO_CALLS = range(1, 80), range(1, 50)
 # A kill and a lost answer are tried at every call; what takes the same ways as one of them at a third of the calls, another
 # third for each kind. All calls: GOLDSMITH_EXAMPLES=1, as for the property-based tests.
 SHARE, BLOCKS = 1 if EXAMPLES in os.environ else 3, 8

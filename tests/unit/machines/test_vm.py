@@ -435,3 +435,4 @@ def test_people_are_told_how_to_reach_a_clone(made: Clone) -> None:
     ssh, ask = vm.describe(made, "golden.example.org").splitlines()
     assert ssh == f"ssh -F {made.ssh_config} goldsmith-bios"
     assert ask == "curl --insecure --resolve golden.example.org:3:127.0.0.1 https://golden.example.org:3/health"
+    assert vm.describe(made) == ssh

@@ -28,6 +28,7 @@ IMAGE_TESTS = ROOT / "tests" / "image"
 def test_units_have_state_preset_and_exposure() -> None:
     assert inventory_of()["units"] == {
         "debug-shell.service": {"state": "masked", "preset": ""},
+        "golden-alert@.service": {"state": "static", "preset": "", "exposure": 0.6},
         "nginx.service": {"state": "enabled", "preset": "enabled", "exposure": 0.4},
     }
 
@@ -88,8 +89,7 @@ def test_two_clones_of_the_same_bytes_have_the_same_inventory() -> None:
     other["interfaces"] = ["enp0s2", "lo"]
     other["sysctl"] = {name.replace("ens3", "enp0s2"): value for name, value in RAW["sysctl"].items()}
     other["sysctl"] |= {"kernel.random.entropy_avail": "7", "kernel.hostname": "other", "kernel.ns_last_pid": "900"}
-    other["unit_files"][2]["unit_file"] = "session-9.scope"
-    other["exposure"][1]["unit"] = "user@1001.service"
+    other["unit_files"][3]["unit_file"] = "session-9.scope"
     other["sockets"][2][1] = "1102000A:0044"
     other["mounts"][1][4] = "rw,size=202999k,nr_inodes=819111,mode=755"
     # A service behind one of systemd's sockets that is not started yet.
@@ -205,10 +205,16 @@ def test_an_answer_that_is_no_json_fails_the_build(tmp_path: Path, fakes: Fakes)
 def test_the_program_reads_this_machine_without_systemd(tmp_path: Path, fakes: Fakes) -> None:
     """The real program in a real Python; only the programs of systemd are played."""
     fakes.command(
-        "systemctl", {"when": ["list-unit-files"], "stdout": json.dumps(RAW["unit_files"])}, status=1
+        "systemctl", {"when": ["list-unit-files"], "stdout": json.dumps(RAW["unit_files"])},
+        {"when": ["show", "--property=UnitPath"], "stdout": "/etc/systemd/system /usr/lib/systemd/system\n"}, status=1,
+    )  # fmt: skip
+    exposure = "\n".join(
+        f"{mark} Overall exposure level for {unit}: {level} SAFE" for mark, unit, level in (
+            ("\u2192", "nginx.service", "0.4"), ("\n\u2192", "golden-alert@x.service", "0.6"),
+        )
     )  # fmt: skip
     fakes.command(
-        "systemd-analyze", {"when": ["security"], "stdout": json.dumps(RAW["exposure"])},
+        "systemd-analyze", {"when": ["security", "nginx.service", "golden-alert@x.service"], "stdout": exposure},
         {"when": ["time"], "stdout": RAW["startup"]}, {"when": ["plot"], "stdout": PLOT}, status=1,
     )  # fmt: skip
     program = (IMAGE_TESTS / stocktaking.PROGRAM).read_text()
@@ -220,6 +226,9 @@ def test_the_program_reads_this_machine_without_systemd(tmp_path: Path, fakes: F
     done = run.run([sys.executable, "-I", "-"], timeout=120, stdin=program.encode())
     raw = json.loads(done.stdout)
     found = inventory.normalise(raw, clone="here", target="container")
+    assert {name: unit.exposure for name, unit in found.units.items()} == {
+        "debug-shell.service": None, "golden-alert@.service": 0.6, "nginx.service": 0.4,
+    }  # fmt: skip
     assert found.users["root"].uid == 0
     assert found.users["root"].password in ("locked", "set", "empty")
     assert found.sysctl["kernel.ostype"] == "Linux"
