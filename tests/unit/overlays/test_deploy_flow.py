@@ -101,6 +101,47 @@ def test_the_steps_of_a_deployment(machine: Machine, programs: Programs) -> None
     assert machine.served() == (machine.releases.path(name) / "grants/nginx/locations.conf").read_text()
 
 
+def test_a_bundle_with_an_address_is_fetched_by_a_unit(
+    machine: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digest = machine.bundle("shop", "")
+    address, fetched, seen = machine.top / "address", machine.top / "fetched", []
+    monkeypatch.setattr(deploy, "ADDRESS", address)
+    monkeypatch.setattr(bundles, "FETCHED", fetched)
+    start = deploy.steps.start
+
+    def fetch(unit: str, what: str, seconds: float) -> None:
+        if unit == deploy.FETCH_SERVICE:
+            seen.append((address.read_text(), address.stat().st_mode & 0o777))
+            shutil.copyfile(path, fetched)
+        start(unit, what, seconds)
+
+    monkeypatch.setattr(deploy.steps, "start", fetch)
+    assert deploy.deploy("https://files.example.org/shop.bundle", digest, backup=False)["changed"]
+    assert seen == [("https://files.example.org/shop.bundle", 0o600)]
+    assert calls(programs)[0] == "start golden-deploy-fetch.service"
+    assert not address.exists()
+    assert not fetched.exists()
+    programs.answer("golden-deploy-fetch.service", status=1)
+    with pytest.raises(core.Problem, match=r"https://files\.example\.org/other cannot be fetched"):
+        deploy.deploy("https://files.example.org/other", "0" * 64, backup=False)
+    assert not address.exists()
+    assert not fetched.exists()
+    with pytest.raises(core.Problem, match="a path or an https:// address"):
+        deploy.deploy("http://files.example.org/other", "0" * 64, backup=False)
+    assert len(seen) == 2
+
+
+def test_a_link_in_place_of_the_fetched_bundle_is_not_followed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, digest = machine.bundle("shop", "")
+    link = machine.top / "fetched"
+    link.symlink_to(path)
+    assert bundles.read(link, digest).name == "shop"
+    monkeypatch.setattr(bundles, "FETCHED", link)
+    with pytest.raises(core.Problem, match="fetched"):
+        bundles.read(link, digest)
+
+
 def test_a_refusal_changes_nothing(machine: Machine, programs: Programs) -> None:
     path, digest = machine.bundle("shop", "destinations: ['a.example.org:25']\nsecrets: [key]\n")
     with pytest.raises(core.Problem, match="opens more than the site allows") as caught:

@@ -15,7 +15,7 @@ from build.spec.layers import Stack, load_stack
 from tests.unit.golden_modules import golden_module
 from tests.unit.helpers import LAYERS, ROOT, every_layer
 
-USERS = {"root", "golden-acme", "golden-alert"}
+USERS = {"root", "golden-acme", "golden-alert", "golden-fetch"}
 NOTHING: dict[str, Any] = {
     "admin_cidrs": [], "certificate": {"acme": None}, "log_collector": None, "backup": None,
     "alerts": {"mail": None, "webhook": None}, "application": None,
@@ -71,7 +71,7 @@ def test_what_is_no_network_is_refused(module: ModuleType, bad: str) -> None:
         ({"backup": {"target": "rclone:remote:path"}}, "root", 443),
         ({"alerts": {"mail": {"server": "mail.example.org:25"}, "webhook": None}}, "golden-alert", 25),
         ({"alerts": {"mail": None, "webhook": "https://hooks.example.org/x"}}, "golden-alert", 443),
-        ({"application": {"bundle": "https://files.example.org:8443/app.tar"}}, "root", 8443),
+        ({"application": {"bundle": "https://files.example.org:8443/app.tar"}}, "golden-fetch", 8443),
     ],
 )
 def test_a_service_outside_opens_its_port_to_its_user(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -339,6 +340,37 @@ def test_a_release_is_built_from_its_own_wheels(monkeypatch: pytest.MonkeyPatch,
     assert secrets == {"app.secret-key": "placeholder of the unit", "app.payment-key": f"{module.PLACEHOLDER}\n"}
     # The interpreter of each step of the bundle is that of the release.
     assert {argv[0] for argv, at in steps if at == tmp_path / "code"} == {str(tmp_path / "venv/bin/python")}
+
+
+def test_a_bundle_is_fetched_from_the_address_of_the_credential(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
+) -> None:
+    module = golden_module("golden.commands.fetch")
+    answers = {"https://files.example.org/shop.bundle": b"a bundle"}
+
+    def urlopen(url: str, **_options: Any) -> io.BytesIO:
+        if url.endswith("/odd"):
+            raise module.bundle.http.client.BadStatusLine("what")
+        if url not in answers:
+            raise OSError("HTTP Error 404: Not Found")
+        return io.BytesIO(answers[url])
+
+    monkeypatch.setattr(module.bundle.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(module.bundle, "FETCHED", tmp_path / "bundle")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "address").write_text("https://files.example.org/shop.bundle")
+    assert command("fetch").code == 0
+    assert (tmp_path / "bundle").read_bytes() == b"a bundle"
+    (tmp_path / "address").write_text("https://files.example.org/none")
+    found = command("fetch")
+    assert (found.code, "404" in found.err) == (1, True)
+    (tmp_path / "address").write_text("https://files.example.org/odd")
+    assert "cannot be fetched: what" in command("fetch").err
+    (tmp_path / "address").write_text("file:///etc/shadow")
+    assert command("fetch").code == 2
+    monkeypatch.setattr(module.bundle, "LARGEST_BUNDLE", 4)
+    (tmp_path / "address").write_text("https://files.example.org/shop.bundle")
+    assert "larger than 4 bytes" in command("fetch").err
 
 
 def test_a_release_that_cannot_be_built_names_the_step(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:

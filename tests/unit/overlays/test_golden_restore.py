@@ -244,8 +244,8 @@ def test_a_drill_that_finds_a_difference_fails_and_is_kept(drilled: list[str], p
 
 
 @contextmanager
-def answering(directory: Path, answer: bytes) -> Iterator[int]:
-    """Answer each connection over TLS by the same bytes."""
+def answering(directory: Path, answer: bytes, *, way: Path | None = None) -> Iterator[int]:
+    """Answer each connection over TLS by the same bytes, at a port or at the UNIX socket ``way``."""
     key, certificate = directory / "key.pem", directory / "certificate.pem"
     run.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-subj", "/CN=a",
@@ -253,7 +253,9 @@ def answering(directory: Path, answer: bytes) -> Iterator[int]:
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.socket(socket.AF_UNIX) if way else socket.socket() as listener:
+        listener.bind(str(way) if way else ("127.0.0.1", 0))
+        listener.listen()
 
         def serve() -> None:
             while True:
@@ -268,7 +270,7 @@ def answering(directory: Path, answer: bytes) -> Iterator[int]:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield listener.getsockname()[1]
+            yield 0 if way else listener.getsockname()[1]
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -288,6 +290,16 @@ def test_health_is_an_answer_over_tls(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with answering(tmp_path, answer) as port:
         monkeypatch.setattr(health, "ADDRESS", ("127.0.0.1", port))
         assert health.wait_healthy(seconds=0) == seen
+
+
+def test_a_unit_without_network_reaches_the_web_server_by_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(health, "NAMES", tmp_path / "names")
+    (tmp_path / "names").write_text("a.example\n")
+    monkeypatch.setattr(health, "ADDRESS", ("127.0.0.1", 0))
+    monkeypatch.setenv(health.WEB_SERVER, str(tmp_path / "web.sock"))
+    assert "FileNotFoundError" in health.wait_healthy(seconds=0)
+    with answering(tmp_path, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", way=tmp_path / "web.sock"):
+        assert health.wait_healthy(seconds=0) == ""
 
 
 def test_the_path_is_that_of_the_contract(tmp_path: Path) -> None:

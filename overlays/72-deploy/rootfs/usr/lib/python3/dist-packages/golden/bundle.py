@@ -7,6 +7,7 @@ A bundle is a tar archive: ``manifest.json`` first (format, name, and size and S
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -37,6 +38,8 @@ LARGEST_MANIFEST = 16 << 20
 MOST_FILES = 50_000
 CHUNK = 1 << 20
 FETCH_SECONDS = 60.0
+# Where golden-deploy-fetch.service leaves a bundle.
+FETCHED = Path("/var/lib/golden-fetch/bundle")
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,27 @@ def checked_digest(given: str) -> str:
     return digest
 
 
-def fetch(url: str, target: Path) -> None:
-    """Fetch a bundle over HTTPS. It is trusted only by its hash."""
-    if not url.startswith("https://"):
-        raise Problem(f"{url}: a bundle is a path or an https:// address", code=USAGE)
+def checked_address(address: str) -> str:
+    """Return the address of a bundle. Raises Problem when it is none."""
+    if not address.startswith("https://"):
+        raise Problem(f"{address}: a bundle is a path or an https:// address", code=USAGE)
+    return address
+
+
+def fetch(url: str, target: Path) -> int:
+    """Fetch a bundle over HTTPS, and return its size in bytes. It is trusted only by its hash. Raises Problem."""
+    size = 0
     try:
         with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as answer, target.open("wb") as stream:  # noqa: S310 (https)
-            size = 0
             while data := answer.read(CHUNK):
                 size += len(data)
                 if size > LARGEST_BUNDLE:
                     raise Problem(f"{url} is larger than {LARGEST_BUNDLE} bytes")
                 stream.write(data)
-    except OSError as error:
-        raise Problem(f"{url} cannot be fetched: {error}", hint="is the address right, and may root reach it?") from error
+    except (OSError, http.client.HTTPException) as error:
+        hint = "is the address right? the packet filter opens the port of application.bundle in /etc/golden/site.yaml"
+        raise Problem(f"{url} cannot be fetched: {error}", hint=hint) from error
+    return size
 
 
 def read(path: Path, sha256: str) -> Bundle:
@@ -99,7 +109,9 @@ def read(path: Path, sha256: str) -> Bundle:
 def _opened(path: Path) -> io.BufferedReader:
     """Open a bundle, which has to be a regular file of bounded size."""
     try:
-        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        # A link of the user who fetches leads nowhere.
+        links = os.O_NOFOLLOW if path == FETCHED else 0
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links), "rb")
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}", code=USAGE) from error
     status = os.fstat(stream.fileno())

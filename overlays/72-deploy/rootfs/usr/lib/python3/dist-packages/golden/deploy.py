@@ -29,13 +29,16 @@ STATE = Path("/var/lib/golden-deploy")
 BEFORE = Path("/usr/lib/golden/deploy.d")
 # The site's bundle that was deployed last: a later deployment by hand stays, until the site names another one.
 SITE_DONE = STATE / "site.sha256"
-FETCHED = STATE / "fetched.bundle"
+# What golden-deploy-fetch.service is to fetch.
+ADDRESS, FETCH_SERVICE = Path("/run/golden/bundle-address"), "golden-deploy-fetch.service"
 SERVICE, DESTINATIONS_SERVICE, WEB_SERVER = "gunicorn.service", "golden-destinations.service", "nginx.service"
 # The release of the image, and the units that put its tables aside and back.
 IMAGE, PUT, BACK = "image", "golden-deploy-aside@put.service", "golden-deploy-aside@back.service"
 MIGRATIONS_FAILED = "the migrations failed, and the old release goes on"
 BUILD_SECONDS, MIGRATE_SECONDS, BACKUP_SECONDS, RESTART_SECONDS = 1800, 3600, 12 * 3600, 300
 CHECK_SECONDS = 300
+# The limit of the unit.
+FETCH_SECONDS = 6 * 3600
 # Of systemd's messages about units.
 SHOWN_LINES = 20
 # It has started when this begins.
@@ -107,11 +110,13 @@ def _local(source: str) -> Iterator[Path]:
     if "://" not in source:
         yield Path(source)
         return
+    write_whole(ADDRESS, bundle_format.checked_address(source).encode())
     try:
-        bundle_format.fetch(source, FETCHED)
-        yield FETCHED
+        steps.start(FETCH_SERVICE, f"{source} cannot be fetched", FETCH_SECONDS)
+        yield bundle_format.FETCHED
     finally:
-        FETCHED.unlink(missing_ok=True)
+        ADDRESS.unlink(missing_ok=True)
+        bundle_format.FETCHED.unlink(missing_ok=True)
 
 
 def build(releases: Releases, bundle: bundle_format.Bundle) -> None:

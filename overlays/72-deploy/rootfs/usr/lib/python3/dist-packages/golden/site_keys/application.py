@@ -123,8 +123,8 @@ def files(application: Mapping[str, Any] | None) -> Mapping[str, bytes]:
 
 
 def outgoing(application: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
-    """Return where golden-deploy gets the bundle from."""
-    return [("root", application["bundle"])]
+    """Return where golden-deploy-fetch.service gets the bundle from."""
+    return [("golden-fetch", application["bundle"])]
 
 
 KEY = Key(read, files, outgoing=outgoing)
