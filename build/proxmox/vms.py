@@ -243,3 +243,17 @@ def settle_clones(api: Api, node: str, *, timeout: float) -> None:
     """Wait for the end of every clone that this token has started on a node: a clone is not visible before."""
     listed = api.get(f"/nodes/{node}/tasks", source="active", typefilter="qmclone")
     _settle(api, [str(task["upid"]) for task in listed if task.get("status", RUNNING) == RUNNING], timeout=timeout)
+
+
+def settle_moves(api: Api, node: str, vmid: int, *, timeout: float) -> None:
+    """Wait for the end of every task of this token that moves a disk from or to a VM.
+
+    Until then the disk is in the old configuration, or in none. Proxmox lists such a task under an id with both VMs, such as
+    ``104-scsi1>105-scsi1``, and sets no lock in the configurations.
+    """
+    listed = api.get(f"/nodes/{node}/tasks", source="active", typefilter="qmmove")
+    of_vm = re.compile(rf"(?:^|>){vmid}-")
+    _settle(api, [
+        str(task["upid"]) for task in listed
+        if task.get("status", RUNNING) == RUNNING and of_vm.search(str(task.get("id", "")))
+    ], timeout=timeout)  # fmt: skip

@@ -18,7 +18,7 @@ from build.clone.health import Reached
 from build.clone.machine import Machine
 from build.core import json_text, log
 from build.core.errors import StepFailed
-from build.proxmox import labels
+from build.proxmox import labels, vms
 from build.proxmox.client import Api, ApiError, TaskFailed
 from build.replace import settings
 
@@ -44,7 +44,11 @@ def status(api: Api, machine: Machine) -> str:
 
 
 def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) -> None:
-    """Shut a VM down, so that everything is written; switch it off if it does not stop. Raises TaskFailed, ApiError."""
+    """Shut a VM down, so that everything is written; switch it off if it does not stop. Raises TaskFailed, ApiError.
+
+    A task of an interrupted or killed run may be about to start it.
+    """
+    vms.settle(api, machine.node, machine.vmid)
     if status(api, machine) == STOPPED:
         return
     tell(f"shutting VM {machine.vmid} down")
@@ -87,12 +91,17 @@ def start(api: Api, machine: Machine, other: Machine | None) -> None:
 def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
     """Move the data disk from a stopped VM to another one of the node, unless it is already moved. Raises StepFailed.
 
-    The volume is renamed by the storage: nothing is copied. After a lost answer the configurations show where the disk is.
+    The volume is renamed by the storage: nothing is copied. The task of an earlier run, or of a lost answer, is waited for;
+    then the configurations show where the disk is.
     """
-    for attempt in (1, 2):
+    failed: StepFailed | None = None
+    for attempt in (1, 2, 3):
+        vms.settle_moves(api, source.node, source.vmid, timeout=MOVE_SECONDS)
         there = api.get(f"{target.path}/config")
         if data_disk.key_of(there):
             return
+        if failed is not None and attempt > 2:
+            raise failed
         config = api.get(f"{source.path}/config")
         current = data_disk.key_of(config)
         if not current:
@@ -105,11 +114,13 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
             place = {"target_vmid": target.vmid, "target_disk": key, "target_digest": there.get("digest")}
             upid = api.post(f"{source.path}/move_disk", disk=current, digest=config.get("digest"), **place)
             api.wait(upid, timeout=MOVE_SECONDS)
-        except ApiError as error:
-            if error.status != 0 or attempt == 2:
+        except (ApiError, TaskFailed) as error:
+            # The task of a request whose answer was lost may begin late: then the second request fails.
+            if failed is None and (isinstance(error, TaskFailed) or error.status != 0):
                 raise
-            # The task may still run: it holds the lock of both configurations.
-            clone_machine.wait_unlocked(api, source, tell=log.debug)
+            failed = error
+        else:
+            return
 
 
 def rename(api: Api, machine: Machine, name: str, **keys: Any) -> None:
