@@ -25,6 +25,8 @@ RUNNING = "RUNNING"
 OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
+# qemu-server, clone_vm: the task of a clone checks the VM id again, after the request was accepted.
+EXISTS_BY_NOW = "unable to create VM {vmid}: config file already exists"
 
 
 class Stopped(GoldsmithError):
@@ -171,6 +173,11 @@ def is_taken(error: ApiError, vmid: int) -> bool:
     Proxmox may still be creating the VM of a run that was killed.
     """
     return any(words in error.brief for words in (*EXISTS, CONFIG_LOCK.format(vmid=vmid)))
+
+
+def is_taken_by_now(error: TaskFailed, vmid: int) -> bool:
+    """Return True if a clone failed because another client took its VM id after the request: that VM is not this run's."""
+    return EXISTS_BY_NOW.format(vmid=vmid) in error.brief
 
 
 def _tasks(api: Api, node: str, vmid: int, *, kinds: Collection[str] = OUR_TASKS) -> list[str]:

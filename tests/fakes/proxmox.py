@@ -25,7 +25,8 @@ It is not Proxmox: nothing boots here. Functions that fakepve lacks or does diff
   digests those of the configurations, VM.Config.Disk on both and Datastore.AllocateSpace; the volume gets a name of the
   target, and the drive keeps its options; the task has an id with both VMs, and while it runs no configuration is marked as
   locked, and at the end of it the disk is in none;
-* who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm);
+* who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm); the task of a clone fails when its number was
+  taken meanwhile (measured on Proxmox VE 9.2);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -140,6 +141,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.forgotten: set[str] = set()
         # Storages whose volumes cannot be renamed, so that no disk of theirs can be moved to another VM.
         self.unmovable: set[str] = set()
+        # VM ids that another client takes when the request of a clone was accepted: its task fails.
+        self.taken_late: set[int] = set()
         # With what every upload is refused, before its parts are read.
         self.refuse_uploads: PveError | None = None
         # Uploads that are on their way now, and the most there ever were.
@@ -660,7 +663,16 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
     async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
         self.require(user, f"/vms/{values['vmid']}", "VM.Clone")
-        return await super()._qm_clone(values, user)
+        new = int(values["newid"])
+        if new not in self.taken_late:
+            return await super()._qm_clone(values, user)
+        self.taken_late.discard(new)
+        self.add_vm(new, "theirs", status="stopped", pool=values.get("pool"))
+
+        async def body() -> None:
+            raise TaskError(f"unable to create VM {new}: config file already exists")
+
+        return await self.task(values["node"], "qmclone", values["vmid"], user, body)
 
     def _note_origins(self, source: Any, vm: Any) -> None:
         theirs = {key: volume for key, volume, _ in drives_of(source.config, skip_cdrom=True)}
