@@ -26,7 +26,7 @@ It is not Proxmox: nothing boots here. Functions that fakepve lacks or does diff
   target, and the drive keeps its options; the task has an id with both VMs, and while it runs no configuration is marked as
   locked, and at the end of it the disk is in none;
 * who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm); the task of a clone fails when its number was
-  taken meanwhile (measured on Proxmox VE 9.2);
+  taken meanwhile, and the list of a node is refused while one of its VMs is removed (measured on Proxmox VE 9.2);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -143,6 +143,8 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.unmovable: set[str] = set()
         # VM ids that another client takes when the request of a clone was accepted: its task fails.
         self.taken_late: set[int] = set()
+        # How many lists of a node are refused, as while one of its VMs is removed.
+        self.vanishing = 0
         # With what every upload is refused, before its parts are read.
         self.refuse_uploads: PveError | None = None
         # Uploads that are on their way now, and the most there ever were.
@@ -673,6 +675,12 @@ class Proxmox(FakePve):  # type: ignore[misc]
             raise TaskError(f"unable to create VM {new}: config file already exists")
 
         return await self.task(values["node"], "qmclone", values["vmid"], user, body)
+
+    async def _qemu_list(self, request: Any) -> Any:
+        if self.vanishing:
+            self.vanishing -= 1
+            raise die(f"Configuration file 'nodes/{request.match_info['node']}/qemu-server/104.conf' does not exist")
+        return await super()._qemu_list(request)
 
     def _note_origins(self, source: Any, vm: Any) -> None:
         theirs = {key: volume for key, volume, _ in drives_of(source.config, skip_cdrom=True)}

@@ -183,6 +183,11 @@ def test_a_number_that_is_taken_while_the_task_begins_is_not_taken_back(field: F
     assert [vm.name for vm in field.proxmox.vms if not vm.template] == ["theirs"]
 
 
+def test_a_list_that_is_refused_while_a_machine_is_removed(field: Field) -> None:
+    field.proxmox.vanishing = 2
+    assert field.clone().machine.vmid == 100
+
+
 def test_numbers_that_are_always_taken(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "TRIES", 3)
     field.proxmox.fail("POST", CLONE, 500, "unable to create VM 100: config file already exists")
