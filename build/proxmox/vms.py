@@ -217,9 +217,9 @@ def _begun(upid: str) -> int:
     return int(upid.split(":")[4], 16)
 
 
-def settle(api: Api, node: str, vmid: int) -> None:
+def settle(api: Api, node: str, vmid: int, *, kinds: Collection[str] = OUR_TASKS) -> None:
     """Wait for the end of a VM's tasks, also of failing ones: those that create or change it. Raises ApiError."""
-    _settle(api, _tasks(api, node, vmid))
+    _settle(api, _tasks(api, node, vmid, kinds=kinds))
 
 
 def settle_clone(api: Api, node: str, source: int, vmid: int, *, timeout: float) -> None:

@@ -7,7 +7,6 @@ until the exchange is accepted.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,24 +60,29 @@ def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) 
 
 
 def _write(api: Api, machine: Machine, action: str, wanted: str, **parameters: Any) -> None:
-    """Change the state of a VM; a lost answer or a failed task is ignored if the VM then has that state."""
-    try:
-        api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
-    except TaskFailed as error:
-        if action == "shutdown":
-            log.debug(error.brief)
-        elif status(api, machine) != wanted:
-            raise
-    except ApiError as error:
-        if error.status != 0:
-            raise
-        _await(api, machine, wanted)
+    """Change the state of a VM; a failed task is ignored if the VM then has that state.
 
-
-def _await(api: Api, machine: Machine, wanted: str) -> None:
-    deadline = time.monotonic() + SHUTDOWN_SECONDS
-    while status(api, machine) != wanted and time.monotonic() < deadline:
-        time.sleep(clone_machine.POLL_SECONDS)
+    After a lost answer the task is waited for. If there is none, the request did not arrive, and is sent once more.
+    """
+    for attempt in (1, 2):
+        try:
+            api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
+        except TaskFailed as error:
+            failed: StepFailed = error
+        except ApiError as error:
+            if error.status != 0 or attempt == 2:
+                raise
+            failed = error
+        else:
+            return
+        vms.settle(api, machine.node, machine.vmid, kinds=(f"qm{action}",))
+        if status(api, machine) == wanted:
+            return
+        if isinstance(failed, TaskFailed):
+            if action != "shutdown":
+                raise failed
+            log.debug(failed.brief)
+            return
 
 
 def start(api: Api, machine: Machine, other: Machine | None) -> None:

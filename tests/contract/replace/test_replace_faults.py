@@ -333,6 +333,32 @@ def test_a_start_that_is_interrupted_is_waited_for(ground: Ground) -> None:
     assert ground.replace().template == NEWER
 
 
+def test_a_shutdown_that_did_not_arrive_is_sent_again(ground: Ground) -> None:
+    """The old system is never switched off only because a request was lost."""
+    real, arrives = client.Api._call, threading.Event()
+
+    def call(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        if path.endswith("/status/shutdown") and not arrives.is_set():
+            arrives.set()
+            raise lost()
+        return real(self, method, path, parameters, api=api)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.Api, "_call", call)
+        assert ground.replace().template == NEWER
+    require_served(ground)
+    assert "qmstop" not in {task["type"] for task in ground.proxmox.tasklog}
+
+
+def test_a_shutdown_whose_answer_is_lost_is_waited_for(ground: Ground) -> None:
+    ground.proxmox.time_scale, ground.proxmox.durations["qmshutdown"] = 0.05, 20.0
+    ground.proxmox.lost_answers.add(("POST", "/status/shutdown"))
+    assert ground.replace().template == NEWER
+    ground.proxmox.time_scale = 0.0
+    require_served(ground)
+    assert "qmstop" not in {task["type"] for task in ground.proxmox.tasklog}
+
+
 def test_a_storage_that_cannot_move_disks(ground: Ground) -> None:
     ground.proxmox.unmovable.add("local-lvm")
     with pytest.raises(replacing.RolledBack, match=r"moving the data disk failed: .*does not support moving"):
