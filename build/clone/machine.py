@@ -22,7 +22,7 @@ from build.proxmox.api_errors import CHANGED, NO_ANSWER
 from build.proxmox.claim import ConcurrentRun
 from build.proxmox.client import Api, ApiError, TaskFailed
 from build.proxmox.labels import CloneLabel, CloneState
-from build.proxmox.vms import Undo, is_taken, settle_clone, settle_earlier_clones, take_away
+from build.proxmox.vms import Undo, is_taken, is_taken_by_now, settle_clone, settle_earlier_clones, take_away
 
 CLONE_SECONDS = 7200.0
 # Attempts if other clients take the VM id between the query and the clone.
@@ -53,11 +53,13 @@ def make(api: Api, source: Source, request: Request, label: CloneLabel, *, pool:
     keys: dict[str, Any] = {"name": request.name, "pool": pool, "description": label.describe()}
     keys |= {"full": 0} if request.linked else {"full": 1, "storage": request.storage or None}
     keys["target"] = source.target or None
+    others: set[int] = set()
     for _ in range(TRIES):
         vmid, task = int(api.get("/cluster/nextid")), {"upid": ""}
 
         def take_back(vmid: int = vmid, task: dict[str, str] = task) -> None:
-            _take_back(spare, source, vmid, run=label.run, upid=task["upid"])
+            if vmid not in others:
+                _take_back(spare, source, vmid, run=label.run, upid=task["upid"])
 
         try:
             task["upid"] = str(api.post(f"/nodes/{source.node}/qemu/{source.vmid}/clone", newid=vmid, **keys))
@@ -73,7 +75,13 @@ def make(api: Api, source: Source, request: Request, label: CloneLabel, *, pool:
             undo.add(f"VM {vmid}", take_back)
             raise
         undo.add(f"VM {vmid}", take_back)
-        _wait(api, task["upid"])
+        try:
+            _wait(api, task["upid"])
+        except TaskFailed as error:
+            if not is_taken_by_now(error, vmid):
+                raise
+            others.add(vmid)
+            continue
         # The check for other VMs of the name must see the clone of a killed run.
         settle_earlier_clones(api, source.node, task["upid"], timeout=CLONE_SECONDS)
         return Machine(source.place, vmid)

@@ -7,6 +7,8 @@ that has been down for some minutes has no name in either; it is identified by i
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from build.proxmox.preflight import MOST_CONNECTIONS
 LATE_KEYS = ("name", "template", "status")
 # The key of a guest whose node did not answer.
 UNSEEN = "unseen"
+# Proxmox VE 9.2 refuses the list of a node with this while one of its VMs is removed.
+VANISHED = re.compile(r"Configuration file '[^']+' does not exist")
+LIST_ATTEMPTS, LIST_POLL_SECONDS = 10, 0.2
 
 
 def listed(api: Api) -> list[dict[str, Any]]:
@@ -60,8 +65,22 @@ def _refresh(guest: dict[str, Any], fresh: Mapping[int, Mapping[str, Any]] | Non
 def _of_node(api: Api, node: str) -> dict[int, Mapping[str, Any]] | None:
     """Return the guests of a node by number, or None when it does not answer."""
     try:
-        return {int(guest["vmid"]): guest for guest in api.get(f"/nodes/{node}/qemu")}
+        return {int(guest["vmid"]): guest for guest in of_node(api, node)}
     except ApiError as error:
         if error.status in UNREACHABLE:
             return None
         raise
+
+
+def of_node(api: Api, node: str) -> list[Mapping[str, Any]]:
+    """Return the guests of a node; repeat the request if one was removed at that moment. Raises ApiError."""
+    for attempt in range(1, LIST_ATTEMPTS + 1):
+        try:
+            guests: list[Mapping[str, Any]] = api.get(f"/nodes/{node}/qemu")
+        except ApiError as error:
+            if not VANISHED.search(error.brief) or attempt == LIST_ATTEMPTS:
+                raise
+            time.sleep(LIST_POLL_SECONDS)
+        else:
+            return guests
+    raise AssertionError

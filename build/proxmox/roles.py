@@ -30,7 +30,7 @@ NEEDS: Mapping[str, str] = {
     "Datastore.AllocateSpace": "POST /nodes/N/qemu, POST /nodes/N/qemu/ID/clone and move_disk, PUT /nodes/N/qemu/ID/resize",
     "Datastore.AllocateTemplate": "POST /nodes/N/storage/S/upload",
     "Datastore.Audit": "POST /nodes/N/qemu with import-from, GET /nodes/N/storage/S/content: the image, and disks for prune",
-    "Pool.Audit": "GET /cluster/resources, for the pool of a guest: drift compares it",
+    "Pool.Audit": "GET /cluster/resources, for the pool of a guest: drift compares it, replace --pool asks for it",
     "SDN.Use": "POST /nodes/N/qemu and /clone, with a network card on the bridge",
     "VM.Allocate": "POST /nodes/N/qemu, POST .../clone (the new VM), POST .../template, DELETE /nodes/N/qemu/ID",
     "VM.Audit": "GET /nodes/N/qemu, GET /nodes/N/qemu/ID/config, GET .../status/current",
@@ -85,7 +85,8 @@ def grants(role: Role, settings: Settings, *, major: int) -> tuple[Grant, ...]:
     own = (clone | config | {"VM.Config.CPU", "VM.Config.Memory", "VM.Config.Network"}) - {"VM.Clone"}
     if role is Role.REPLACER:
         # What an operator's machine may have beyond the settings of clone, such as a search domain or a citype.
-        own |= {"VM.Config.Cloudinit"}
+        # Pool.Audit: without it no guest is listed with its pool, and replace --pool finds none.
+        own |= {"VM.Config.Cloudinit", "Pool.Audit"}
         return (source, Grant(f"/pool/{settings.clones}", own, "exchange machines and move their data disks"), *shared)
     return (source, Grant(f"/pool/{settings.clones}", own, "make and configure machines"), *shared)
 

@@ -25,6 +25,8 @@ RUNNING = "RUNNING"
 OUR_TASKS = ("qmcreate", "qmconfig", "qmstart", "qmstop", "qmtemplate", "resize")
 GONE = ("does not exist", "no such VM")
 EXISTS = ("already exists", "already used")
+# qemu-server, clone_vm: the task of a clone checks the VM id again, after the request was accepted.
+EXISTS_BY_NOW = "unable to create VM {vmid}: config file already exists"
 
 
 class Stopped(GoldsmithError):
@@ -173,6 +175,11 @@ def is_taken(error: ApiError, vmid: int) -> bool:
     return any(words in error.brief for words in (*EXISTS, CONFIG_LOCK.format(vmid=vmid)))
 
 
+def is_taken_by_now(error: TaskFailed, vmid: int) -> bool:
+    """Return True if a clone failed because another client took its VM id after the request: that VM is not this run's."""
+    return EXISTS_BY_NOW.format(vmid=vmid) in error.brief
+
+
 def _tasks(api: Api, node: str, vmid: int, *, kinds: Collection[str] = OUR_TASKS) -> list[str]:
     """Return the running tasks of a VM: only those of this token."""
     listed = api.get(f"/nodes/{node}/tasks", vmid=vmid, source="active")
@@ -210,9 +217,9 @@ def _begun(upid: str) -> int:
     return int(upid.split(":")[4], 16)
 
 
-def settle(api: Api, node: str, vmid: int) -> None:
+def settle(api: Api, node: str, vmid: int, *, kinds: Collection[str] = OUR_TASKS) -> None:
     """Wait for the end of a VM's tasks, also of failing ones: those that create or change it. Raises ApiError."""
-    _settle(api, _tasks(api, node, vmid))
+    _settle(api, _tasks(api, node, vmid, kinds=kinds))
 
 
 def settle_clone(api: Api, node: str, source: int, vmid: int, *, timeout: float) -> None:
@@ -243,3 +250,17 @@ def settle_clones(api: Api, node: str, *, timeout: float) -> None:
     """Wait for the end of every clone that this token has started on a node: a clone is not visible before."""
     listed = api.get(f"/nodes/{node}/tasks", source="active", typefilter="qmclone")
     _settle(api, [str(task["upid"]) for task in listed if task.get("status", RUNNING) == RUNNING], timeout=timeout)
+
+
+def settle_moves(api: Api, node: str, vmid: int, *, timeout: float) -> None:
+    """Wait for the end of every task of this token that moves a disk from or to a VM.
+
+    Until then the disk is in the old configuration, or in none. Proxmox lists such a task under an id with both VMs, such as
+    ``104-scsi1>105-scsi1``, and sets no lock in the configurations.
+    """
+    listed = api.get(f"/nodes/{node}/tasks", source="active", typefilter="qmmove")
+    of_vm = re.compile(rf"(?:^|>){vmid}-")
+    _settle(api, [
+        str(task["upid"]) for task in listed
+        if task.get("status", RUNNING) == RUNNING and of_vm.search(str(task.get("id", "")))
+    ], timeout=timeout)  # fmt: skip

@@ -19,8 +19,8 @@ from build.core import files, log, run
 from build.core.errors import GoldsmithError, StepFailed
 from build.machines import nocloud, vm
 from build.proxmox import guest_agent
-from build.proxmox.client import Api, ApiError
-from build.proxmox.vms import Undo, is_taken, take_away
+from build.proxmox.client import Api, ApiError, TaskFailed
+from build.proxmox.vms import Undo, is_taken, is_taken_by_now, take_away
 from build.publish.publish import Subject
 from build.spec.cluster import Settings
 from build.verify import image_tests, verify
@@ -141,11 +141,13 @@ class NodeVerifier:
                 log.warn(f"{subject.node}: {problem}")
 
     def _make(self, api: Api, subject: Subject, letter: str, undo: Undo) -> int:
+        others: set[int] = set()
         while True:
             vmid, task = subject.ids.take(), {"upid": ""}
 
             def take_back(vmid: int = vmid, task: dict[str, str] = task) -> None:
-                take_away(api, subject.node, vmid, run=subject.label.run, upid=task["upid"], source=subject.vmid)
+                if vmid not in others:
+                    take_away(api, subject.node, vmid, run=subject.label.run, upid=task["upid"], source=subject.vmid)
 
             try:
                 # The clone inherits the description: by it the next run recognises VMs left by a killed run.
@@ -160,8 +162,14 @@ class NodeVerifier:
                     undo.add(f"VM {vmid}", take_back)
                 raise
             undo.add(f"VM {vmid}", take_back)
-            api.wait(task["upid"], timeout=CLONE_SECONDS)
-            return vmid
+            try:
+                api.wait(task["upid"], timeout=CLONE_SECONDS)
+            except TaskFailed as error:
+                if not is_taken_by_now(error, vmid):
+                    raise
+                others.add(vmid)
+            else:
+                return vmid
 
     def _disk_mib(self, letter: str) -> int:
         return self.disk_mib + (GROW_GIB << 10 if letter == LETTERS[0] else 0)

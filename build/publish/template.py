@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from build.core import log
-from build.proxmox import claim, labels
+from build.proxmox import claim, guest_list, labels
 from build.proxmox.client import Api, ApiError
 from build.proxmox.labels import Label, State
 from build.proxmox.vms import Undo, VmIds, is_taken, take_away
@@ -74,7 +74,7 @@ class Machine:
         self.api.wait(upid, timeout=CREATE_SECONDS)
         media.attach(self.node, self.vmid, uploaded)
         tag = labels.digest_tag(self.label.digest)
-        claim.require(self.label.template, self.vmid, tag, lambda: self.api.get(f"/nodes/{self.node}/qemu"))
+        claim.require(self.label.template, self.vmid, tag, lambda: guest_list.of_node(self.api, self.node))
         self._put(tags=self.label.tags())
 
     def _create(self, disk: dict[str, Any]) -> str:

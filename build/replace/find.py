@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from build.clone.machine import Machine
 from build.core.errors import SpecError, StepFailed
-from build.proxmox import labels
+from build.proxmox import labels, vms
 from build.proxmox.client import Api
 from build.proxmox.labels import CloneLabel
 from build.replace import record as records
-from build.replace import settings
+from build.replace import settings, switch
 from build.replace.record import Phase, Record
 
 
@@ -114,6 +114,16 @@ def all_kept(api: Api, guests: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Ma
         record = records.parse(str(config.get("description", "")))
         if record is not None and record.phase is Phase.KEPT:
             yield machine, config, record
+
+
+def settled(api: Api, pair: Pair) -> Pair:
+    """Return a pair with the configuration that it has after the end of every task that moves the data disk.
+
+    The task of a run that was killed goes on. Raises ConcurrentRun if another run has completed the replacement.
+    """
+    vms.settle_moves(api, pair.old.node, pair.old.vmid, timeout=switch.MOVE_SECONDS)
+    config = records.require_active(api, pair.old.path)
+    return replace(pair, config=config, record=records.parse(str(config["description"])))
 
 
 def names(guests: Sequence[Mapping[str, Any]], *, tag: str = "", pool: str = "") -> list[str]:

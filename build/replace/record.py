@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -111,9 +111,18 @@ def write(api: Api, path: str, record: Record | None, *, run: str, **keys: Any) 
 
 def require_ours(api: Api, path: str, run: str) -> Mapping[str, Any]:
     """Return the configuration of the old VM. Raises ConcurrentRun unless its record has this run's id."""
+    return _require(api, path, lambda record: record.run == run)
+
+
+def require_active(api: Api, path: str) -> Mapping[str, Any]:
+    """Return the configuration of the old VM. Raises ConcurrentRun unless its replacement is in progress."""
+    return _require(api, path, lambda record: record.phase is not Phase.KEPT)
+
+
+def _require(api: Api, path: str, wanted: Callable[[Record], bool]) -> Mapping[str, Any]:
     config: Mapping[str, Any] = api.get(f"{path}/config")
     record = parse(str(config.get("description", "")))
-    if record is None or record.run != run:
+    if record is None or not wanted(record):
         raise ConcurrentRun(
             "another run continues with this replacement", hint="wait until it is done, then run the same command again"
         )

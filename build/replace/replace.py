@@ -124,6 +124,7 @@ def _begin(job: Job, pair: Pair, source: Source) -> Pair:
 
 def _take_over(job: Job, pair: Pair, source: Source | None) -> Pair:
     """Continue the replacement of an earlier run. Raises SpecError if it is to another template."""
+    pair = find.settled(job.api, pair)
     record = pair.active()
     if source is not None and record.phase is not Phase.BACK and record.template != source.label.template:
         raise SpecError(
@@ -310,8 +311,7 @@ def _back(job: Job, api: Api, pair: Pair) -> None:
     if new is not None:
         clone_machine.wait_unlocked(api, new, tell=log.info)
         switch.stop(api, new)
-        if not data_disk.key_of(api.get(f"{old.path}/config")):
-            switch.move_data(api, new, old, record.key)
+        switch.move_data(api, new, old, record.key)
         after = settings.kept_name(pair.name, new.vmid) if record.undo else settings.new_name(pair.name)
         switch.rename(api, new, after, onboot=0, protection=0)
     switch.rename(api, old, pair.name)

@@ -7,7 +7,6 @@ until the exchange is accepted.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from build.clone.health import Reached
 from build.clone.machine import Machine
 from build.core import json_text, log
 from build.core.errors import StepFailed
-from build.proxmox import labels
+from build.proxmox import labels, vms
 from build.proxmox.client import Api, ApiError, TaskFailed
 from build.replace import settings
 
@@ -44,7 +43,11 @@ def status(api: Api, machine: Machine) -> str:
 
 
 def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) -> None:
-    """Shut a VM down, so that everything is written; switch it off if it does not stop. Raises TaskFailed, ApiError."""
+    """Shut a VM down, so that everything is written; switch it off if it does not stop. Raises TaskFailed, ApiError.
+
+    A task of an interrupted or killed run may be about to start it.
+    """
+    vms.settle(api, machine.node, machine.vmid)
     if status(api, machine) == STOPPED:
         return
     tell(f"shutting VM {machine.vmid} down")
@@ -57,24 +60,29 @@ def stop(api: Api, machine: Machine, *, tell: Callable[[str], None] = log.info) 
 
 
 def _write(api: Api, machine: Machine, action: str, wanted: str, **parameters: Any) -> None:
-    """Change the state of a VM; a lost answer or a failed task is ignored if the VM then has that state."""
-    try:
-        api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
-    except TaskFailed as error:
-        if action == "shutdown":
-            log.debug(error.brief)
-        elif status(api, machine) != wanted:
-            raise
-    except ApiError as error:
-        if error.status != 0:
-            raise
-        _await(api, machine, wanted)
+    """Change the state of a VM; a failed task is ignored if the VM then has that state.
 
-
-def _await(api: Api, machine: Machine, wanted: str) -> None:
-    deadline = time.monotonic() + SHUTDOWN_SECONDS
-    while status(api, machine) != wanted and time.monotonic() < deadline:
-        time.sleep(clone_machine.POLL_SECONDS)
+    After a lost answer the task is waited for. If there is none, the request did not arrive, and is sent once more.
+    """
+    for attempt in (1, 2):
+        try:
+            api.wait(api.post(f"{machine.path}/status/{action}", **parameters))
+        except TaskFailed as error:
+            failed: StepFailed = error
+        except ApiError as error:
+            if error.status != 0 or attempt == 2:
+                raise
+            failed = error
+        else:
+            return
+        vms.settle(api, machine.node, machine.vmid, kinds=(f"qm{action}",))
+        if status(api, machine) == wanted:
+            return
+        if isinstance(failed, TaskFailed):
+            if action != "shutdown":
+                raise failed
+            log.debug(failed.brief)
+            return
 
 
 def start(api: Api, machine: Machine, other: Machine | None) -> None:
@@ -87,12 +95,17 @@ def start(api: Api, machine: Machine, other: Machine | None) -> None:
 def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
     """Move the data disk from a stopped VM to another one of the node, unless it is already moved. Raises StepFailed.
 
-    The volume is renamed by the storage: nothing is copied. After a lost answer the configurations show where the disk is.
+    The volume is renamed by the storage: nothing is copied. The task of an earlier run, or of a lost answer, is waited for;
+    then the configurations show where the disk is.
     """
-    for attempt in (1, 2):
+    failed: StepFailed | None = None
+    for attempt in (1, 2, 3):
+        vms.settle_moves(api, source.node, source.vmid, timeout=MOVE_SECONDS)
         there = api.get(f"{target.path}/config")
         if data_disk.key_of(there):
             return
+        if failed is not None and attempt > 2:
+            raise failed
         config = api.get(f"{source.path}/config")
         current = data_disk.key_of(config)
         if not current:
@@ -105,11 +118,13 @@ def move_data(api: Api, source: Machine, target: Machine, key: str) -> None:
             place = {"target_vmid": target.vmid, "target_disk": key, "target_digest": there.get("digest")}
             upid = api.post(f"{source.path}/move_disk", disk=current, digest=config.get("digest"), **place)
             api.wait(upid, timeout=MOVE_SECONDS)
-        except ApiError as error:
-            if error.status != 0 or attempt == 2:
+        except (ApiError, TaskFailed) as error:
+            # The task of a request whose answer was lost may begin late: then the second request fails.
+            if failed is None and (isinstance(error, TaskFailed) or error.status != 0):
                 raise
-            # The task may still run: it holds the lock of both configurations.
-            clone_machine.wait_unlocked(api, source, tell=log.debug)
+            failed = error
+        else:
+            return
 
 
 def rename(api: Api, machine: Machine, name: str, **keys: Any) -> None:

@@ -23,8 +23,10 @@ It is not Proxmox: nothing boots here. Functions that fakepve lacks or does diff
 * a disk can be moved to another VM of the node (qemu-server, Qemu.pm, move_disk with target-vmid): both VMs without a lock
   and no templates, the source stopped or the disk detached, no snapshot with the disk, the key at the target free, both
   digests those of the configurations, VM.Config.Disk on both and Datastore.AllocateSpace; the volume gets a name of the
-  target, and the drive keeps its options;
-* who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm);
+  target, and the drive keeps its options; the task has an id with both VMs, and while it runs no configuration is marked as
+  locked, and at the end of it the disk is in none;
+* who clones needs VM.Clone on the source (qemu-server, Qemu.pm, clone_vm); the task of a clone fails when its number was
+  taken meanwhile, and the list of a node is refused while one of its VMs is removed (measured on Proxmox VE 9.2);
 * a disk that is resized has its new size; a running task is listed as RUNNING (pve-manager, Tasks.pm);
 * the bridges of a node, of those the caller may see; ``/cluster/nextid`` answers what is free.
 
@@ -139,6 +141,10 @@ class Proxmox(FakePve):  # type: ignore[misc]
         self.forgotten: set[str] = set()
         # Storages whose volumes cannot be renamed, so that no disk of theirs can be moved to another VM.
         self.unmovable: set[str] = set()
+        # VM ids that another client takes when the request of a clone was accepted: its task fails.
+        self.taken_late: set[int] = set()
+        # How many lists of a node are refused, as while one of its VMs is removed.
+        self.vanishing = 0
         # With what every upload is refused, before its parts are read.
         self.refuse_uploads: PveError | None = None
         # Uploads that are on their way now, and the most there ever were.
@@ -659,7 +665,22 @@ class Proxmox(FakePve):  # type: ignore[misc]
 
     async def _qm_clone(self, values: dict[str, Any], user: str) -> Any:
         self.require(user, f"/vms/{values['vmid']}", "VM.Clone")
-        return await super()._qm_clone(values, user)
+        new = int(values["newid"])
+        if new not in self.taken_late:
+            return await super()._qm_clone(values, user)
+        self.taken_late.discard(new)
+        self.add_vm(new, "theirs", status="stopped", pool=values.get("pool"))
+
+        async def body() -> None:
+            raise TaskError(f"unable to create VM {new}: config file already exists")
+
+        return await self.task(values["node"], "qmclone", values["vmid"], user, body)
+
+    async def _qemu_list(self, request: Any) -> Any:
+        if self.vanishing:
+            self.vanishing -= 1
+            raise die(f"Configuration file 'nodes/{request.match_info['node']}/qemu-server/104.conf' does not exist")
+        return await super()._qemu_list(request)
 
     def _note_origins(self, source: Any, vm: Any) -> None:
         theirs = {key: volume for key, volume, _ in drives_of(source.config, skip_cdrom=True)}
@@ -696,20 +717,35 @@ class Proxmox(FakePve):  # type: ignore[misc]
             raise param_error(**{"target-vmid": "must be different than source VMID to move disk to another VM"})
         storage = self._movable(vm, key, number, target_key)
         self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
-        for guest, name in ((vm, "digest"), (self.vm(number), "target-digest")):
-            if values.get(name) not in (None, "", guest.digest()):
-                raise die(f"VM {guest.vmid}: detected modified configuration - file changed by other user? Try again.")
+        digests = {vm.vmid: values.get("digest"), number: values.get("target-digest")}
+        self._check_digests(digests)
+        between = self.durations.get("qmmove", 0.0)
 
         async def body() -> str:
-            self._movable(vm, key, number, target_key)
-            target = self.vm(number)
-            volume, props = split_drive(vm.config.pop(key))
-            made = self._rename_volume(volume, number)
-            target.config[target_key] = join_drive(made, props)
-            self.moved(volume, made)
+            target, holder = self.vm(number), f"qmmove to {number}"
+            await self.acquire(target, holder)
+            try:
+                try:
+                    self._movable(vm, key, number, target_key)
+                    self._check_digests(digests)
+                except PveError as refusal:
+                    raise TaskError(refusal.message) from refusal
+                volume, props = split_drive(vm.config.pop(key))
+                made = self._rename_volume(volume, number)
+                # The source is written first: for this time the disk is in no configuration.
+                await self.pause(between)
+                target.config[target_key] = join_drive(made, props)
+                self.moved(volume, made)
+            finally:
+                self.release(target, holder)
             return f"moved disk '{key}' to '{target_key}' of VM {number}"
 
-        return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
+        return await self.task(vm.node, "qmmove", f"{vm.vmid}-{key}>{number}-{target_key}", user, body, vm=vm)
+
+    def _check_digests(self, digests: dict[int, str | None]) -> None:
+        for vmid, digest in digests.items():
+            if digest not in (None, "", self.vm(vmid).digest()):
+                raise die(f"VM {vmid}: detected modified configuration - file changed by other user? Try again.")
 
     def _movable(self, vm: Any, key: str, number: int, target_key: str) -> str:
         """Return the storage of a disk that may be moved now. Raises PveError with the words of the real one."""

@@ -168,6 +168,26 @@ def test_a_number_that_is_taken_meanwhile(field: Field) -> None:
     assert field.proxmox.calls["POST", CLONE] == 3
 
 
+def test_a_number_that_is_taken_while_the_task_begins(field: Field) -> None:
+    """The other machine has no label, and is in the same pool: it is neither changed nor removed."""
+    field.proxmox.taken_late.add(100)
+    assert field.clone().machine.vmid == 101
+    assert field.proxmox.vm(100).name == "theirs"
+
+
+def test_a_number_that_is_taken_while_the_task_begins_is_not_taken_back(field: Field) -> None:
+    field.proxmox.taken_late.add(100)
+    field.proxmox.broken_tasks["qmstart"] = ["start failed: QEMU exited with code 1"]
+    with pytest.raises(StepFailed, match="QEMU exited"):
+        field.clone()
+    assert [vm.name for vm in field.proxmox.vms if not vm.template] == ["theirs"]
+
+
+def test_a_list_that_is_refused_while_a_machine_is_removed(field: Field) -> None:
+    field.proxmox.vanishing = 2
+    assert field.clone().machine.vmid == 100
+
+
 def test_numbers_that_are_always_taken(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "TRIES", 3)
     field.proxmox.fail("POST", CLONE, 500, "unable to create VM 100: config file already exists")

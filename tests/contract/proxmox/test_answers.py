@@ -121,6 +121,18 @@ def a_clone_that_goes_on(bench: Bench) -> None:
         api.post("/nodes/pve1/qemu/9000/clone", newid=9001, full=1, name="y")
 
 
+def a_move_that_goes_on(bench: Bench, length: float = 600.0) -> None:
+    bench.proxmox.time_scale = 0.05
+    bench.proxmox.durations["qmmove"] = length
+    with client.Api(bench.settings, bench.token) as api:
+        api.post("/nodes/pve1/qemu/9001/move_disk", disk="scsi1", target_vmid=9000, target_disk="scsi1")
+    bench.proxmox.durations.clear()
+
+
+def a_move_that_ends_soon(bench: Bench) -> None:
+    a_move_that_goes_on(bench, 4.0)
+
+
 def upload_with_checksum_first(_bench: Bench) -> Files:
     return upload("content", "checksum", "checksum-algorithm", "filename")
 
@@ -150,8 +162,8 @@ GIVEN: dict[str, Callable[[Bench], Files | None]] = {
         rights_on_the_pool, rights_of_nobody, rights_without_pool_audit, rights_of_the_token_alone,
         rights_on_the_source_alone, pool_audit, a_vm_of_somebody_else, a_template, no_quorum, a_creation_that_goes_on,
         a_clone_that_goes_on, a_list_that_was_just_told, a_node_that_is_forgotten, two_machines, the_source_runs,
-        the_target_is_a_template, a_snapshot_of_the_source, upload_with_checksum_first, upload_in_the_right_order,
-        large_upload,
+        the_target_is_a_template, a_snapshot_of_the_source, a_move_that_goes_on, a_move_that_ends_soon,
+        upload_with_checksum_first, upload_in_the_right_order, large_upload,
     )
 }  # fmt: skip
 

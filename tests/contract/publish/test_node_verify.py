@@ -145,6 +145,12 @@ def test_an_image_that_fails_there_is_not_published(judged: Bench, tmp_path: Pat
     assert judged.proxmox.inventory() == before
 
 
+def test_a_number_that_is_taken_while_the_task_begins(judged: Bench) -> None:
+    judged.proxmox.taken_late.add(9001)
+    judged.publish()
+    assert [vm.name for vm in judged.proxmox.vms if not vm.template] == ["theirs"]
+
+
 def test_a_clone_whose_answer_was_lost_is_found(judged: Bench) -> None:
     before = judged.proxmox.inventory()
     judged.proxmox.time_scale = 0.05

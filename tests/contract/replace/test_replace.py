@@ -11,9 +11,9 @@ import pytest
 from build.artifact.artifact import Artifact
 from build.clone import data_disk, machine
 from build.core.errors import SpecError, StepFailed
-from build.proxmox import client, labels, roles
+from build.proxmox import client, guest_list, labels, roles
+from build.replace import find, replace, settings, switch
 from build.replace import record as records
-from build.replace import replace, settings, switch
 from build.replace.replace import RolledBack
 from build.spec.cluster import Role
 from tests.contract.cloning import OPERATOR, Field, relabel
@@ -75,6 +75,8 @@ def test_with_no_more_rights_than_are_printed(ground: Ground, version: str) -> N
     ground.proxmox.version = version
     for grant in roles.grants(Role.REPLACER, ground.field.bench.settings, major=int(version[0])):
         ground.proxmox.entitle(OPERATOR.identity, grant.path, *grant.privileges)
+    with client.Api(ground.field.bench.settings, OPERATOR) as api:
+        assert find.names(guest_list.listed(api), pool="golden-clones") == ["web1"]
     done = ground.replace()
     assert ground.undo().machine.vmid == ground.old
     assert ground.proxmox.vm(done.machine.vmid).status == "stopped"

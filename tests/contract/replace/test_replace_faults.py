@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 
 from build.clone import machine
 from build.core.errors import GoldsmithError
-from build.proxmox import client
+from build.proxmox import client, vms
 from build.replace import record as records
 from build.replace import replace as replacing
 from build.replace import switch
@@ -104,7 +105,7 @@ def refused() -> BaseException:
 
 
 # The numbers of calls that a replacement, and taking it back, make; test_the_table_reaches_the_last_call holds it to them.
-CALLS, UNDO_CALLS = range(1, 80), range(1, 50)
+CALLS, UNDO_CALLS = range(1, 85), range(1, 55)
 # A kill and a lost answer are tried at every call; what takes the same ways as one of them at a third of the calls, another
 # third for each kind. All calls: GOLDSMITH_EXAMPLES=1, as for the property-based tests.
 SHARE, BLOCKS = 1 if EXAMPLES in os.environ else 3, 8
@@ -255,6 +256,107 @@ def test_a_task_that_fails_is_taken_back(ground: Ground, kind: str, text: str) -
     require_served(ground)
     assert ground.running() == [(ground.old, "web1")]
     assert ground.replace().template == NEWER
+
+
+@pytest.fixture
+def slow_move(ground: Ground) -> Iterator[Ground]:
+    """A storage that takes its time to rename a volume."""
+    ground.proxmox.time_scale, ground.proxmox.durations["qmmove"] = 0.05, 10.0
+    yield ground
+    ground.proxmox.time_scale = 0.0
+
+
+def test_a_move_whose_answer_is_lost_is_waited_for(slow_move: Ground) -> None:
+    """Seen on Proxmox VE 9.2: a second request is taken, and its task fails because of the first one."""
+    slow_move.proxmox.lost_answers.add(("POST", "/move_disk"))
+    assert slow_move.replace().template == NEWER
+    require_served(slow_move)
+    assert [task["exitstatus"] for task in slow_move.proxmox.tasklog if task["type"] == "qmmove"] == ["OK"]
+
+
+def test_a_move_that_a_killed_run_has_begun_is_waited_for(slow_move: Ground) -> None:
+    """The task holds the lock of both VMs: a record that was read before it ends has an old digest."""
+    real, dead = client.Api._call, threading.Event()
+
+    def call(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        if dead.is_set():
+            raise Killed
+        answer = real(self, method, path, parameters, api=api)
+        if path.endswith("/move_disk"):
+            dead.set()
+            raise Killed
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.Api, "_call", call)
+        with suppress(Killed):
+            slow_move.replace()
+    assert dead.is_set()
+    assert slow_move.replace().template == NEWER
+    require_served(slow_move)
+
+
+def test_a_move_that_begins_after_its_lost_answer(slow_move: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task is listed yet, the request is sent again, and the task of the second one fails."""
+    real = vms.settle_moves
+    calls = count()
+
+    def settle(*arguments: Any, **named: Any) -> None:
+        # The second look comes too early.
+        if next(calls) != 1:
+            real(*arguments, **named)
+
+    monkeypatch.setattr(vms, "settle_moves", settle)
+    slow_move.proxmox.lost_answers.add(("POST", "/move_disk"))
+    assert slow_move.replace().template == NEWER
+    require_served(slow_move)
+
+
+def test_a_start_that_is_interrupted_is_waited_for(ground: Ground) -> None:
+    """Its task goes on, and the machine is off until it ends: only then it can be stopped, and its disk be moved back."""
+    real = client.Api._call
+    ground.proxmox.time_scale, ground.proxmox.durations["qmstart"] = 0.05, 20.0
+
+    def call(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        answer = real(self, method, path, parameters, api=api)
+        if path.endswith("/status/start") and f"/{ground.old}/" not in path:
+            ground.proxmox.durations["qmstart"] = 0.0
+            raise KeyboardInterrupt
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(client.Api, "_call", call)
+        ground.replace()
+    ground.proxmox.time_scale = 0.0
+    require_served(ground)
+    assert ground.running() == [(ground.old, "web1")]
+    assert ground.replace().template == NEWER
+
+
+def test_a_shutdown_that_did_not_arrive_is_sent_again(ground: Ground) -> None:
+    """The old system is never switched off only because a request was lost."""
+    real, arrives = client.Api._call, threading.Event()
+
+    def call(self: client.Api, method: str, path: str, parameters: Any, *, api: Any = None) -> Any:
+        if path.endswith("/status/shutdown") and not arrives.is_set():
+            arrives.set()
+            raise lost()
+        return real(self, method, path, parameters, api=api)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.Api, "_call", call)
+        assert ground.replace().template == NEWER
+    require_served(ground)
+    assert "qmstop" not in {task["type"] for task in ground.proxmox.tasklog}
+
+
+def test_a_shutdown_whose_answer_is_lost_is_waited_for(ground: Ground) -> None:
+    ground.proxmox.time_scale, ground.proxmox.durations["qmshutdown"] = 0.05, 20.0
+    ground.proxmox.lost_answers.add(("POST", "/status/shutdown"))
+    assert ground.replace().template == NEWER
+    ground.proxmox.time_scale = 0.0
+    require_served(ground)
+    assert "qmstop" not in {task["type"] for task in ground.proxmox.tasklog}
 
 
 def test_a_storage_that_cannot_move_disks(ground: Ground) -> None:
